@@ -1,0 +1,147 @@
+"""Figure 4: score over alpha, one line per beta, beside no routing, R-TR and the floor."""
+
+__all__ = ["NAME", "draw", "needs"]
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.runs import ALPHA, Finished, Setting, largest, settings
+from analysis.style import NARROW, Drawing, look, new_figure, styled
+
+NAME = "ablation"
+
+
+def _with_alpha(runs: Sequence[Finished]) -> list[Finished]:
+    return [run for run in runs if "router.alpha" in run.flat and math.isfinite(run.score)]
+
+
+def needs(runs: Sequence[Finished]) -> str | None:
+    """Says what is missing: a finished run, with a finite score, whose router has an alpha."""
+    if _with_alpha(runs):
+        return None
+    return "needs a finished run of a router with alpha: --router DTR --router.alpha 4"
+
+
+def _comparable(run: Finished) -> tuple:
+    return *run.protocol, run.hash_without("router", "seed")
+
+
+def _numbers(found: Sequence[Setting]) -> pd.DataFrame:
+    """Returns a row for every mean and, where seeds are several, for every seed."""
+    rows = []
+    for s in found:
+        row = {"line": s.line, "router": s.router, "alpha": s.alpha, "beta": s.beta}
+        rows.append(row | {"what": "mean", "seeds": len(s.scores), "score": s.score})
+        if len(s.scores) > 1:
+            single = [{"what": "seed", "seeds": 1, "score": score} for score in s.scores]
+            rows += [row | each for each in single]
+    return pd.DataFrame(rows)
+
+
+def _strips(main: Sequence[float], others: Sequence[float]) -> list[tuple[float, float]]:
+    """Returns the y intervals to show, from the top: the axis is broken round the lines' own.
+
+    A value further from `main` than 1.5 times its span would flatten it, so it gets a strip of its own.
+    """
+    low, high = min(main), max(main)
+    span = max(high - low, 0.05 * abs(high))
+    above = [x for x in others if x > high + 1.5 * span]
+    below = [x for x in others if x < low - 1.5 * span]
+    near = [*main, *(x for x in others if x not in above and x not in below)]
+    strips = []
+    for values in (above, near, below):
+        if values:
+            pad = 0.35 * span if values is not near else 0.12 * (max(near) - min(near) or span)
+            strips.append((min(values) - pad, max(values) + pad))
+    return strips
+
+
+def _panels(figure: Figure, strips: Sequence[tuple[float, float]], main: float) -> list[Axes]:
+    """Makes an axes per strip with break marks between; the strip that holds `main` is tall."""
+    ratios = [4 if low <= main <= high else 1 for low, high in strips]
+    grid = {"height_ratios": ratios, "hspace": 0.04}
+    axes = list(figure.subplots(len(strips), 1, sharex=True, squeeze=False, gridspec_kw=grid)[:, 0])
+    mark = {"marker": [(-1, -0.5), (1, 0.5)], "markersize": 6, "linestyle": "none", "color": "k"}
+    for ax, strip in zip(axes, strips, strict=True):
+        ax.set_ylim(*strip)
+        if not strip[0] <= main <= strip[1]:
+            ax.locator_params(axis="y", nbins=2)
+    for upper, lower in pairwise(axes):
+        upper.spines.bottom.set_visible(False)
+        upper.tick_params(bottom=False)
+        upper.plot([0], [0], transform=upper.transAxes, clip_on=False, **mark)
+        lower.plot([0], [1], transform=lower.transAxes, clip_on=False, **mark)
+    return axes
+
+
+def _draw_line(ax: Axes, numbers: pd.DataFrame, style: dict, label: str) -> None:
+    """Draws one router and beta: over alpha, or as a level where the router has no alpha."""
+    means = numbers[numbers.what == "mean"]
+    single = numbers[numbers.what == "seed"]
+    if means.alpha.isna().all():
+        style = style | {"marker": "none", "linewidth": 1.0}
+        ax.axhline(means.score.iloc[0], **style, label=label)
+        if len(single):
+            ax.axhspan(
+                single.score.min(), single.score.max(), color=style["color"], alpha=0.12, lw=0
+            )
+    else:
+        ax.plot(means.alpha, means.score, **style, label=label, zorder=3)
+        dots = {"marker": style["marker"], "color": style["color"], "alpha": 0.45, "s": 5}
+        ax.scatter(single.alpha, single.score, **dots, linewidths=0, zorder=2)
+
+
+@styled
+def draw(runs: Sequence[Finished]) -> Drawing:
+    """Draws mean scores over a log2 alpha axis; with several seeds, single ones as small points.
+
+    Routers without alpha are levels, their seeds' range a band. Runs that differ from most in more
+    than router and seed are left out; diverged ones have no point.
+    """
+    what = "differs from most runs in more than router and seed"
+    kept, note = largest(runs, _comparable, what, among=_with_alpha(runs))
+    numbers = _numbers([s for s in settings(kept) if math.isfinite(s.score)])
+    floors = [run.number("floor") for run in kept if math.isfinite(run.number("floor"))]
+    floor_n = kept[0].results.get("floor_n")
+    curves = numbers[numbers.alpha.notna()]
+    levels = numbers[numbers.alpha.isna()]
+
+    baseline = levels[levels.router == "NoRouting"].score
+    main = [*curves.score, *baseline]
+    others = [*levels[levels.router != "NoRouting"].score, *floors[:1]]
+    figure = new_figure(NARROW, 3.1)
+    axes = _panels(figure, _strips(main, others), float(np.mean(main)))
+    seen: dict[str, int] = {}
+    for line, rows in numbers.groupby("line", sort=False):
+        router = rows.router.iloc[0]
+        style = look(router, seen.setdefault(router, 0))
+        seen[router] += 1
+        for ax in axes:
+            _draw_line(ax, rows, style, line)
+    if floors:
+        for ax in axes:
+            label = f"floor: real images{f', N = {floor_n:,}' if floor_n else ''}"
+            ax.axhline(floors[0], color="0.6", linewidth=0.7, label=label)
+        floor = {"line": "floor", "router": "floor", "what": "floor", "score": floors[0]}
+        numbers = pd.concat([numbers, pd.DataFrame([floor])], ignore_index=True)
+
+    alphas = sorted(curves.alpha.unique())
+    axes[-1].set_xscale("log", base=2)
+    axes[-1].set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
+    axes[-1].minorticks_off()
+    axes[-1].set_xlim(alphas[0] / 1.25, alphas[-1] * 1.25)
+    seeds = int(numbers.seeds.max())
+    over = f"\nmean of {seeds} seeds; small points and bands: single seeds" if seeds > 1 else ""
+    axes[-1].set_xlabel(f"{ALPHA} (log scale){over}")
+    name, n = kept[0].protocol
+    tall = max(axes, key=lambda ax: ax.get_position().height)
+    tall.set_ylabel(f"{name} (N = {n:,})\nlower is better")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2)
+    return Drawing(figure, numbers, note)

@@ -1,0 +1,221 @@
+"""What the figures and tables read of run directories: finished runs, grouped over their seeds."""
+
+__all__ = ["ALPHA", "Finished", "Reading", "Setting", "chosen", "largest", "read", "settings"]
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dtr_lightning.errors import UserError
+from dtr_lightning.run import MACHINE_KEYS, Run, config_hash, flatten
+
+ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
+DISPLAY_NAMES = {"NoRouting": "no routing", "RTR": "R-TR"}
+
+
+class Finished(Run):
+    """A done run, read from the disk once; UserError if one of its files is damaged."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.path)
+        self.flat = flatten(self.config)
+        missing = {"score", "score_name", "n"} - (self.results or {}).keys()
+        if missing:
+            raise UserError(f"{self.results_file} has no {', '.join(sorted(missing))}")
+        try:
+            self.records = self.metrics()
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.metrics_file} cannot be read: {error}") from error
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved config."""
+        return super().config
+
+    @cached_property
+    def results(self) -> dict[str, Any] | None:
+        """The final numbers."""
+        return super().results
+
+    def choice(self, axis: str) -> str:
+        """Returns the class name chosen for an axis such as router, without its module."""
+        return str(self.flat.get(axis, "")).rsplit(".", 1)[-1]
+
+    def number(self, key: str) -> float:
+        """Returns a number of results.json; nan if it is absent, null or not finite."""
+        value = self.results.get(key)
+        value = math.nan if value is None else float(value)
+        return value if math.isfinite(value) else math.nan
+
+    def hash_without(self, *axes: str) -> str:
+        """Returns a hash of the config but for some of its top-level keys."""
+        return config_hash({key: value for key, value in self.config.items() if key not in axes})
+
+    @property
+    def seed(self) -> int:
+        """The seed of weights, data order, t and noise."""
+        return int(self.flat.get("seed", 0))
+
+    @property
+    def score(self) -> float:
+        """The final score, lower is better; nan if the run diverged."""
+        return self.number("score")
+
+    @property
+    def protocol(self) -> tuple[str, int]:
+        """Name of the score and number of samples: other scores must not be compared with it."""
+        return self.results["score_name"], int(self.results["n"])
+
+
+class Reading(NamedTuple):
+    """The runs that can be shown, and one line for each reason why others cannot."""
+
+    finished: list[Finished]
+    skipped: list[str]
+
+
+def read(runs: Iterable[Run]) -> Reading:
+    """Reads all finished runs; the unfinished are counted, the damaged are named."""
+    finished, skipped, status = [], [], Counter()
+    for run in runs:
+        try:
+            if isinstance(run, Finished):
+                finished.append(run)
+            elif run.results is None:
+                status[run.meta.get("status", "not started")] += 1
+            else:
+                finished.append(Finished(run))
+        except UserError as error:
+            skipped.append(f"skipped: {error}")
+    if status:
+        detail = ", ".join(f"{count} {name}" for name, count in sorted(status.items()))
+        skipped.append(f"skipped: {status.total()} unfinished ({detail})")
+    return Reading(finished, skipped)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in nothing but their seed; alpha, beta are nan where a router has none."""
+
+    router: str
+    alpha: float
+    beta: float
+    loss_weight: str
+    other: str
+    runs: tuple[Finished, ...]
+
+    @property
+    def line(self) -> str:
+        """What a line over alpha shares, for instance `DTR β=0.8`."""
+        beta = "" if math.isnan(self.beta) else f" β={self.beta:g}"
+        other = f" {self.other}" if self.other else ""
+        return f"{DISPLAY_NAMES.get(self.router, self.router)}{beta}{other}"
+
+    @property
+    def label(self) -> str:
+        """What a reader calls it, for instance `DTR α=4 β=0.8`."""
+        if math.isnan(self.alpha):
+            return self.line
+        name = DISPLAY_NAMES.get(self.router, self.router)
+        return self.line.replace(name, f"{name} {ALPHA}={self.alpha:g}", 1)
+
+    @property
+    def scores(self) -> list[float]:
+        """The finite scores, one per seed that did not diverge."""
+        return [run.score for run in self.runs if math.isfinite(run.score)]
+
+    @property
+    def score(self) -> float:
+        """The mean of the finite scores; nan if there is none."""
+        return float(np.mean(self.scores)) if self.scores else math.nan
+
+
+def _differing(runs: Sequence[Finished]) -> list[str]:
+    """Returns the keys, beyond the table's own columns, that have several values in these runs."""
+    own = {"seed", "router", "router.alpha", "router.beta", "loss_weight", *MACHINE_KEYS}
+    values = defaultdict(set)
+    for run in runs:
+        for key, value in run.flat.items():
+            if key not in own:
+                values[key].add(json.dumps(value, sort_keys=True))
+    return sorted(key for key, distinct in values.items() if len(distinct) > 1)
+
+
+def settings(runs: Sequence[Finished]) -> list[Setting]:
+    """Groups runs over their seeds: no routing first, R-TR, DTR, then others by name."""
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run.hash_without("seed")].append(run)
+    differing = _differing(runs)
+    several_weights = len({run.choice("loss_weight") for run in runs}) > 1
+    found = []
+    for group in groups.values():
+        first = group[0]
+        other = [first.choice("loss_weight")] if several_weights else []
+        other += [f"{k.rsplit('.', 1)[-1]}={first.flat[k]}" for k in differing if k in first.flat]
+        found.append(
+            Setting(
+                router=first.choice("router"),
+                alpha=float(first.flat.get("router.alpha", math.nan)),
+                beta=float(first.flat.get("router.beta", math.nan)),
+                loss_weight=first.choice("loss_weight"),
+                other=" ".join(other),
+                runs=tuple(sorted(group, key=lambda run: run.seed)),
+            )
+        )
+    order = {"NoRouting": 0, "RTR": 1, "DTR": 2}
+
+    def rank(setting: Setting) -> tuple:
+        numbers = [0.0 if math.isnan(x) else x for x in (-setting.beta, setting.alpha)]
+        return order.get(setting.router, 3), setting.router, *numbers, setting.other
+
+    return sorted(found, key=rank)
+
+
+def chosen(found: Sequence[Setting]) -> list[Setting]:
+    """Returns the settings to stand out: all of up to five, else four that tell the story.
+
+    These are no routing, R-TR at beta = 0.8 (the best R-TR if there is none), DTR's defaults
+    alpha = 4, beta = 0.8, and the best routed setting that is not R-TR.
+    """
+    if len(found) <= 5:
+        return list(found)
+    rules = [
+        lambda s: s.router == "NoRouting",
+        lambda s: s.router == "RTR" and s.beta == 0.8,
+        lambda s: s.router == "RTR",
+        lambda s: s.router == "DTR" and (s.alpha, s.beta) == (4.0, 0.8),
+        lambda s: s.router not in ("NoRouting", "RTR"),
+    ]
+    best = [min(filter(rule, found), key=_worst_last, default=None) for rule in rules]
+    if best[1]:
+        best[2] = None
+    return [setting for setting in found if any(setting is one for one in best)]
+
+
+def _worst_last(setting: Setting) -> float:
+    return setting.score if math.isfinite(setting.score) else math.inf
+
+
+def largest(
+    runs: Sequence[Finished],
+    key: Callable[[Finished], Hashable],
+    what: str,
+    among: Sequence[Finished] = (),
+) -> tuple[list[Finished], str]:
+    """Returns the runs of the commonest key, and one line on those left out (empty if none).
+
+    `among`, if given, are the runs that are counted.
+    """
+    keys = [key(run) for run in runs]
+    ((most, _),) = Counter(map(key, among or runs)).most_common(1)
+    kept = [run for run, own in zip(runs, keys, strict=True) if own == most]
+    left = [run.path.name for run, own in zip(runs, keys, strict=True) if own != most]
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    return kept, f"left out {left[0]}{more}: {what}" if left else ""

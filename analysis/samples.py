@@ -1,0 +1,84 @@
+"""Figure 9: samples of every router from the same start noise and labels."""
+
+__all__ = ["NAME", "draw", "needs"]
+
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis.runs import Finished, chosen, largest, settings
+from analysis.style import WIDE, Drawing, new_figure, styled
+
+NAME = "samples"
+GAP = 1  # pixels of white between two samples
+
+
+def _arrays(run: Finished) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns images uint8[k, C, H, W] and labels int64[k]; None if there is nothing to show."""
+    try:
+        with np.load(run.sample_arrays, allow_pickle=False) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    showable = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3)
+    return (images, labels) if showable and 0 < len(images) == len(labels) else None
+
+
+def needs(runs: Sequence[Finished]) -> str | None:
+    """Says what is missing: stored samples, uint8 with one or three channels."""
+    if any(_arrays(run) for run in runs):
+        return None
+    return "no finished run has stored samples (uint8, 1 or 3 channels)"
+
+
+def _row(images: np.ndarray) -> np.ndarray:
+    """Joins uint8[k, C, H, W] to one strip [H + GAP, k (W + GAP), 3] with white gaps."""
+    images = np.broadcast_to(images, (len(images), 3, *images.shape[2:]))
+    padded = np.pad(images, ((0, 0), (0, 0), (0, GAP), (0, GAP)), constant_values=255)
+    return np.concatenate(padded.transpose(0, 2, 3, 1), axis=1)
+
+
+@styled
+def draw(runs: Sequence[Finished]) -> Drawing:
+    """Draws a row per setting, a column per start noise and label; give run directories to select.
+
+    A setting shows its lowest seed. Runs that were sampled otherwise than most are left out: their
+    columns would not be paired.
+    """
+    arrays = {run.path: found for run in runs if (found := _arrays(run))}
+    shown = [setting.runs[0] for setting in settings([r for r in runs if r.path in arrays])]
+
+    def start(run: Finished) -> tuple:
+        images, labels = arrays[run.path]
+        protocol = run.results.get("protocol", {})
+        noise = sorted((k, str(v)) for k, v in protocol.items() if k not in ("seed", "steps"))
+        return images.shape, labels.tobytes(), *noise
+
+    kept, note = largest(shown, start, "its samples do not start from the others' noise and labels")
+    rows = chosen(settings(kept))
+    images, labels = arrays[kept[0].path]
+    columns = min(len(images), 20 if images.shape[-1] <= 16 else 10)
+    strips = [_row(arrays[row.runs[0].path][0][:columns]) for row in rows]
+    sheet = np.concatenate(strips)[:-GAP, :-GAP]
+
+    height, width = np.array(images.shape[2:]) + GAP
+    figure = new_figure(WIDE, 0.45 + (WIDE - 1.1) * len(sheet) / sheet.shape[1])
+    ax = figure.subplots()
+    ax.imshow(sheet, interpolation="nearest")
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    ax.xaxis.tick_top()
+    ax.set_xticks(np.arange(columns) * width + (width - GAP - 1) / 2, labels[:columns].astype(str))
+    ax.set_yticks(
+        np.arange(len(rows)) * height + (height - GAP - 1) / 2, [row.label for row in rows]
+    )
+    ax.set_title("label; every column has one start noise", fontsize=7)
+    numbers = [
+        {"run": row.runs[0].path.name, "row": row.label, "index": i, "label": int(labels[i])}
+        for row in rows
+        for i in range(columns)
+    ]
+    return Drawing(figure, pd.DataFrame(numbers), note)

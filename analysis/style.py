@@ -1,0 +1,103 @@
+"""One style for all figures: sizes, colours, markers, and the writer of PDF, PNG and CSV."""
+
+__all__ = ["GREY", "NARROW", "WIDE", "Drawing", "lines", "look", "new_figure", "save", "styled"]
+
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import pandas as pd
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from analysis.runs import Setting
+from dtr_lightning.errors import UserError
+
+NARROW, WIDE = 3.25, 6.75  # inches: one column and two columns of a paper
+GREY = {"color": "0.72", "linewidth": 0.6}
+
+# Okabe and Ito's palette; yellow is left to the masks, it is too pale for a line.
+ROUTERS = {"NoRouting": ("#000000", "s"), "RTR": ("#D55E00", "^"), "DTR": ("#0072B2", "o")}
+OTHERS = [("#009E73", "D"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X")]
+DASHES = ["-", "--", ":", "-."]
+
+# As a decorator: inside, the figure style holds; outside, matplotlib is as the user left it.
+styled = matplotlib.rc_context(
+    {
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "axes.labelsize": 8,
+        "axes.linewidth": 0.6,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlesize": 8,
+        "figure.constrained_layout.h_pad": 0.03,
+        "figure.constrained_layout.w_pad": 0.03,
+        "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
+        "font.size": 8,
+        "grid.color": "0.92",
+        "grid.linewidth": 0.5,
+        "legend.fontsize": 7,
+        "legend.frameon": False,
+        "legend.handlelength": 2.4,
+        "lines.linewidth": 1.2,
+        "lines.markersize": 4,
+        "pdf.fonttype": 42,
+        "savefig.dpi": 300,
+        "xtick.labelsize": 7,
+        "xtick.major.width": 0.6,
+        "ytick.labelsize": 7,
+        "ytick.major.width": 0.6,
+    }
+)
+
+
+class Drawing(NamedTuple):
+    """A figure, the numbers that are plotted in it, and one line on what it had to leave out."""
+
+    figure: Figure
+    numbers: pd.DataFrame
+    note: str = ""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Returns an empty figure, sizes in inches; it belongs to no window and no global state."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def look(router: str, rank: int = 0) -> dict[str, Any]:
+    """Returns how a router's line looks, always the same; further lines of it are paler, dashed."""
+    color, marker = ROUTERS.get(router) or OTHERS[zlib.crc32(router.encode()) % len(OTHERS)]
+    pale = min(0.25 * rank, 0.6)
+    shade = tuple(channel + (1 - channel) * pale for channel in to_rgb(color))
+    face = "white" if rank % 2 else shade
+    style = DASHES[rank % len(DASHES)]
+    return {"color": shade, "marker": marker, "linestyle": style, "markerfacecolor": face}
+
+
+def lines(settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Returns the look of each setting, told apart within a router by its place in the list."""
+    seen = Counter()
+    looks = []
+    for setting in settings:
+        looks.append(look(setting.router, seen[setting.router]))
+        seen[setting.router] += 1
+    return looks
+
+
+@styled
+def save(drawing: Drawing, directory: Path, name: str) -> list[Path]:
+    """Writes NAME.pdf, NAME.png (300 dpi) and NAME.csv (what is plotted); returns their paths."""
+    pdf, png, table = (directory / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv"))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # Without a date the same runs give the same bytes.
+        drawing.figure.savefig(pdf, metadata={"CreationDate": None})
+        drawing.figure.savefig(png)
+        drawing.numbers.to_csv(table, index=False)
+    except OSError as error:
+        raise UserError(f"figures cannot be written to {directory}: {error.strerror}") from error
+    return [pdf, png, table]

@@ -1,0 +1,217 @@
+"""Lightning callbacks: the average of the weights, the record, evaluation on the way, checkpoints.
+
+Each acts at the end of a step, in this order, so that a checkpoint of step s comes after everything
+that was recorded of s: a run killed at any moment and started again repeats nothing in its record.
+"""
+
+__all__ = ["EMA", "Checkpoints", "EvaluateOnTheWay", "JSONLLogger", "Record", "Stopped"]
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from dtr_lightning.module import DiffusionModule, Losses
+from dtr_lightning.run import Run
+
+
+class EMA(WeightAveraging):
+    """Exponential moving average of the parameters after every step, all tensors in one call.
+
+    It starts at the initial weights; with warm-up the decay of update n is at most
+    (1 + n) / (10 + n). As with any WeightAveraging, a checkpoint's `state_dict` is the average and
+    `current_model_state` are the raw weights. Lightning's own EMA averages integer buffers, and
+    leaves the average on the CPU when training is on a GPU.
+    """
+
+    def __init__(self, decay: float, warmup: bool) -> None:
+        def update(average: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+            n = int(updates)
+            d = min(decay, (1 + n) / (10 + n)) if warmup else decay
+            torch._foreach_lerp_(average, current, 1 - d)
+
+        super().__init__(use_buffers=False, multi_avg_fn=update)
+
+    @property
+    def module(self) -> DiffusionModule:
+        """The module with the averaged weights."""
+        assert self._average_model is not None, "the average exists from the start of training"
+        return self._average_model.module
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes the average, from the initial weights on."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._average_model.n_averaged.fill_(1)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follows the module to its device; its count stays, for free, on the CPU."""
+        self.module.to(pl_module.device)
+
+
+class JSONLLogger(Logger):
+    """Appends scalars to the run's metrics.jsonl; TensorBoard is a view, this is the record."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+    name = "metrics"
+    version = ""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Appends one record."""
+        self.run.append_metrics({"step": step, **metrics})
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: config.yaml holds them."""
+
+
+def by_task(losses: Losses, tasks: int, parts: int = 8) -> Tensor:
+    """Returns (parts + 1, 4): sums of loss, mse, vb and the count per part of time, and of all."""
+    values = torch.stack([losses.mse + losses.vb, losses.mse, losses.vb], dim=1).double()
+    values = torch.cat([values, torch.ones_like(values[:, :1])], dim=1)  # (N, 4)
+    sums = torch.zeros(parts + 1, 4, dtype=torch.float64, device=values.device)
+    sums.index_add_(0, losses.t * parts // tasks, values)
+    sums[-1] = values.sum(0)
+    return sums
+
+
+def scalars(sums: Tensor, tasks: int, name: str) -> dict[str, float]:
+    """Returns what is logged of such sums: the means over all and per part of the timeline."""
+    parts = len(sums) - 1
+    loss, mse, vb, _ = (sums[-1] / sums[-1, 3]).tolist()
+    logged = {f"{name}/loss": loss, f"{name}/mse": mse, f"{name}/vb": vb}
+    for part, (total, _, _, count) in enumerate(sums[:-1].tolist()):
+        if count:
+            first, last = -(-part * tasks // parts), -(-(part + 1) * tasks // parts) - 1
+            logged[f"{name}_tasks/t{first:03d}-{last:03d}"] = total / count
+    return logged
+
+
+class Record(Callback):
+    """Logs, every n steps, the training losses since the last time, per task too, and speed.
+
+    The window and the gradient norm are part of a checkpoint, so a resumed run logs the same
+    numbers. Speed goes to TensorBoard alone: the record holds what a repetition would reproduce.
+    """
+
+    def __init__(self, every: int, run: Run) -> None:
+        self.every, self.run = every, run
+        self.window: list[Losses] = []
+        self.grad_norm = 0.0
+        self.last = (0, 0.0)  # step, seconds
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock, and drops records of steps that will be repeated."""
+        self.last = (trainer.global_step, time.perf_counter())
+        if trainer.is_global_zero:
+            self.run.cut_metrics(trainer.global_step)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Takes the norm of the gradient at the steps that are logged."""
+        if (trainer.global_step + 1) % self.every == 0:
+            grads = [p.grad for p in pl_module.model.parameters() if p.grad is not None]
+            self.grad_norm = torch.nn.utils.get_total_norm(grads).item()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Adds the step to the window, and logs the window when it is full."""
+        self.window.append(outputs["losses"])
+        step, tasks = trainer.global_step, pl_module.diffusion.T
+        if step % self.every:
+            return
+        sums = by_task(Losses(*map(torch.cat, zip(*self.window, strict=True))), tasks)
+        self.window.clear()
+        sums = trainer.strategy.reduce(sums, reduce_op="sum")
+        logged = scalars(sums, tasks, "train") | {"train/grad_norm": self.grad_norm}
+        before, then = self.last
+        self.last = now = (step, time.perf_counter())
+        for logger in trainer.loggers:
+            logger.log_metrics(logged, step)
+            if not isinstance(logger, JSONLLogger):
+                speed = (step - before) / (now[1] - then)
+                logger.log_metrics({"train/steps_per_second": speed}, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the window as three tensors."""
+        window = map(torch.cat, zip(*self.window, strict=True)) if self.window else ()
+        return {"window": [part.cpu() for part in window]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the window back."""
+        self.window = [Losses(*state_dict["window"])] if state_dict["window"] else []
+
+
+class EvaluateOnTheWay(Callback):
+    """Evaluates the average weights every n steps; `evaluate` does it and returns the scalars."""
+
+    def __init__(self, every: int, evaluate: Callable[[Trainer], Mapping[str, float]]) -> None:
+        self.every, self.evaluate = every, evaluate
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Evaluates and logs."""
+        step = trainer.global_step
+        if self.every and step % self.every == 0:
+            logged = dict(self.evaluate(trainer))
+            for logger in trainer.loggers:
+                logger.log_metrics(logged, step)
+
+
+class Stopped(Exception):
+    """Training was asked to stop; last.ckpt holds the step that it had reached."""
+
+
+class Checkpoints(Checkpoint):
+    """Saves last.ckpt every n steps, at the end and when asked to stop; milestones are kept."""
+
+    def __init__(self, run: Run, every: int, milestones: int, stop: Event) -> None:
+        self.run, self.every, self.milestones, self.stop = run, every, milestones, stop
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves if this is a step to save; raises Stopped if asked to stop."""
+        step, stop = trainer.global_step, self.stop.is_set()
+        milestone = self.milestones and step % self.milestones == 0
+        if stop or milestone or step % self.every == 0 or step >= trainer.max_steps:
+            trainer.save_checkpoint(self.run.last)
+        if milestone and trainer.is_global_zero:
+            shutil.copy2(self.run.last, self.run.checkpoints / f"step={step}.ckpt")
+        if stop and step < trainer.max_steps:
+            raise Stopped
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside, flushes it to the disk and renames: the last good one stays."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Saves atomically; on failure, such as a full disk, the old file is untouched."""
+        path = Path(path)
+        part = path.with_suffix(".part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise

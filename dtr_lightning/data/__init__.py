@@ -1,0 +1,7 @@
+"""Data sets: what the images are and which of them make the batch of a step."""
+
+from dtr_lightning.data.base import Data, to_float, to_uint8
+from dtr_lightning.data.digits import Digits
+from dtr_lightning.data.image_folder import ImageFolder
+
+__all__ = ["Data", "Digits", "ImageFolder", "to_float", "to_uint8"]

@@ -1,0 +1,234 @@
+"""What a data set is: two splits of (image, label) pairs, and who gets which pair when.
+
+The training batch of step s is a function of (seed, s) alone: not of the number of GPUs or workers,
+nor of where a run was interrupted. The paper fixes only batch size and flip (Section 5.1); the
+order is ours, so that comparisons between routers are paired.
+"""
+
+__all__ = ["Batch", "Data", "Draws", "Split", "to_float", "to_uint8"]
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+
+from dtr_lightning.errors import UserError
+
+Split = Literal["train", "held_out"]
+Batch = tuple[Tensor, Tensor]
+
+REFERENCE_BATCH = 512
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Returns uint8 images as float32 in [-1, 1]: x / 127.5 - 1."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Returns images in [-1, 1] as uint8, rounded to the nearest level and clamped."""
+    return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+Draw = tuple[Tensor, Tensor | None]
+
+
+class Draws(Sampler[Draw]):
+    """The infinite stream of draws: epoch after epoch, each a permutation drawn from (seed, epoch).
+
+    Batch s is positions [sB, (s+1)B) of the stream; this rank's share is a contiguous slice of it.
+    Iteration starts at `start()`, which is asked anew by every iterator.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int = 0,
+        flip: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        start: Callable[[], int] = lambda: 0,
+    ) -> None:
+        assert batch_size % world == 0
+        self.size, self.batch_size, self.seed, self.flip = size, batch_size, seed, flip
+        self.rank, self.share, self.start = rank, batch_size // world, start
+        self.epochs: dict[int, list[Tensor]] = {}
+
+    def __iter__(self) -> Iterator[Draw]:
+        """Yields the draws of one step after the other, without end."""
+        return map(self.step, itertools.count(self.start()))
+
+    def step(self, step: int) -> Draw:
+        """Returns this rank's share of a step: indices int64 (n,) and flips bool (n,) or None."""
+        first = step * self.batch_size + self.rank * self.share
+        stop = first + self.share
+        pieces = []
+        while first < stop:
+            epoch, place = divmod(first, self.size)
+            taken = min(self.size - place, stop - first)
+            pieces.append([part[place : place + taken] for part in self._epoch(epoch)])
+            first += taken
+        indices, flips = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return indices, flips if self.flip else None
+
+    def _epoch(self, epoch: int) -> list[Tensor]:
+        if epoch not in self.epochs:
+            # SeedSequence mixes the pair; torch's CPU generator would keep 32 bits of a sum.
+            rng = np.random.default_rng((self.seed, epoch))
+            parts = rng.permutation(self.size), rng.random(self.size) < 0.5
+            self.epochs = {e: kept for e, kept in self.epochs.items() if e == epoch - 1}
+            self.epochs[epoch] = [torch.from_numpy(part) for part in parts]
+        return self.epochs[epoch]
+
+
+class _Batches(Dataset):
+    """Makes a whole batch from (indices, flips or None); a UserError is returned as the batch."""
+
+    def __init__(self, pairs: Dataset, as_float: bool) -> None:
+        self.pairs, self.as_float = pairs, as_float
+
+    def __getitem__(self, draw: Draw) -> Batch | UserError:
+        indices, flips = draw
+        if isinstance(self.pairs, TensorDataset):
+            images, labels = self.pairs[indices]
+        else:
+            try:
+                pairs = [self.pairs[i] for i in indices.tolist()]
+            except UserError as error:
+                # Raised in a worker it would arrive wrapped in a traceback of many lines.
+                return error
+            images = torch.stack([image for image, _ in pairs])
+            labels = torch.tensor([label for _, label in pairs])
+        if flips is not None:
+            images[flips] = images[flips].flip(-1)
+        return (to_float(images) if self.as_float else images), labels
+
+
+class _Loader(DataLoader):
+    """Raises the UserError that a worker handed over as a batch."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+class Data(LightningDataModule, ABC):
+    """Images with labels; a subclass is a choice of `--data` by its name and gives `split`.
+
+    A constructor sets `in_channels`, `image_size`, `num_classes` (1: unconditional) and
+    `class_names` by a cheap scan at most. `batch_size` is global: all ranks together. `seed` is the
+    run's and decides order and flips. Trainers need `use_distributed_sampler=False`.
+    """
+
+    in_channels: int
+    image_size: int
+    num_classes: int
+    class_names: tuple[str, ...]
+    seed: int = 0
+
+    def __init__(self, batch_size: int = 256, flip: bool = True, workers: int = 0) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"batch size {batch_size} is not valid; give 1 or more")
+        if workers < 0:
+            raise UserError(f"{workers} data workers are not valid; give 0 or more")
+        self.batch_size, self.flip, self.workers = batch_size, flip, workers
+
+    @abstractmethod
+    def split(self, name: Split) -> Dataset:
+        """Returns one split: map-style, sized, of (uint8 image (C, H, W), int label).
+
+        A TensorDataset (images (N, C, H, W), labels (N,)) is indexed a batch at a time.
+        """
+
+    def check(self, world: int = 1) -> None:
+        """Raises UserError where the batch size fits neither the data nor `world` ranks."""
+        size, held_out = len(self.split("train")), len(self.split("held_out"))
+        if self.batch_size > size:
+            raise UserError(
+                f"batch size {self.batch_size} is larger than the training set; "
+                f"give at most {size}, its number of images"
+            )
+        if self.batch_size % world:
+            raise UserError(
+                f"batch size {self.batch_size} (of all ranks together) is not divisible by the "
+                f"{world} ranks; give a multiple of {world}"
+            )
+        if held_out < world:
+            raise UserError(f"{held_out} held-out images cannot be shared by {world} ranks")
+
+    def train_dataloader(self) -> DataLoader:
+        """Returns the endless batches (float32 in [-1, 1] (n, C, H, W), int64 (n,)) of this rank.
+
+        Every iterator starts at the trainer's step, so a resumed run goes on where it stopped.
+        """
+        rank, world = self._place()
+        self.check(world)
+        size = len(self.split("train"))
+        draws = Draws(size, self.batch_size, self.seed, self.flip, rank, world, self._step)
+        return self._loader("train", draws)
+
+    def val_dataloader(self) -> DataLoader:
+        """Returns the held-out batches in order, each shared out among the ranks in slices."""
+        rank, world = self._place()
+        self.check(world)
+        size = len(self.split("held_out"))
+        edges = list(range(0, size, self.batch_size))
+        if size - edges[-1] < world:  # a rest too small to share joins the batch before
+            edges.pop()
+        edges.append(size)
+        draws = []
+        for first, stop in itertools.pairwise(edges):
+            cuts = [first + (stop - first) * r // world for r in (rank, rank + 1)]
+            draws.append((torch.arange(*cuts), None))
+        return self._loader("held_out", draws)
+
+    def train_images(self, limit: int | None = None, rank: int = 0, world: int = 1) -> DataLoader:
+        """Returns uint8 batches of the training split, fixed order, unflipped, with labels.
+
+        `limit` takes that many, evenly spaced; `rank` of `world` takes every world-th of them.
+        """
+        return self._in_order("train", limit, rank, world)
+
+    def heldout_images(self, limit: int | None = None, rank: int = 0, world: int = 1) -> DataLoader:
+        """Returns the same of the held-out split."""
+        return self._in_order("held_out", limit, rank, world)
+
+    def _in_order(self, name: Split, limit: int | None, rank: int, world: int) -> DataLoader:
+        size = len(self.split(name))
+        count = size if limit is None else min(size, limit)
+        indices = (torch.arange(count) * size // count)[rank::world]
+        draws = [(chunk, None) for chunk in indices.split(REFERENCE_BATCH) if len(chunk)]
+        return self._loader(name, draws, as_float=False)
+
+    def _loader(self, name: Split, draws: Iterable[Draw], as_float: bool = True) -> DataLoader:
+        return _Loader(
+            _Batches(self.split(name), as_float),
+            sampler=draws,
+            batch_size=None,
+            collate_fn=_as_is,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0 and as_float,
+            pin_memory=self.workers > 0 and torch.cuda.is_available(),
+        )
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _step(self) -> int:
+        if self.trainer is None:
+            return 0
+        return self.trainer.global_step * self.trainer.accumulate_grad_batches

@@ -1,0 +1,127 @@
+"""Evaluation of a network: samples with a stated protocol, their score, and the held-out loss.
+
+Sample i depends on (seed, i) alone, not on batches or the number of GPUs: its start noise, its
+class i mod num_classes, and the noise of its steps. Samples of two runs are therefore paired.
+"""
+
+__all__ = ["Protocol", "Report", "evaluate", "sample", "silent"]
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dtr_lightning.data import Data, to_uint8
+from dtr_lightning.errors import UserError
+from dtr_lightning.metrics.scores import Scorer
+from dtr_lightning.module import DiffusionModule
+from dtr_lightning.samplers import IndexedNoise, Sampler, guided
+
+Report = Callable[[int], None]  # is told the number of network evaluations of single images
+
+
+def silent(images: int) -> None:
+    """Tells nobody."""
+
+
+class Protocol:
+    """How a run is scored; the sampler and the features are axes of their own.
+
+    n samples at the end; on the way every `every` steps (0: never) with `every_n` samples. guidance
+    1 is the conditional model; guidance_channels are all, or the first three as the official DiT
+    has it. batch_size is of sampling, seed of the samples' noise.
+    """
+
+    def __init__(
+        self,
+        n: int = 10_000,
+        every: int = 0,
+        every_n: int = 1_000,
+        guidance: float = 1.0,
+        guidance_channels: Literal["all", "first3"] = "all",
+        batch_size: int = 128,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("n", n), ("every_n", every_n), ("batch_size", batch_size)):
+            if value < 2:
+                raise UserError(f"evaluation.{name} must be at least 2; got {value}")
+        if every < 0:
+            raise UserError(f"evaluation.every must be 0 (never) or more; got {every}")
+        self.n, self.every, self.every_n = n, every, every_n
+        self.guidance, self.guidance_channels = guidance, guidance_channels
+        self.batch_size, self.seed = batch_size, seed
+
+
+def check_guidance(null_class: int | None, guidance: float) -> None:
+    """Raises UserError for guidance of a model that has no null class."""
+    if guidance != 1 and null_class is None:
+        raise UserError(
+            f"guidance {guidance:g} needs a class-conditional model trained with label dropout "
+            "(class_dropout_prob > 0); this one allows only guidance 1"
+        )
+
+
+@torch.no_grad()
+def sample(
+    module: DiffusionModule,
+    sampler: Sampler,
+    labels: Tensor,
+    indices: Sequence[int],
+    shape: tuple[int, int, int],
+    protocol: Protocol,
+    report: Report = silent,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields batches of images uint8 (n, C, H, W) and labels (n,) of samples with these indices.
+
+    labels (N,) belong to indices one by one; shape is (C, H, W).
+    """
+    check_guidance(module.model.null_class, protocol.guidance)
+    device = module.device
+    network = guided(
+        module.model, protocol.guidance, module.model.null_class, protocol.guidance_channels
+    )
+    module.eval()
+    for first in range(0, len(indices), protocol.batch_size):
+        chunk = indices[first : first + protocol.batch_size]
+        y = labels[first : first + protocol.batch_size].to(device)
+        noise = IndexedNoise(protocol.seed, chunk, shape)
+        cost = len(chunk) * (1 if protocol.guidance == 1 else 2)
+        images = sampler(
+            lambda x, t, y=y: network(x, t, y),
+            noise().to(device),
+            module.diffusion,
+            lambda noise=noise: noise().to(device),
+            progress=lambda cost=cost: report(cost),
+        )
+        yield to_uint8(images), y
+
+
+def evaluate(
+    module: DiffusionModule,
+    data: Data,
+    sampler: Sampler,
+    scorer: Scorer,
+    protocol: Protocol,
+    n: int,
+    keep: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    report: Report = silent,
+) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Returns the score of n samples, and the first `keep` images of this rank with their labels.
+
+    Every rank samples its contiguous share; the metrics are gathered over ranks by torchmetrics.
+    """
+    indices = range(n * rank // world, n * (rank + 1) // world)
+    labels = torch.tensor([i % data.num_classes for i in indices])
+    shape = (data.in_channels, data.image_size, data.image_size)
+    scorer.reset()
+    kept, count = [], 0
+    for images, y in sample(module, sampler, labels, indices, shape, protocol, report):
+        scorer.update(images, y)
+        if count < keep:
+            kept.append(images.cpu())
+            count += len(images)
+    images = torch.cat(kept)[:keep] if kept else torch.empty(0, *shape, dtype=torch.uint8)
+    return scorer.compute(), images, labels[: len(images)]

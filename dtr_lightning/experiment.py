@@ -1,0 +1,151 @@
+"""The parts of one experiment, made from its config."""
+
+__all__ = ["Experiment"]
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from dtr_lightning.callbacks import AtomicCheckpointIO, Checkpoints, by_task, scalars
+from dtr_lightning.config import Config, build
+from dtr_lightning.data import Data, to_float
+from dtr_lightning.diffusion import Diffusion
+from dtr_lightning.errors import UserError
+from dtr_lightning.evaluation import Protocol, Report, check_guidance, evaluate, silent
+from dtr_lightning.loss_weights import LossWeight
+from dtr_lightning.metrics import Features
+from dtr_lightning.metrics.scores import Scorer
+from dtr_lightning.models import Denoiser
+from dtr_lightning.module import DiffusionModule
+from dtr_lightning.routers import Router
+from dtr_lightning.run import flatten
+from dtr_lightning.samplers import Sampler
+
+HELD_OUT_IMAGES = 2048  # of the held-out loss; smaller splits are repeated at other tasks
+
+
+class Experiment:
+    """Data, network with its router, diffusion, sampler and score of a config.
+
+    The weights depend on the seed alone: the router is made apart and built last, so routers
+    without parameters start from the same network.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.data: Data = build(Data, config["data"])
+        self.data.seed = config["seed"]
+        diffusion = Diffusion(**config["diffusion"])
+        torch.manual_seed(config["seed"])
+        model: Denoiser = build(
+            Denoiser,
+            config["model"],
+            input_size=self.data.image_size,
+            in_channels=self.data.in_channels,
+            num_classes=self.data.num_classes,
+            learn_sigma=diffusion.learns_variance,
+            router=build(Router, config["router"], tasks=diffusion.T),
+        )
+        loss_weight = build(LossWeight, config["loss_weight"])
+        self.module = DiffusionModule(
+            model, diffusion, loss_weight, seed=config["seed"], **config["module"]
+        )
+        self.sampler: Sampler = build(Sampler, config["sampler"])
+        self.protocol = Protocol(**config["evaluation"])
+        check_guidance(model.null_class, self.protocol.guidance)
+        self.sampler_steps = len(diffusion.respaced(self.sampler.steps))
+        self.features: Features = build(Features, config["features"])
+        self._scorer: Scorer | None = None
+
+    def trainer(self, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> Trainer:
+        """Returns the Lightning trainer of the config."""
+        options = dict(self.config["trainer"])
+        try:
+            trainer = Trainer(
+                **options,
+                logger=list(loggers),
+                callbacks=list(callbacks),
+                plugins=[AtomicCheckpointIO()],
+                use_distributed_sampler=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
+                limit_val_batches=0,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        self.data.check(trainer.world_size)
+        return trainer
+
+    def scorer(self, trainer: Trainer) -> Scorer:
+        """Returns the score on the trainer's device; its reference is computed once."""
+        if self._scorer is None:
+            self._scorer = Scorer(self.features, self.data, trainer.strategy.root_device)
+        return self._scorer
+
+    def evaluate(
+        self, trainer: Trainer, module: DiffusionModule, n: int, keep: int, report: Report = silent
+    ) -> tuple[dict[str, Any], Tensor, Tensor]:
+        """Returns the score of n samples, and the first images and labels of this rank."""
+        scores, images, labels = evaluate(
+            module,
+            self.data,
+            self.sampler,
+            self.scorer(trainer),
+            self.protocol,
+            n,
+            keep,
+            trainer.global_rank,
+            trainer.world_size,
+            report,
+        )
+        return {"score_name": scores.pop("name"), **scores}, images, labels
+
+    def held_out(self, trainer: Trainer, module: DiffusionModule) -> dict[str, float]:
+        """Returns the unweighted held-out loss, over all tasks and per eighth of the timeline."""
+        rank, world = trainer.global_rank, trainer.world_size
+        limit = HELD_OUT_IMAGES
+        batches = [
+            (to_float(images), labels)
+            for images, labels in self.data.heldout_images(limit, rank, world)
+        ]
+        passes = max(1, limit // max(1, sum(len(y) for _, y in batches) * world))
+        losses = module.held_out_losses(batches * passes, seed=self.protocol.seed + rank)
+        sums = trainer.strategy.reduce(by_task(losses, module.diffusion.T), reduce_op="sum")
+        return scalars(sums, module.diffusion.T, "val")
+
+    def work(self, upto: int | None = None, with_evaluation: bool = True) -> int:
+        """Returns the network evaluations of single images up to a step; None: in the whole run.
+
+        A training step counts three per image, one forward and two for the backward pass.
+        """
+        steps = self.config["trainer"]["max_steps"] if upto is None else upto
+        per_sample = self.sampler_steps * (1 if self.protocol.guidance == 1 else 2)
+        every = self.protocol.every
+        on_the_way = steps // every * self.protocol.every_n if every else 0
+        final = self.protocol.n if upto is None else 0
+        return 3 * self.data.batch_size * steps + per_sample * (on_the_way + final)
+
+    def parameters(self) -> int:
+        """Returns the number of the network's parameters, fixed positions included."""
+        return sum(p.numel() for p in self.module.model.parameters())
+
+    def describe(self) -> Mapping[str, Any]:
+        """Returns the protocol that the score is stored with."""
+        config = flatten(self.config)
+        stated = {
+            key.removeprefix("evaluation.").removeprefix("diffusion."): value
+            for key, value in config.items()
+            if key.split(".")[0] in ("sampler", "features", "evaluation", "diffusion")
+            and not key.startswith("evaluation.every")
+        }
+        return stated | {
+            "sampler_steps": self.sampler_steps,
+            "weights": "ema",
+            "labels": "sample i is of class i mod num_classes",
+            "precision": "float32",
+        }

@@ -1,0 +1,193 @@
+"""One run from its config to its results: train, resume, evaluate.
+
+`run` is the only way a run is computed: by train.py, by a sweep's trial and from Python.
+"""
+
+__all__ = ["Progress", "Stopped", "read_checkpoint", "run", "seconds_per_step"]
+
+import copy
+import os
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dtr_lightning.callbacks import (
+    EMA,
+    Checkpoints,
+    EvaluateOnTheWay,
+    JSONLLogger,
+    Record,
+    Stopped,
+)
+from dtr_lightning.config import Config
+from dtr_lightning.errors import UserError
+from dtr_lightning.experiment import Experiment
+from dtr_lightning.pictures import image_grid, log_masks, save_samples
+from dtr_lightning.progress import Progress, Reporter
+from dtr_lightning.provenance import provenance
+from dtr_lightning.run import Run, flatten
+
+KEPT_SAMPLES = 100
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Returns a checkpoint as tensors and plain values; UserError if it is anything else.
+
+    Nothing in the file is ever executed (weights_only).
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: the run has no checkpoint yet") from None
+    except Exception as error:  # torch raises half a dozen types for a bad file
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else "unreadable"
+        raise UserError(
+            f"checkpoint {path} is truncated or no plain checkpoint, and was not loaded "
+            f"({reason}); remove it to start the run anew"
+        ) from error
+
+
+def run(
+    config: Config,
+    path: str | Path,
+    report: Callable[[Progress], None] = lambda progress: None,
+    stop: Event | None = None,
+) -> dict[str, Any]:
+    """Trains and evaluates the run at a path and returns its results.
+
+    Done already: returns them at once. Interrupted before: goes on from last.ckpt. Raises Stopped
+    when `stop` was set, after saving last.ckpt; UserError if the directory holds another config or
+    is in use.
+    """
+    directory = Run(path)
+    leader = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    with directory.lock() if leader else nullcontext():
+        directory.prepare(config) if leader else None
+        if (results := directory.results) is not None:
+            return results
+        try:
+            results = _train_and_evaluate(config, directory, leader, report, stop or Event())
+        except BaseException as error:
+            if leader:
+                status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+                trace = traceback.format_exc() if status == "failed" else None
+                directory.update_meta(status=status, traceback=trace)
+            raise
+        if leader:
+            directory.update_meta(status="done", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+            directory.write_results(results)
+        return results
+
+
+def _train_and_evaluate(
+    config: Config,
+    directory: Run,
+    leader: bool,
+    report: Callable[[Progress], None],
+    stop: Event,
+) -> dict[str, Any]:
+    start = read_checkpoint(directory.last)["global_step"] if directory.last.exists() else 0
+    experiment = Experiment(config)
+    if leader:
+        directory.update_meta(status="running", traceback=None, **provenance())
+    reporter = Reporter(experiment, report)
+
+    def checked(images: int) -> None:
+        reporter.sampled(images)
+        if stop.is_set():
+            raise Stopped
+
+    def evaluate_on_the_way(trainer: Trainer) -> dict[str, float]:
+        n = experiment.protocol.every_n
+        scores, images, _ = experiment.evaluate(trainer, ema.module, n, KEPT_SAMPLES, checked)
+        if leader:
+            grid = image_grid(images, experiment.data.num_classes)
+            tensorboard.experiment.add_image("samples", grid, trainer.global_step)
+        losses = experiment.held_out(trainer, ema.module)
+        reporter.tell(loss=losses["val/loss"], score=scores.get("score"))
+        numbers = {f"eval/{k}": v for k, v in scores.items() if isinstance(v, int | float)}
+        return losses | numbers
+
+    options = config["module"]
+    ema = EMA(options["ema_decay"], options["ema_warmup"])
+    tensorboard = TensorBoardLogger(
+        directory.tensorboard, name="", version="", purge_step=start or None
+    )
+    callbacks = [
+        ema,
+        Record(config["trainer"]["log_every_n_steps"], directory),
+        EvaluateOnTheWay(experiment.protocol.every, evaluate_on_the_way),
+        reporter,
+        Checkpoints(directory, **config["checkpoint"], stop=stop),
+    ]
+    trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], callbacks)
+    if leader and not start:
+        log_masks(tensorboard.experiment, experiment.module.model.router)
+
+    began = time.perf_counter()
+    try:
+        trainer.fit(
+            experiment.module,
+            datamodule=experiment.data,
+            ckpt_path=directory.last if start else None,
+            weights_only=True,
+        )
+    finally:
+        if leader:
+            _count_time(directory, trainer.global_step - start, time.perf_counter() - began)
+
+    checkpoint = read_checkpoint(directory.last)
+    module = experiment.module
+    module.load_state_dict(checkpoint["state_dict"])
+    module.to(trainer.strategy.root_device)
+    reporter.tell(done=experiment.work(upto=trainer.max_steps))
+    scores, images, labels = experiment.evaluate(
+        trainer, module, experiment.protocol.n, KEPT_SAMPLES, checked
+    )
+    losses = experiment.held_out(trainer, module)
+    meta = directory.meta
+    results = {
+        **scores,
+        "loss": losses["val/loss"],
+        "seed": config["seed"],
+        "steps": trainer.max_steps,
+        "parameters": experiment.parameters(),
+        "seconds": meta.get("seconds", 0.0) + time.perf_counter() - began,
+        "steps_per_second": meta.get("steps_per_second"),
+        "protocol": experiment.describe(),
+    }
+    if leader:
+        save_samples(directory, images, labels, experiment.data.num_classes)
+        hyperparameters = {k: v for k, v in flatten(config).items() if v is not None}
+        final = {k: v for k, v in results.items() if k in ("score", "accuracy", "loss")}
+        tensorboard.log_hyperparams(hyperparameters, metrics=final)
+        tensorboard.finalize("success")
+    return results
+
+
+def _count_time(directory: Run, steps: int, seconds: float) -> None:
+    """Adds a part of a run to the time in meta.json, which outlives interruptions."""
+    meta = directory.meta
+    seconds += meta.get("seconds", 0.0)
+    steps += meta.get("timed_steps", 0)
+    directory.update_meta(seconds=seconds, timed_steps=steps, steps_per_second=steps / seconds)
+
+
+def seconds_per_step(config: Config, steps: int = 20) -> float:
+    """Returns the measured duration of a training step, in seconds, of a config on this machine."""
+    few = copy.deepcopy(config)
+    few["trainer"]["max_steps"] = steps
+    experiment = Experiment(few)
+    times: list[float] = []
+    clock = LambdaCallback(on_train_batch_end=lambda *_: times.append(time.perf_counter()))
+    experiment.trainer([], [clock]).fit(experiment.module, datamodule=experiment.data)
+    return (times[-1] - times[4]) / (len(times) - 5)

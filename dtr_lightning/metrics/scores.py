@@ -1,0 +1,150 @@
+"""The score of a set of samples, with all that is needed to read it: floor, copies, accuracy, KID.
+
+The reference is the training split: the held-out one then has a score of its own, the floor.
+"""
+
+__all__ = ["Scorer"]
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, distributed
+from torchmetrics import Metric
+from torchmetrics.aggregation import SumMetric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from dtr_lightning.data.base import Batch, Data
+from dtr_lightning.errors import UserError
+from dtr_lightning.metrics.copies import Copies, thumbnails
+from dtr_lightning.metrics.distances import FrechetDistance, KernelDistance
+from dtr_lightning.metrics.features import Features
+
+COUNTS = ("n", "copied", "labelled", "right")
+
+
+class Scorer:
+    """Scores samples against the training images of a data set.
+
+    Reference and floor (the score of the held-out images) are computed once, at the first update,
+    and survive `reset`. Under torch.distributed every rank updates with its own samples and all
+    call `compute` together. A Frechet distance falls with N: compare scores of equal N only, and
+    read the floor with its own; where N is larger, the floor is too high by that bias.
+
+    Args:
+        features: what images are compared by; names the score.
+        data: the reference.
+        device: where features are computed.
+        limit: at most this many images of either split, evenly spaced; all by default.
+        kid_subsets: how many subsets KID is averaged over; 100 is usual, 0 leaves KID out.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        data: Data,
+        device: torch.device | str = "cpu",
+        limit: int | None = None,
+        kid_subsets: int = 10,
+    ) -> None:
+        if limit is not None and limit < 2:
+            raise UserError(f"a score's limit of {limit} images is not valid; give 2 or more")
+        if kid_subsets < 0:
+            raise UserError(f"{kid_subsets} KID subsets are not valid; give 0 or more")
+        self.device = torch.device(device)
+        self.features = features.to(self.device)
+        self.data, self.limit, self.kid_subsets = data, limit, kid_subsets
+        self.copies: Copies | None = None
+        self.metrics: dict[str, Metric] = {count: SumMetric() for count in COUNTS}
+        self.metrics["score"] = FrechetDistance(features.num_features)
+        self.distances = ["score"]
+        if kid_subsets:
+            self.metrics["kid"] = KernelDistance(features.num_features, kid_subsets)
+            self.distances.append("kid")
+        for metric in self.metrics.values():
+            metric.to(self.device)
+
+    @torch.no_grad()
+    def update(self, images: Tensor, labels: Tensor | None = None) -> None:
+        """Takes samples uint8 (N, C, H, W) and, for the accuracy, the classes (N,) they are of."""
+        assert images.dtype == torch.uint8
+        if self.copies is None:
+            self._prepare()
+        images = images.to(self.device)
+        features = self._extract(images)
+        for name in self.distances:
+            self.metrics[name].update(features, real=False)
+        self.metrics["n"].update(len(images))
+        self.metrics["copied"].update(self.copies(thumbnails(images)).sum())
+        logits = self.features.logits(features)
+        if labels is not None and logits is not None:
+            self.metrics["labelled"].update(len(labels))
+            self.metrics["right"].update((logits.argmax(1) == labels.to(self.device)).sum())
+
+    @torch.no_grad()
+    def compute(self) -> dict[str, float | int | str | None]:
+        """Returns the score and how it was made, plain values; None for what was not measured.
+
+        Keys: name, score, n, reference_n, floor, floor_n, accuracy (share of samples that the
+        features' classifier reads as their class), copies (see Copies) and, unless left out, kid,
+        kid_std and kid_subsets.
+        """
+        if self.copies is None:
+            raise UserError("a score needs samples: none were given")
+        # An exchange between ranks has to happen on all of them: no count is passed over.
+        n, copied, labelled, right = (int(self._total(count)) for count in COUNTS)
+        if n < 2:
+            raise UserError(f"a score needs at least 2 samples, not {n}")
+        result = {
+            "name": self.features.name,
+            "score": float(self.metrics["score"].compute()),
+            "n": n,
+            "reference_n": self.reference_n,
+            "floor": self.floor,
+            "floor_n": self.floor_n,
+            "accuracy": right / labelled if labelled else None,
+            "copies": copied / n,
+        }
+        if self.kid_subsets:
+            kid, spread = self.metrics["kid"].compute()
+            result |= {"kid": float(kid), "kid_std": float(spread), "kid_subsets": self.kid_subsets}
+        return result
+
+    def reset(self) -> None:
+        """Forgets the samples; reference and floor stay."""
+        for metric in self.metrics.values():
+            metric.reset()
+
+    def _prepare(self) -> None:
+        rank, world = 0, 1
+        if distributed.is_available() and distributed.is_initialized():
+            rank, world = distributed.get_rank(), distributed.get_world_size()
+        sizes = [len(self.data.split(name)) for name in ("train", "held_out")]
+        self.reference_n, self.floor_n = (min(size, self.limit or size) for size in sizes)
+        train = self._take(self.data.train_images(self.limit, rank, world), True, self.distances)
+        held_out = self._take(self.data.heldout_images(self.limit, rank, world), False, ["score"])
+        self.floor = float(self.metrics["score"].compute()) if self.floor_n > 1 else None
+        self.metrics["score"].reset()
+        self.copies = Copies(train, held_out)
+
+    def _take(self, batches: Iterable[Batch], real: bool, distances: list[str]) -> Tensor:
+        """Updates distances with this rank's images; returns the thumbnails (N, D) of all ranks."""
+        rows = []
+        for images, _ in batches:
+            images = images.to(self.device)
+            rows.append(thumbnails(images))
+            features = self._extract(images)
+            for name in distances:
+                self.metrics[name].update(features, real=real)
+        rows = torch.cat(rows)
+        if distributed.is_available() and distributed.is_initialized():
+            rows = torch.cat(gather_all_tensors(rows))
+        return rows
+
+    def _extract(self, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            return self.features(images)
+
+    def _total(self, count: str) -> Tensor:
+        metric = self.metrics[count]
+        metric.update(0)  # torchmetrics warns of metrics that were never updated
+        return metric.compute()

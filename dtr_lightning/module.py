@@ -1,0 +1,131 @@
+"""The LightningModule: one denoising network, its diffusion and its loss weight."""
+
+__all__ = ["Batch", "DiffusionModule", "Losses", "random_state"]
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from dtr_lightning.diffusion import Diffusion
+from dtr_lightning.errors import UserError
+from dtr_lightning.loss_weights import LossWeight
+from dtr_lightning.models import Denoiser
+
+GOLDEN_RATIO = 0.6180339887498949  # its multiples modulo 1 fill [0, 1) evenly
+Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) in [-1, 1], labels (N,)
+
+
+class Losses(NamedTuple):
+    """Per-sample losses (N,) of a batch at its tasks t (N,)."""
+
+    t: Tensor
+    mse: Tensor
+    vb: Tensor
+
+
+def random_state(*key: int) -> int:
+    """Returns the seed that belongs to a key, such as (run's seed, step, rank)."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+class DiffusionModule(LightningModule):
+    """Trains a network to predict the noise of every task (Section 3; Appendix C for defaults).
+
+    No hidden state: the tasks, noise and label dropout of a step are a function of (seed, step,
+    rank), so a resumed run equals an uninterrupted one and routers are compared in pairs.
+
+    lr, betas, weight_decay: AdamW's. ema_decay: of the weights that evaluation uses; with
+    ema_warmup it starts at 1/10 and rises as (1 + n) / (10 + n). compile: use
+    torch.compile.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        diffusion: Diffusion,
+        loss_weight: LossWeight,
+        seed: int = 0,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        ema_decay: float = 0.9999,
+        ema_warmup: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if not lr > 0:
+            raise UserError(f"lr must be positive; got {lr}")
+        if not 0 <= ema_decay < 1:
+            raise UserError(f"ema_decay must lie in [0, 1); got {ema_decay}")
+        self.model, self.diffusion, self.loss_weight = model, diffusion, loss_weight
+        self.loss_weight.build(diffusion)
+        self.seed, self.lr, self.betas, self.weight_decay = seed, lr, tuple(betas), weight_decay
+        self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
+        if compile:
+            self.model.compile(fullgraph=True)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Returns the network's prediction for x (N, C, H, W), original t (N,), labels y (N,)."""
+        return self.model(x, t, y)
+
+    def drop_labels(self, y: Tensor) -> Tensor:
+        """Returns labels (N,) of which a share class_dropout_prob became the null class."""
+        null = self.model.null_class
+        if null is None:
+            return y
+        drop = torch.rand(y.shape, device=y.device) < self.model.class_dropout_prob
+        return torch.where(drop, null, y)
+
+    def losses(self, x0: Tensor, t: Tensor, y: Tensor, noise: Tensor) -> Losses:
+        """Returns the per-sample losses (N,) of images x0 (N, C, H, W) at tasks t, with noise."""
+        x_t = self.diffusion.q_sample(x0, t, noise)
+        mse, vb = self.diffusion.losses(self.model(x_t, t, y), x0, t, noise)
+        return Losses(t, mse, vb)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Sets the random state that belongs to this step, and lets the router change its masks."""
+        torch.manual_seed(random_state(self.seed, self.global_step, self.global_rank))
+        self.model.router.advance(self.global_step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Returns the loss, and the per-sample losses for the record."""
+        x0, y = batch
+        t = self.loss_weight.timesteps(len(x0), self.diffusion.T, x0.device)
+        noise = torch.randn_like(x0)
+        losses = self.losses(x0, t, self.drop_labels(y), noise)
+        loss = self.loss_weight(losses.mse, losses.vb, t) + self.model.router.penalty(t)
+        return {"loss": loss, "losses": Losses(t, losses.mse.detach(), losses.vb.detach())}
+
+    @torch.no_grad()
+    def held_out_losses(self, batches: Iterable[Batch], seed: int) -> Losses:
+        """Returns the losses of all images of the batches, at tasks spread evenly over time.
+
+        Tasks and noise are a function of the seed and the image's position alone: every router and
+        every step is measured on the same ones.
+        """
+        parts: list[Losses] = []
+        generator = torch.Generator().manual_seed(seed)
+        position = 0
+        for x0, y in batches:
+            i = torch.arange(position, position + len(x0), dtype=torch.float64)
+            t = ((i * GOLDEN_RATIO) % 1 * self.diffusion.T).long().to(self.device)
+            noise = torch.randn(x0.shape, generator=generator).to(self.device)
+            parts.append(self.losses(x0.to(self.device), t, y.to(self.device), noise))
+            position += len(x0)
+        return Losses(*map(torch.cat, zip(*parts, strict=True)))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Returns AdamW; the loss weight's own parameters, if any, are a group of their own."""
+        groups: list[dict[str, Any]] = [{"params": _trained(self.model)}]
+        if own := _trained(self.loss_weight):
+            groups.append({"params": own, **self.loss_weight.optimizer_options})
+        options = {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay}
+        return torch.optim.AdamW(groups, fused=True, **options)
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]

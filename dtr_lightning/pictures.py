@@ -1,0 +1,52 @@
+"""Sample sheets, and the pictures that TensorBoard shows."""
+
+__all__ = ["image_grid", "log_masks", "save_samples", "save_sheet"]
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid
+
+from dtr_lightning.routers import Router
+from dtr_lightning.run import Run
+
+
+def image_grid(images: Tensor, columns: int, least: int = 32) -> Tensor:
+    """Returns a sheet uint8 (3, H', W') of images uint8 (N, C, H, W), row by row.
+
+    Images smaller than `least` pixels are enlarged by whole factors, without smoothing. With as
+    many columns as classes each column is one class; more than 16 or fewer than 2 become 10.
+    """
+    images = images[:, :3] if images.shape[1] in (3, 4) else images[:, :1]
+    factor = max(1, -(-least // images.shape[-1]))
+    images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    return make_grid(images, nrow=columns if 2 <= columns <= 16 else 10, padding=2, pad_value=255)
+
+
+def save_sheet(path: str, images: Tensor, columns: int) -> None:
+    """Writes images uint8 (N, C, H, W) as one PNG sheet."""
+    sheet = image_grid(images, columns).permute(1, 2, 0).numpy()
+    Image.fromarray(sheet).save(path)
+
+
+def save_samples(run: Run, images: Tensor, labels: Tensor, columns: int) -> None:
+    """Writes a run's first samples as arrays and as a sheet."""
+    run.samples.mkdir(exist_ok=True)
+    np.savez_compressed(run.sample_arrays, images=images.numpy(), labels=labels.numpy())
+    save_sheet(str(run.samples / "samples.png"), images, columns)
+
+
+def log_masks(writer: SummaryWriter, router: Router) -> None:
+    """Shows the router's distinct masks: task downward, channel to the right, active white."""
+    shown: list[Tensor] = []
+    for block in range(router.blocks):
+        table = router.table(block)
+        if table is None or any(t.shape == table.shape and torch.equal(t, table) for t in shown):
+            continue
+        shown.append(table)
+        size = (256, max(256, table.shape[1]))
+        picture = F.interpolate(table.float()[None, None].cpu(), size=size, mode="nearest")
+        writer.add_image(f"router/block {block}", picture[0], 0)

@@ -1,0 +1,64 @@
+"""What a router is: a map from the denoising task to what every block may read.
+
+The router owns *what* may be read, a block owns *where* it reads: with F the update of a block, the
+paper's Eq. 8 is `x + F(route(x))`. A router makes one route per block, once per step; a route is a
+plain function of the features, so blocks never see a mask, a task, alpha or beta.
+"""
+
+__all__ = ["NoRouting", "Route", "Router"]
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Route = Callable[[Tensor], Tensor]
+
+
+class Router(nn.Module, ABC):
+    """Makes the routes of one step; a subclass is a choice of `--router` by its name.
+
+    Constructor arguments are the router's hyperparameters. The model tells the sizes once, through
+    `build`, after its own parameters are initialised: routers without parameters thus start from
+    identical weights for one seed. `tasks` is the number T of denoising tasks.
+    """
+
+    def __init__(self, tasks: int = 1000) -> None:
+        super().__init__()
+        self.tasks = tasks
+
+    def build(self, widths: Sequence[int], emb_channels: int, channel_dim: int = -1) -> None:
+        """Takes the sizes: the channels that each block reads, those of `emb`, and their axis."""
+        self.blocks = len(widths)
+
+    @abstractmethod
+    def forward(self, t: Tensor, emb: Tensor) -> list[Route]:
+        """Returns one route per block from the original timesteps t (N,) and their embedding.
+
+        emb (N, C) is the timestep embedding without the label. State is never written here.
+        """
+
+    def penalty(self, t: Tensor) -> Tensor:
+        """Returns the auxiliary loss that training adds, a scalar: zero by default."""
+        return torch.zeros((), device=t.device)
+
+    def advance(self, step: int) -> None:
+        """Changes the masks between steps, the only place where a router may."""
+
+    def table(self, block: int) -> Tensor | None:
+        """Returns the mask table bool[tasks, channels] of a block, or None without fixed masks."""
+        return None
+
+
+def identity(x: Tensor) -> Tensor:
+    """Returns x: the route that reads everything."""
+    return x
+
+
+class NoRouting(Router):
+    """Reads every channel at every task: the plain network."""
+
+    def forward(self, t: Tensor, emb: Tensor) -> list[Route]:
+        """Returns the identity for every block."""
+        return [identity] * self.blocks

@@ -1,0 +1,234 @@
+"""The run directory: one training, its record and its result. Only this file knows file names.
+
+config.yaml     fully resolved, written before step 0
+meta.json       command, commit, versions, device, times, status; traceback if it failed
+metrics.jsonl   append-only scalars, one JSON object per logged step
+tb/             TensorBoard events
+ckpt/           last.ckpt and milestones step=N.ckpt
+samples/        sample sheets and arrays
+artifacts/      further evaluations
+results.json    final numbers with their protocol; written last: its presence means done
+"""
+
+__all__ = ["MACHINE_KEYS", "Run", "config_hash", "find_runs", "flatten", "slug"]
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dtr_lightning.errors import UserError
+
+# Where and how a run is computed, not what: these may differ between two parts of one run.
+MACHINE_KEYS = (
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "data.workers",
+    "evaluation.batch_size",
+)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {dotted key: value}; a choice k of class X gives k: X and its arguments k.a."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and "class_path" in value:
+            flat[prefix + key] = value["class_path"]
+            flat |= flatten(value.get("init_args") or {}, f"{prefix}{key}.")
+        elif isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _science(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flatten(config).items() if key not in MACHINE_KEYS}
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Returns six hexadecimal digits of what the run computes, whatever the machine."""
+    canonical = json.dumps(_science(config), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:6]
+
+
+def slug(config: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """Returns the name of a run: router, what differs from its base, seed, hash.
+
+    For instance `dtr-alpha=4-beta=0.8-seed=0-1a2b3c`.
+    """
+    flat, flat_base = _science(config), _science(base)
+    parts = [str(flat.pop("router", "run")).rsplit(".", 1)[-1].lower()]
+    seed = flat.pop("seed", 0)
+    flat_base.pop("seed", None)
+    for key, value in flat.items():
+        of_router = key.startswith("router.")
+        if value != flat_base.get(key) or (of_router and key in ("router.alpha", "router.beta")):
+            value = f"{value:g}" if isinstance(value, float) else value
+            parts.append(f"{key.rsplit('.', 1)[-1]}={value}")
+    name = re.sub(r"[^\w=.+-]+", "_", "-".join([*parts, f"seed={seed}"]))[:120]
+    return f"{name}-{config_hash(config)}"
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Writes beside, flushes to the disk and renames: a reader sees the old file or the new one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class Run:
+    """A run directory; constructing one touches nothing on the disk."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.meta_file = self.path / "meta.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.results_file = self.path / "results.json"
+        self.tensorboard = self.path / "tb"
+        self.checkpoints = self.path / "ckpt"
+        self.last = self.checkpoints / "last.ckpt"
+        self.samples = self.path / "samples"
+        self.sample_arrays = self.samples / "samples.npz"
+        self.evaluations = self.path / "artifacts" / "evaluations"
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "Run":
+        """Returns the run at a path; UserError if there is none."""
+        run = cls(path)
+        if not run.config_file.is_file():
+            raise UserError(f"{path} is not a run directory: it has no config.yaml")
+        return run
+
+    def prepare(self, config: Mapping[str, Any]) -> None:
+        """Makes the directory and writes its config; UserError if it holds another config."""
+        if self.config_file.exists():
+            mine, theirs = _science(config), _science(self.config)
+            differ = sorted(k for k in mine | theirs if mine.get(k) != theirs.get(k))
+            if differ:
+                key = differ[0]
+                raise UserError(
+                    f"{self.path} holds a run of another config: {key} is {theirs.get(key)!r} "
+                    f"there and {mine.get(key)!r} here; choose another --out"
+                )
+            return
+        if self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and not a run; choose another --out")
+        for directory in (self.checkpoints, self.samples, self.tensorboard):
+            directory.mkdir(parents=True, exist_ok=True)
+        _write_atomically(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the directory while a process writes to it; UserError if a living one does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.path} is in use by another process") from None
+            yield
+
+    def in_use(self) -> bool:
+        """Returns whether a living process of this machine holds the lock."""
+        try:
+            with (self.path / ".lock").open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config."""
+        try:
+            return yaml.safe_load(self.config_file.read_text())
+        except yaml.YAMLError as error:
+            raise UserError(f"{self.config_file} cannot be read: {error}") from error
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What is known of how the run was computed; empty before it starts."""
+        return _read_json(self.meta_file) or {}
+
+    def update_meta(self, **entries: Any) -> None:
+        """Adds entries to meta.json."""
+        _write_atomically(self.meta_file, json.dumps(self.meta | entries, indent=1))
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """The final numbers, None while the run is not done."""
+        return _read_json(self.results_file)
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Writes the final numbers: from now on the run is done."""
+        _write_atomically(self.results_file, json.dumps(results, indent=1))
+
+    def write_evaluation(self, name: str, results: Mapping[str, Any]) -> Path:
+        """Writes an evaluation under another protocol than the run's own."""
+        self.evaluations.mkdir(parents=True, exist_ok=True)
+        path = self.evaluations / f"{name}.json"
+        _write_atomically(path, json.dumps(results, indent=1))
+        return path
+
+    def evaluation(self, name: str) -> dict[str, Any] | None:
+        """Returns a stored evaluation by its name, None if there is none."""
+        return _read_json(self.evaluations / f"{name}.json")
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl."""
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops what was recorded after a step, and a torn last line, before the run goes on."""
+        kept = [record for record in self.metrics() if record["step"] <= step]
+        if self.metrics_file.exists():
+            lines = "".join(json.dumps(record) + "\n" for record in kept)
+            _write_atomically(self.metrics_file, lines)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Returns the records in order; a torn last line is left out."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text().splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        return [json.loads(line) for line in lines]
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Returns all runs at or below the paths, sorted; UserError for a path that does not exist."""
+    found = set()
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise UserError(f"{path} is not a directory")
+        found |= {file.parent for file in path.rglob("config.yaml")}
+    return [Run(path) for path in sorted(found)]

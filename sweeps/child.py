@@ -1,0 +1,105 @@
+"""What runs in a trial's own process: one training that obeys, and dies with, its command."""
+
+__all__ = ["Message", "Train", "main", "train_run"]
+
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dtr_lightning.errors import UserError
+
+# Trains a config in a run directory and returns its results; None if it was stopped.
+Train = Callable[
+    [dict[str, Any], Path, Callable[[Mapping[str, Any]], None], threading.Event],
+    dict[str, Any] | None,
+]
+
+
+class Message(NamedTuple):
+    """What a trial tells its command: progress | done | stopped | failed, and what belongs to it.
+
+    progress comes with a dict (stage, done, total, step, loss, score), done with the results,
+    failed with one line.
+    """
+
+    kind: str
+    value: Any = None
+
+
+def train_run(
+    config: dict[str, Any],
+    path: Path,
+    report: Callable[[Mapping[str, Any]], None],
+    stop: threading.Event,
+) -> dict[str, Any] | None:
+    """Trains and evaluates a run; the default `Train`."""
+    from dtr_lightning.fit import Stopped, run
+
+    try:
+        return run(config, path, lambda progress: report(progress._asdict()), stop)
+    except Stopped:
+        return None
+
+
+def main(
+    connection: Connection,
+    train: Train,
+    config: dict[str, Any],
+    path: Path,
+    log: Path,
+    environment: Mapping[str, str],
+    threads: int,
+) -> None:
+    """Trains one run: what it prints goes to a log, what it reports to the connection.
+
+    Ctrl-C in the terminal reaches this process too; only the command decides what it means.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(environment)
+    stop = threading.Event()
+    threading.Thread(target=_obey, args=(connection, stop), daemon=True).start()
+    _print_to(log)
+    _use_threads(threads)
+
+    def report(progress: Mapping[str, Any]) -> None:
+        connection.send(Message("progress", dict(progress)))
+
+    try:
+        results = train(config, path, report, stop)
+    except UserError as error:
+        connection.send(Message("failed", str(error)))
+    except Exception as error:
+        traceback.print_exc()
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        connection.send(Message("failed", f"{type(error).__name__}: {reason}"))
+    else:
+        connection.send(Message("stopped") if results is None else Message("done", results))
+
+
+def _obey(connection: Connection, stop: threading.Event) -> None:
+    """Sets `stop` when the command says so; ends this process when the command is gone."""
+    try:
+        while True:
+            connection.recv()
+            stop.set()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def _print_to(log: Path) -> None:
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def _use_threads(threads: int) -> None:
+    import sys
+
+    # A training without torch, as the tests' stand-in is, need not wait for its import.
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)

@@ -1,0 +1,116 @@
+"""The sweep's directory: its runs, its plan and the locks of the commands that work in it.
+
+<run>/          one run directory per point (dtr_lightning.run)
+sweep.yaml      whose sweep this is: base config, metric, direction
+study.db        Optuna's study, unless --storage names another database
+logs/           what the trials printed
+figures/, results.csv, table.md, table.tex    written by analysis
+"""
+
+__all__ = ["Folder"]
+
+import contextlib
+import fcntl
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from dtr_lightning.errors import UserError
+from dtr_lightning.run import MACHINE_KEYS, Run, config_hash, flatten
+from sweeps.plan import Point, Sweep
+
+
+class Folder:
+    """A sweep's directory; constructing one touches nothing on the disk."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.sweep_file = self.path / "sweep.yaml"
+        self.database = self.path / "study.db"
+        self.logs = self.path / "logs"
+        self.figures = self.path / "figures"
+        self.table = self.path / "results.csv"
+        self._owners = self.path / ".owners"
+
+    def run(self, point: Point) -> Run:
+        """Returns the run of a point, which may not exist yet."""
+        return Run(self.path / point.name)
+
+    def prepare(self, sweep: Sweep) -> None:
+        """Makes the directory this sweep's own; UserError if it is another's or not writable.
+
+        More points or seeds of the same sweep are welcome.
+        """
+        try:
+            for directory in (self.logs, self._owners):
+                directory.mkdir(parents=True, exist_ok=True)
+            with self.lock():
+                if self.sweep_file.exists():
+                    self._refuse_another(sweep)
+                    return
+                content = {
+                    "name": sweep.name,
+                    "metric": sweep.metric,
+                    "direction": sweep.direction,
+                    "config": sweep.config,
+                }
+                part = self.sweep_file.with_suffix(".part")
+                part.write_text(yaml.safe_dump(content, sort_keys=False))
+                part.replace(self.sweep_file)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+
+    def _refuse_another(self, sweep: Sweep) -> None:
+        try:
+            stored = yaml.safe_load(self.sweep_file.read_text())
+            theirs = {"metric": stored["metric"], "direction": stored["direction"]}
+            base = stored["config"]
+            same = config_hash(base) == config_hash(sweep.config)
+            theirs |= flatten(base)
+        except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.sweep_file} is damaged; choose another --out") from error
+        mine = {"metric": sweep.metric, "direction": sweep.direction, **flatten(sweep.config)}
+        differ = [
+            key
+            for key in sorted(mine | theirs)
+            if key not in MACHINE_KEYS and mine.get(key) != theirs.get(key)
+        ]
+        if differ or not same:
+            key = differ[0] if differ else "config"
+            raise UserError(
+                f"{self.path} belongs to another sweep: {key} is {theirs.get(key)!r} there and "
+                f"{mine.get(key)!r} here; choose another --out"
+            )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Waits for, then holds the right to change the plan; one command at a time."""
+        with (self.path / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def owner(self) -> Iterator[str]:
+        """Yields a name for this command that is `alive` for as long as its process."""
+        path = self._owners / uuid.uuid4().hex[:12]
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield path.name
+            finally:
+                path.unlink(missing_ok=True)
+
+    def alive(self, owner: str) -> bool:
+        """Returns whether a command of this machine still runs; a dead one's trace is removed."""
+        path = self._owners / owner
+        try:
+            with path.open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        path.unlink(missing_ok=True)
+        return False
