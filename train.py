@@ -13,10 +13,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dtr_lightning import progress
 from dtr_lightning.commands import command, stop_on_signals
-from dtr_lightning.config import make_parser, parse, resolve
+from dtr_lightning.config import make_parser, parse, run_name
 from dtr_lightning.errors import UserError
 from dtr_lightning.fit import run
-from dtr_lightning.run import slug
 
 
 @command
@@ -30,7 +29,7 @@ def main() -> int:
     if not files:
         raise UserError("give --config FILE; recipes are in configs/, such as configs/digits.yaml")
     if out is None:
-        out = Path("runs") / Path(files[-1]).stem / slug(config, resolve(files[-1]))
+        out = Path("runs") / Path(files[-1]).stem / run_name(config, files[-1])
     stop = stop_on_signals()
     if int(os.environ.get("LOCAL_RANK", "0")):
         run(config, out, stop=stop)

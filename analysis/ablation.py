@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.runs import ALPHA, Finished, Setting, largest, settings
-from analysis.style import NARROW, Drawing, look, new_figure, styled
+from analysis.style import NARROW, Drawing, legend, log_ticks, look, new_figure, styled
 
 NAME = "ablation"
 
@@ -44,12 +44,19 @@ def _numbers(found: Sequence[Setting]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _wide(main: Sequence[float]) -> bool:
+    return max(main) > 10 * min(main) > 0
+
+
 def _strips(main: Sequence[float], others: Sequence[float]) -> list[tuple[float, float]]:
     """Returns the y intervals to show, from the top: the axis is broken round the lines' own.
 
-    A value further from `main` than 1.5 times its span would flatten it, so it gets a strip of its own.
+    A value further from `main` than 1.5 times its span would flatten it: it gets its own strip.
+    Where `main` itself spans more than a factor of ten there is one interval, for a log axis.
     """
     low, high = min(main), max(main)
+    if _wide(main):
+        return [(0.8 * min(*main, *others), 1.25 * max(*main, *others))]
     span = max(high - low, 0.05 * abs(high))
     above = [x for x in others if x > high + 1.5 * span]
     below = [x for x in others if x < low - 1.5 * span]
@@ -58,7 +65,10 @@ def _strips(main: Sequence[float], others: Sequence[float]) -> list[tuple[float,
     for values in (above, near, below):
         if values:
             pad = 0.35 * span if values is not near else 0.12 * (max(near) - min(near) or span)
-            strips.append((min(values) - pad, max(values) + pad))
+            bottom = min(values) - pad
+            strips.append((max(bottom, 0) if min(values) >= 0 else bottom, max(values) + pad))
+    if any(upper[0] <= lower[1] for upper, lower in pairwise(strips)):
+        return [(strips[-1][0], strips[0][1])]
     return strips
 
 
@@ -106,6 +116,8 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     """
     what = "differs from most runs in more than router and seed"
     kept, note = largest(runs, _comparable, what, among=_with_alpha(runs))
+    if diverged := sum(not math.isfinite(run.score) for run in kept):
+        note = "; ".join(filter(None, [note, f"{diverged} diverged and have no point"]))
     numbers = _numbers([s for s in settings(kept) if math.isfinite(s.score)])
     floors = [run.number("floor") for run in kept if math.isfinite(run.number("floor"))]
     floor_n = kept[0].results.get("floor_n")
@@ -117,6 +129,8 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     others = [*levels[levels.router != "NoRouting"].score, *floors[:1]]
     figure = new_figure(NARROW, 3.1)
     axes = _panels(figure, _strips(main, others), float(np.mean(main)))
+    if _wide(main):
+        log_ticks(axes[0])
     seen: dict[str, int] = {}
     for line, rows in numbers.groupby("line", sort=False):
         router = rows.router.iloc[0]
@@ -137,11 +151,10 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     axes[-1].minorticks_off()
     axes[-1].set_xlim(alphas[0] / 1.25, alphas[-1] * 1.25)
     seeds = int(numbers.seeds.max())
-    over = f"\nmean of {seeds} seeds; small points and bands: single seeds" if seeds > 1 else ""
+    over = f"\nmean of {seeds} seeds (points, bands: single seeds)" if seeds > 1 else ""
     axes[-1].set_xlabel(f"{ALPHA} (log scale){over}")
     name, n = kept[0].protocol
     tall = max(axes, key=lambda ax: ax.get_position().height)
     tall.set_ylabel(f"{name} (N = {n:,})\nlower is better")
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2)
+    legend(figure)
     return Drawing(figure, numbers, note)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 import pandas as pd
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import StrMethodFormatter
 
 from analysis.runs import Finished, Setting, chosen, largest, settings
-from analysis.style import GREY, NARROW, Drawing, lines, new_figure, styled
+from analysis.style import GREY, NARROW, Drawing, legend, lines, log_ticks, new_figure, styled
 
 NAME = "convergence"
 
@@ -21,7 +21,7 @@ def _points(run: Finished) -> pd.DataFrame:
         for r in run.records
         if r.get("eval/score") is not None
     ]
-    steps = run.results.get("protocol", {}).get("steps")
+    steps = run.results.get("steps")
     if steps is not None and during:
         during.append({"step": steps, "n": run.protocol[1], "score": run.score})
     found = pd.DataFrame(during, columns=["step", "n", "score"]).drop_duplicates("step")
@@ -78,16 +78,14 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     if rest := len(found) - len(front):
         ax.plot([], [], **GREY, label=f"{rest} other settings")
 
-    ax.set_yscale("log")
     steps = sorted(set(pd.concat(numbers).step))
-    ax.set_xticks(steps) if len(steps) <= 6 else ax.locator_params(axis="x", nbins=6)
-    values = pd.concat(numbers).score
-    narrow = values.max() / values.min() < 15
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if narrow else (1, 2, 5)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    if len(steps) <= 6:
+        ax.set_xticks(steps)
+    else:
+        ax.locator_params(axis="x", nbins=6)
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    log_ticks(ax)
     samples = f" (N = {n:,})" if n else ""
     ax.set(xlabel="training steps", ylabel=f"{name}{samples}\nlog scale, lower is better")
-    figure.legend(loc="outside lower center", ncols=2)
+    legend(figure)
     return Drawing(figure, pd.concat(numbers, ignore_index=True), note)

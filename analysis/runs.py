@@ -92,7 +92,7 @@ def read(runs: Iterable[Run]) -> Reading:
             else:
                 finished.append(Finished(run))
         except UserError as error:
-            skipped.append(f"skipped: {error}")
+            skipped.append(f"skipped: {' '.join(str(error).split())}")
     if status:
         detail = ", ".join(f"{count} {name}" for name, count in sorted(status.items()))
         skipped.append(f"skipped: {status.total()} unfinished ({detail})")

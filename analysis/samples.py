@@ -52,9 +52,9 @@ def draw(runs: Sequence[Finished]) -> Drawing:
 
     def start(run: Finished) -> tuple:
         images, labels = arrays[run.path]
-        protocol = run.results.get("protocol", {})
-        noise = sorted((k, str(v)) for k, v in protocol.items() if k not in ("seed", "steps"))
-        return images.shape, labels.tobytes(), *noise
+        noise = ("evaluation.seed", "sampler", "diffusion.")
+        keys = sorted(key for key in run.flat if key.startswith(noise))
+        return images.shape, labels.tobytes(), *((key, str(run.flat[key])) for key in keys)
 
     kept, note = largest(shown, start, "its samples do not start from the others' noise and labels")
     rows = chosen(settings(kept))
@@ -64,7 +64,8 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     sheet = np.concatenate(strips)[:-GAP, :-GAP]
 
     height, width = np.array(images.shape[2:]) + GAP
-    figure = new_figure(WIDE, 0.45 + (WIDE - 1.1) * len(sheet) / sheet.shape[1])
+    names = 0.1 + 0.068 * max(len(row.label) for row in rows)  # inches of 7 pt text
+    figure = new_figure(WIDE, 0.45 + (WIDE - names) * len(sheet) / sheet.shape[1])
     ax = figure.subplots()
     ax.imshow(sheet, interpolation="nearest")
     ax.grid(False)

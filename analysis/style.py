@@ -1,6 +1,18 @@
 """One style for all figures: sizes, colours, markers, and the writer of PDF, PNG and CSV."""
 
-__all__ = ["GREY", "NARROW", "WIDE", "Drawing", "lines", "look", "new_figure", "save", "styled"]
+__all__ = [
+    "GREY",
+    "NARROW",
+    "WIDE",
+    "Drawing",
+    "legend",
+    "lines",
+    "log_ticks",
+    "look",
+    "new_figure",
+    "save",
+    "styled",
+]
 
 import zlib
 from collections import Counter
@@ -9,9 +21,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from analysis.runs import Setting
 from dtr_lightning.errors import UserError
@@ -86,6 +101,29 @@ def lines(settings: Sequence[Setting]) -> list[dict[str, Any]]:
         looks.append(look(setting.router, seen[setting.router]))
         seen[setting.router] += 1
     return looks
+
+
+def legend(figure: Figure) -> None:
+    """Puts the first axes' labels below the figure, in as many columns as their length allows."""
+    handles, names = figure.axes[0].get_legend_handles_labels()
+
+    def width(columns: int) -> float:  # inches: handles and gaps, and 7 pt text
+        longest = [max(map(len, part)) for part in np.array_split(names, columns)]
+        return 0.5 * columns - 0.2 + 0.055 * sum(longest)
+
+    fitting = [n for n in range(1, len(names) + 1) if width(n) <= figure.get_figwidth()]
+    columns = max(fitting, default=1)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+
+
+def log_ticks(ax: Axes) -> None:
+    """Makes the y axis logarithmic, with plain numbers as ticks, more of them in a short range."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    short = high / low < 15
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if short else (1, 2, 3, 5)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 @styled

@@ -9,19 +9,19 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.runs import Finished, chosen, settings
-from analysis.style import GREY, NARROW, WIDE, Drawing, lines, new_figure, styled
+from analysis.style import GREY, NARROW, WIDE, Drawing, legend, lines, new_figure, styled
 
 NAME = "tasks"
 KEY = re.compile(r"val_tasks/t(\d+)-(\d+)")
 
 
 def _losses(run: Finished) -> dict[tuple[int, int], float]:
-    """Returns {(first t, last t): held-out loss} of the last validation; empty if none was."""
+    """Returns {(first t, last t): held-out loss} at the end; empty if not validated or diverged."""
     for record in reversed(run.records):
         matches = [(KEY.fullmatch(key), value) for key, value in record.items()]
         losses = {(int(m[1]), int(m[2])): v for m, v in matches if m and v is not None}
-        if losses and all(math.isfinite(loss) for loss in losses.values()):
-            return losses
+        if losses:
+            return losses if all(map(math.isfinite, losses.values())) else {}
     return {}
 
 
@@ -103,8 +103,11 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     axes[0].set_ylabel("held-out loss against\nno routing (%, below 0 helps)")
     if panels == 2:
         axes[1].set_title("without R-TR, whose range hides the others", fontsize=7)
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2 if panels == 1 else 5)
+    legend(figure)
     left = len(runs) - len({r.path for pair in pairs for r in pair})
-    note = f"left out {left} runs without a no-routing twin or validation losses" if left else ""
+    note = (
+        f"left out {left} runs without a no-routing twin or finite validation losses"
+        if left
+        else ""
+    )
     return Drawing(figure, table, note)

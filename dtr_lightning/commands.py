@@ -92,6 +92,7 @@ def quiet() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
+        ".*You passed in a `val_dataloader` but have no `validation_step`.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*is smaller than the logging interval.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",

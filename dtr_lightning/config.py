@@ -4,13 +4,21 @@ jsonargparse reads the constructor signatures. Each axis of an experiment is a c
 subclasses of one base class, by name or by the import path of a person's own class.
 """
 
-__all__ = ["AXES", "Config", "Parser", "build", "make_parser", "parse", "resolve", "valid_choices"]
+__all__ = [
+    "AXES",
+    "Config",
+    "Parser",
+    "build",
+    "make_parser",
+    "parse",
+    "resolve",
+    "run_name",
+    "valid_choices",
+]
 
-import difflib
 import importlib
 import inspect
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +33,11 @@ from dtr_lightning.errors import UserError, choices
 from dtr_lightning.evaluation import Protocol
 from dtr_lightning.loss_weights import LossWeight
 from dtr_lightning.metrics import Features
+from dtr_lightning.mistakes import explain
 from dtr_lightning.models import Denoiser
 from dtr_lightning.module import DiffusionModule
 from dtr_lightning.routers import Router
-from dtr_lightning.run import flatten
+from dtr_lightning.run import flatten, slug
 from dtr_lightning.samplers import Sampler
 
 Config = dict[str, Any]
@@ -54,14 +63,21 @@ TRAINER_OPTIONS = {
     "deterministic",
     "benchmark",
 }
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class Parser(ArgumentParser):
     """An ArgumentParser whose errors are UserErrors of one line with the valid choices."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        """Raises UserError with the message in one line."""
-        raise UserError(_one_line(message, getattr(self, "given", []))) from ex
+        """Raises UserError; the parsers of the classes on an axis come here too."""
+        hidden = ("help", "config", "print_config")
+        options = [a.dest for a in self._actions if not a.dest.endswith(hidden)]
+        raise UserError(explain(message, options, _names())) from ex
+
+
+def _names() -> dict[str, list[str]]:
+    return {axis: list(valid_choices(base)) for axis, (base, _) in AXES.items()}
 
 
 def make_parser(description: str | None = None) -> Parser:
@@ -96,11 +112,13 @@ class Parsed(NamedTuple):
 
 def parse(parser: Parser, arguments: Sequence[str]) -> Parsed:
     """Returns the resolved config of command-line arguments; UserError on anything wrong."""
-    parser.given = list(arguments)
-    try:
-        namespace = parser.parse_args(list(arguments))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(_one_line(str(error), [])) from error
+    given = list(arguments)
+    for i, argument in enumerate(given):
+        if argument.startswith("--config="):
+            _check_yaml(argument.removeprefix("--config="))
+        elif argument == "--config" and i + 1 < len(given):
+            _check_yaml(given[i + 1])
+    namespace = parser.parse_args(given)
     files = [str(file) for file in namespace.pop("config", None) or []]
     out = namespace.pop("out", None)
     config = yaml.safe_load(parser.dump(namespace, skip_none=False, skip_validation=True))
@@ -109,13 +127,23 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Parsed:
     return Parsed(config, out, files)
 
 
+def _check_yaml(file: str) -> None:
+    """Raises UserError that names the file, unless it is a mapping in YAML."""
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except OSError as error:
+        raise UserError(f"config file {file} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must hold options as `key: value`")
+
+
 def resolve(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Returns the resolved config of a YAML file with overrides by dotted option.
 
     For instance resolve("configs/digits.yaml", {"router": "DTR", "router.alpha": 4}).
     """
-    if not Path(file).is_file():
-        raise UserError(f"config file {file} does not exist")
     arguments = [f"--config={file}"]
     for key, value in (overrides or {}).items():
         arguments.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
@@ -124,17 +152,25 @@ def resolve(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
 
 def check(config: Config) -> None:
     """Raises UserError for values out of range on the axes that are cheap to make."""
-    tasks = Diffusion(**config["diffusion"]).T
-    build(Router, config["router"], tasks=tasks)
-    for axis in ("loss_weight", "sampler"):
-        build(AXES[axis][0], config[axis])
+    diffusion = Diffusion(**config["diffusion"])
+    build(Router, config["router"], tasks=diffusion.T)
+    build(LossWeight, config["loss_weight"])
+    diffusion.respaced(build(Sampler, config["sampler"]).steps)
     Protocol(**config["evaluation"])
+    if (precision := str(config["trainer"]["precision"] or "32-true")) not in PRECISIONS:
+        raise choices("trainer.precision", precision, PRECISIONS)
     steps = config["trainer"]["max_steps"]
     if steps < 1:
         raise UserError(f"trainer.max_steps must be at least 1; got {steps}")
     for key, least in (("trainer.log_every_n_steps", 1), ("checkpoint.every", 1)):
         if (value := flatten(config)[key]) is None or value < least:
             raise UserError(f"{key} must be at least {least}; got {value}")
+
+
+def run_name(config: Config, file: str | Path) -> str:
+    """Returns the directory name of a run: what differs from the file's recipe, seed and hash."""
+    chosen = {axis: config[axis]["class_path"] for axis in AXES}
+    return slug(config, resolve(file, chosen))
 
 
 def valid_choices(base: type) -> dict[str, type]:
@@ -165,47 +201,3 @@ def _shorten(config: Config) -> None:
         name = path.rpartition(".")[2]
         if path.startswith("dtr_lightning.") and name in valid_choices(AXES[axis][0]):
             config[axis] = {"class_path": name, "init_args": config[axis].get("init_args") or {}}
-
-
-def _one_line(message: str, given: Sequence[str]) -> str:
-    """Returns jsonargparse's message as one line that names the valid choices."""
-    unknown = r"Option '([^']+)' is not accepted|nrecognized arguments: (\S+)"
-    if found := re.search(unknown, message):
-        return _unknown_option(next(filter(None, found.groups())), given)
-    axis = re.search(r'Parser key "(?:[\w.]*\.)?(\w+)"', message)
-    value = re.search(r"(?:Given value|Got value|value): (.*)", message)
-    if axis and axis[1] in AXES and value and "Given value" in message:
-        base = AXES[axis[1]][0]
-        name = value[1]
-        if name.startswith("{"):
-            name = (yaml.safe_load(name) or {}).get("class_path", name)
-        if name in valid_choices(base) and (detail := re.findall(r"- (.*)", message)):
-            return f"{axis[1]}: {detail[-1]}"
-        return f"{choices(axis[1].replace('_', ' '), name, valid_choices(base))}, or an import path"
-    if axis and (wanted := re.search(r"Expected an? (?:<class '(\w+)'>|(.*?))[.\n]", message)):
-        got = value[1] if value else "something else"
-        return f"{axis[1]}: expected {wanted[1] or wanted[2]}, got {got}"
-    return " ".join(message.split())
-
-
-def _unknown_option(option: str, given: Sequence[str]) -> str:
-    name = option.lstrip("-").partition("=")[0]
-    typed = [g.lstrip("-").partition("=")[0] for g in given]
-    full = next((g for g in typed if g == name or g.endswith(f".{name}")), name)
-    known = [f"--{key}" for key in _known_options()]
-    group = [o for o in known if "." in full and o.startswith(f"--{full.partition('.')[0]}.")]
-    near = difflib.get_close_matches(f"--{full}", group or known, n=6, cutoff=0.5)
-    valid = group or near or [o for o in known if "." not in o]
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"unknown option {full!r}{hint} valid: {', '.join(valid)}"
-
-
-def _known_options() -> list[str]:
-    parser = make_parser()
-    keys = [a.dest for a in parser._actions if a.dest not in ("help", "print_config")]
-    for axis, (base, linked) in AXES.items():
-        for cls in valid_choices(base).values():
-            own = [n for c in cls.__mro__[:-1] for n in inspect.signature(c.__init__).parameters]
-            names = dict.fromkeys(own)
-            keys += [f"{axis}.{n}" for n in names if n not in {"self", "args", "kwargs"} | linked]
-    return sorted(set(keys))

@@ -39,6 +39,7 @@ class Experiment:
         self.config = config
         self.data: Data = build(Data, config["data"])
         self.data.seed = config["seed"]
+        self.data.check()
         diffusion = Diffusion(**config["diffusion"])
         torch.manual_seed(config["seed"])
         model: Denoiser = build(

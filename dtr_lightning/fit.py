@@ -70,12 +70,18 @@ def run(
     """
     directory = Run(path)
     leader = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    if leader:
+        directory.check(config)
+    if (results := directory.results) is not None:
+        return results
+    experiment = Experiment(config)  # a mistake in the config leaves no directory behind
     with directory.lock() if leader else nullcontext():
-        directory.prepare(config) if leader else None
+        if leader:
+            directory.prepare(config)
         if (results := directory.results) is not None:
             return results
         try:
-            results = _train_and_evaluate(config, directory, leader, report, stop or Event())
+            results = _train_and_evaluate(experiment, directory, leader, report, stop or Event())
         except BaseException as error:
             if leader:
                 status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
@@ -89,14 +95,14 @@ def run(
 
 
 def _train_and_evaluate(
-    config: Config,
+    experiment: Experiment,
     directory: Run,
     leader: bool,
     report: Callable[[Progress], None],
     stop: Event,
 ) -> dict[str, Any]:
     start = read_checkpoint(directory.last)["global_step"] if directory.last.exists() else 0
-    experiment = Experiment(config)
+    config = experiment.config
     if leader:
         directory.update_meta(status="running", traceback=None, **provenance())
     reporter = Reporter(experiment, report)

@@ -71,8 +71,7 @@ def slug(config: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     seed = flat.pop("seed", 0)
     flat_base.pop("seed", None)
     for key, value in flat.items():
-        of_router = key.startswith("router.")
-        if value != flat_base.get(key) or (of_router and key in ("router.alpha", "router.beta")):
+        if value != flat_base.get(key) or key in ("router.alpha", "router.beta"):
             value = f"{value:g}" if isinstance(value, float) else value
             parts.append(f"{key.rsplit('.', 1)[-1]}={value}")
     name = re.sub(r"[^\w=.+-]+", "_", "-".join([*parts, f"seed={seed}"]))[:120]
@@ -116,8 +115,8 @@ class Run:
             raise UserError(f"{path} is not a run directory: it has no config.yaml")
         return run
 
-    def prepare(self, config: Mapping[str, Any]) -> None:
-        """Makes the directory and writes its config; UserError if it holds another config."""
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raises UserError if the directory holds another config, or something else than a run."""
         if self.config_file.exists():
             mine, theirs = _science(config), _science(self.config)
             differ = sorted(k for k in mine | theirs if mine.get(k) != theirs.get(k))
@@ -127,9 +126,14 @@ class Run:
                     f"{self.path} holds a run of another config: {key} is {theirs.get(key)!r} "
                     f"there and {mine.get(key)!r} here; choose another --out"
                 )
-            return
-        if self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
+        elif self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and not a run; choose another --out")
+
+    def prepare(self, config: Mapping[str, Any]) -> None:
+        """Makes the directory and writes its config, once."""
+        self.check(config)
+        if self.config_file.exists():
+            return
         for directory in (self.checkpoints, self.samples, self.tensorboard):
             directory.mkdir(parents=True, exist_ok=True)
         _write_atomically(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))

@@ -98,7 +98,7 @@ class DDIM(Sampler):
         # not the network's own eps: x_0 and eps must still add up to x when x_0 was clipped
         eps = (recip * x - prediction.x0) / recipm1
         variance = self.eta**2 * (1 - prev) / (1 - abar) * (1 - abar / prev)  # Eq. 16; 0 at i = 0
-        direction = (1 - prev - variance).clamp(min=0).sqrt()  # -1e-8 is possible at eta = 1
+        direction = torch.sqrt(1 - prev - variance)
         return prev.sqrt() * prediction.x0 + direction * eps + variance.sqrt() * noise
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep at work: live bars in a terminal, else a line per finished trial."""
+"""What a person sees of a sweep at work: bars in a terminal, else a line per finished trial."""
 
 __all__ = ["Bars", "Lines", "View", "make_view"]
 

@@ -24,7 +24,13 @@ from sweeps.folder import Folder
 from sweeps.study import Claim
 
 LEAVE = 10.0  # seconds for a process to leave after its last message
-PRELOADED = ["sweeps.child", "dtr_lightning.fit"]
+# The last two are imported late in a training, by the digits and by the final hyperparameters.
+PRELOADED = [
+    "sweeps.child",
+    "dtr_lightning.fit",
+    "sklearn.datasets",
+    "tensorboard.plugins.hparams.summary_v2",
+]
 
 
 class Machine(NamedTuple):

@@ -1,11 +1,8 @@
-"""Figures and tables from synthetic run directories: every number below is from a formula."""
+"""Figures from synthetic run directories: what is drawn, what is told when a piece is missing."""
 
-import json
 import math
-import subprocess
-import sys
 import time
-from pathlib import Path
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -13,73 +10,12 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-import analysis
-from analysis import FIGURES, NAMES, ablation, convergence, draw_all, masks, samples, tasks
-from analysis.__main__ import main
+from analysis import FIGURES, ablation, convergence, draw_all, masks, samples, tasks
 from analysis.runs import chosen, read, settings
-from analysis.tables import console_table, latex, markdown, over_seeds, table, write_tables
-from dtr_lightning.errors import UserError
+from analysis.tables import markdown, table
 from dtr_lightning.masks import dtr
 from dtr_lightning.run import Run, find_runs
-
-EIGHTHS = [f"val_tasks/t{125 * i:03d}-{125 * i + 124:03d}" for i in range(8)]
-FOUR = [("NoRouting", {}), ("RTR", {"beta": 0.8}), ("DTR", {"alpha": 1.0, "beta": 0.8})]
-FOUR += [("DTR", {"alpha": 4.0, "beta": 0.8})]
-GRID = [("NoRouting", {}), *[("RTR", {"beta": beta}) for beta in (0.6, 0.8)]]
-GRID += [
-    ("DTR", {"alpha": alpha, "beta": beta})
-    for beta in (0.6, 0.8)
-    for alpha in (0.5, 1.0, 2.0, 4.0, 6.0, 8.0)
-]
-
-
-def score_of(router, args, seed):
-    """A made-up score: lowest at alpha = 2, R-TR far away."""
-    beta = args.get("beta", 1.0)
-    base = {"NoRouting": 18.0, "RTR": 36.0}.get(router, 20.0)
-    bend = 0.8 * (math.log2(args.get("alpha", 2.0)) - 1) ** 2
-    return base + bend + 12 * (1 - beta) * (router != "NoRouting") + 0.5 * math.cos(7 * seed)
-
-
-def make_run(path, router="NoRouting", args=None, seed=0, score=None, steps=1200, **config):
-    """Writes a finished run directory; the images are gradients, the losses from a formula."""
-    args = args or {}
-    run = Run(path)
-    run.prepare(
-        {
-            "seed": seed,
-            "model": {"class_path": "DiT", "init_args": {"hidden_size": 64}},
-            "router": {"class_path": f"dtr_lightning.routers.{router}", "init_args": args},
-            "loss_weight": {"class_path": "Constant", "init_args": {}},
-            "diffusion": {"schedule": "cosine", "T": 1000},
-            "trainer": {"max_steps": steps},
-        }
-        | config
-    )
-    score = score_of(router, args, seed) if score is None else score
-    worse = {"NoRouting": 0.0, "RTR": 0.25}.get(router, 0.002 * args.get("alpha", 0))
-    for step in range(300, steps + 1, 300):
-        losses = {key: (0.4 / (i + 1)) * (1 + worse * (i - 3) / 4) for i, key in enumerate(EIGHTHS)}
-        evaluated = {"eval/score": score + 400 * math.exp(-step / 250), "eval/n": 512}
-        run.append_metrics({"step": step, "train/loss": 0.1})
-        run.append_metrics({"step": step, "val/loss": 0.1, **losses, **evaluated})
-    y, x = np.mgrid[:8, :8]
-    images = np.stack([(30 * (x if i % 2 else y) + 7 * i) % 256 for i in range(20)])
-    labels = np.arange(20) % 10
-    np.savez(run.sample_arrays, images=images[:, None].astype(np.uint8), labels=labels)
-    run.update_meta(status="done")
-    protocol = {"sampler": "DDIM", "steps": steps, "seed": seed, "sample_seed": 0}
-    numbers = {"score": score, "score_name": "fd_digits_v1", "n": 1797, "floor": 9.1}
-    numbers |= {"floor_n": 360, "accuracy": 0.91, "copies": 0.01, "loss": 0.0512, "seconds": 31.2}
-    run.write_results(numbers | {"protocol": protocol})
-    return run
-
-
-def make_sweep(root, points=FOUR, seeds=(0,)):
-    for i, (router, args) in enumerate(points):
-        for seed in seeds:
-            make_run(root / f"{router.lower()}-{i}-seed={seed}", router, args, seed)
-    return root
+from tests.synthetic_runs import FOUR, GRID, make_run, make_sweep, score_of
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +32,11 @@ def finished(root):
     return read(find_runs([root])).finished
 
 
+def rc_params():
+    # Reading the backend's entry would choose one.
+    return {key: matplotlib.rcParams[key] for key in matplotlib.rcParams if key != "backend"}
+
+
 def plotted(figure):
     """Returns all points (x, y) of labelled or grey lines in a figure's first axes."""
     return [(x, y) for line in figure.axes[0].get_lines() for x, y in line.get_xydata()]
@@ -103,7 +44,7 @@ def plotted(figure):
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda f: f.NAME)
 def test_every_figure_is_written_as_pdf_png_and_csv(figure, four, tmp_path):
-    before = matplotlib.rcParams.copy()
+    before = rc_params()
     written, left_out = draw_all([four], out=tmp_path, only=[figure.NAME])
     assert left_out == []
     assert [p.name for p in written] == [f"{figure.NAME}.{kind}" for kind in ("pdf", "png", "csv")]
@@ -111,7 +52,7 @@ def test_every_figure_is_written_as_pdf_png_and_csv(figure, four, tmp_path):
     pixels = imread(written[1])
     assert pixels.std() > 0.01 and pixels.shape[1] >= 0.95 * 3.25 * 300
     assert b"/Type3" not in written[0].read_bytes()  # text stays text
-    assert matplotlib.rcParams == before
+    assert rc_params() == before
 
 
 def test_fifteen_runs_are_drawn_in_ten_seconds(tmp_path):
@@ -125,9 +66,9 @@ def test_fifteen_runs_are_drawn_in_ten_seconds(tmp_path):
 
 
 def test_files_lie_in_the_sweep_or_in_out(four, tmp_path):
-    written, _ = draw_all([make_sweep(tmp_path / "a", FOUR[:1])], only=["masks", "tables"])
+    written, _ = draw_all([make_sweep(tmp_path / "a", FOUR[:1])], only=["samples", "tables"])
     assert {str(p.relative_to(tmp_path / "a").parent) for p in written} == {".", "figures"}
-    written, _ = draw_all([four, tmp_path / "a"], out=tmp_path / "out", only=["tables", "masks"])
+    written, _ = draw_all([four, tmp_path / "a"], out=tmp_path / "out", only=["tables", "samples"])
     assert {p.parent for p in written} == {tmp_path / "out"}
 
 
@@ -168,7 +109,17 @@ def test_ablation_axis_is_broken_round_what_is_far(four):
     figure = ablation.draw(finished(four)).figure
     limits = [ax.get_ylim() for ax in figure.axes]
     assert len(limits) == 3  # R-TR, the lines, the floor
-    assert all(upper[0] > lower[1] for upper, lower in zip(limits, limits[1:], strict=False))
+    assert all(upper[0] > lower[1] for upper, lower in pairwise(limits))
+
+
+def test_strips_of_a_broken_axis_hold_every_value_and_never_overlap():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        main, others = rng.uniform(15, 25, 4), rng.uniform(0, 60, 3)
+        strips = ablation._strips([*main], [*others])
+        assert all(upper[0] > lower[1] for upper, lower in pairwise(strips))
+        for value in (*main, *others):
+            assert sum(low <= value <= high for low, high in strips) == 1
 
 
 def test_runs_of_another_protocol_are_not_compared(tmp_path):
@@ -202,7 +153,7 @@ def test_tasks_are_relative_to_the_twin_of_the_same_seed(three_seeds):
     four_ = numbers[(numbers.router == "DTR") & (numbers.alpha == 4.0)]
     assert four_.percent.tolist() == pytest.approx(expected, abs=1e-9)
     points = plotted(figure)
-    assert all((62 + 125 * i, pytest.approx(y)) in points for i, y in enumerate(expected))
+    assert all((62.5 + 125 * i, pytest.approx(y)) in points for i, y in enumerate(expected))
     assert len(figure.axes) == 2  # R-TR is far off
 
 
@@ -211,8 +162,9 @@ def test_samples_are_paired_and_others_left_out(tmp_path):
     odd = make_run(root / "odd", "DTR", {"alpha": 2.0, "beta": 0.8})
     with np.load(odd.sample_arrays) as arrays:
         np.savez(odd.sample_arrays, images=arrays["images"], labels=arrays["labels"][::-1])
+    make_run(root / "noisy", "DTR", {"alpha": 6.0, "beta": 0.8}, evaluation={"seed": 1})
     figure, numbers, note = samples.draw(finished(root))
-    assert "odd" in note and "odd" not in numbers.run.values
+    assert "and 1 more" in note and not {"odd", "noisy"} & set(numbers.run)
     assert (numbers.groupby("index").label.nunique() == 1).all() and len(numbers) == 4 * 20
     sheet = figure.axes[0].images[0].get_array()
     with np.load(Run(root / "norouting-0-seed=0").sample_arrays) as arrays:
@@ -223,20 +175,23 @@ def test_what_is_missing_is_told_in_one_line(tmp_path):
     run = make_run(tmp_path / "r")
     run.metrics_file.unlink()
     run.sample_arrays.write_bytes(b"no npz")
-    written, left_out = draw_all([tmp_path], out=tmp_path / "out")
-    assert [name for name, _ in left_out] == ["ablation", "convergence", "samples", "tasks"]
+    names = ["ablation", "convergence", "samples", "tasks"]
+    written, left_out = draw_all([tmp_path], out=tmp_path / "out", only=[*names, "tables"])
+    assert [name for name, _ in left_out] == names
     assert all("\n" not in reason for _, reason in left_out)
-    assert {p.stem for p in written} == {"masks", "results", "table"}
+    assert {p.stem for p in written} == {"results", "table"}
 
 
 @pytest.mark.parametrize("router, args", FOUR[1:3])
 def test_one_run_alone_and_diverged_runs_do_not_break(router, args, tmp_path):
     make_run(tmp_path / "one", router, args)
-    assert "masks.png" in {p.name for p in draw_all([tmp_path], out=tmp_path / "1").written}
+    runs = finished(tmp_path)
+    assert all(figure.needs(runs) or len(figure.draw(runs).numbers) for figure in FIGURES)
+    assert len(table(runs)) == 1
     for i, score in enumerate((math.nan, math.inf)):
         make_run(tmp_path / f"bad{i}", "DTR", {"alpha": 8.0 + i, "beta": 0.8}, score=score)
     runs = finished(tmp_path)
-    for figure in FIGURES:
-        assert figure.needs(runs) or len(figure.draw(runs).numbers)
+    assert all(figure.needs(runs) or len(figure.draw(runs).numbers) for figure in FIGURES)
+    assert ablation.needs(runs) or "2 diverged" in ablation.draw(runs).note
     assert table(runs).score.isna().tolist() == [False, True, True]
     assert markdown(table(runs)).count("diverged") == 2

@@ -221,6 +221,7 @@ class Data(LightningDataModule, ABC):
             batch_size=None,
             collate_fn=_as_is,
             num_workers=self.workers,
+            generator=torch.Generator(),  # else each iterator takes a number from the global one
             persistent_workers=self.workers > 0 and as_float,
             pin_memory=self.workers > 0 and torch.cuda.is_available(),
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance, poly_mmd
+from torchmetrics.utilities import dim_zero_cat
 
 
 def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tensor) -> Tensor:
@@ -23,7 +24,8 @@ def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tenso
     """
     root_a, root_b = _root(sigma_a), _root(sigma_b)
     cross = torch.linalg.svdvals(root_a.T @ root_b).sum()
-    return (mu_a - mu_b).square().sum() + sigma_a.trace() + sigma_b.trace() - 2 * cross
+    distance = (mu_a - mu_b).square().sum() + sigma_a.trace() + sigma_b.trace() - 2 * cross
+    return distance.clamp(min=0)  # rounding alone makes it negative
 
 
 def _root(sigma: Tensor) -> Tensor:
@@ -77,7 +79,7 @@ class KernelDistance(KernelInceptionDistance):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Returns mean and standard deviation of the squared MMD over the subsets."""
-        real, fake = (torch.cat(list(part)) for part in (self.real_features, self.fake_features))
+        real, fake = (dim_zero_cat(part) for part in (self.real_features, self.fake_features))
         size = min(self.subset_size, len(real), len(fake))
         generator = torch.Generator().manual_seed(0)
 

@@ -78,12 +78,10 @@ class TimmFeatures(Features):
             torch.manual_seed(0)
             try:
                 self.net = timm.create_model(model, pretrained=pretrained, num_classes=0)
-            except Exception as error:
-                if not pretrained:
-                    raise
+            except Exception as error:  # of the hub, the network or timm: each has its own
                 raise UserError(
-                    f"cannot get the weights of {model} ({type(error).__name__}); "
-                    "check the name's tag and the network, or give a local file as weights"
+                    f"timm cannot make {model} ({type(error).__name__}); check the name's tag"
+                    + (" and the network, or give a local file as weights" if pretrained else "")
                 ) from error
         if weights:
             self._load(weights)

@@ -1,6 +1,8 @@
 """Trains the shipped digit classifier: `python -m dtr_lightning.metrics.train_digits [--out DIR]`.
 
-It sees the training split only; the held-out split is used once, for the accuracy in the JSON.
+It sees the training split only; the held-out split gives the accuracy in the JSON. A decoder,
+thrown away afterwards, must draw the image from the features: a classifier alone forgets all but
+the class (9 of 48 directions then hold 98 % of the variance), its distance hardly looks within.
 """
 
 __all__ = ["augment", "train"]
@@ -28,8 +30,7 @@ RECIPE = {
     "lr": 5e-3,
     "weight_decay": 0.05,
     "schedule": "one cycle",
-    "label_smoothing": 0.0,
-    "decoder_weight": 4.0,
+    "decoder_weight": 2.0,
     "shift_pixels": 0.7,
     "rotation_degrees": 10.0,
     "scale": 0.1,
@@ -68,25 +69,20 @@ def train() -> tuple[DigitsNet, float]:
         net = DigitsNet()
         decoder = nn.Sequential(nn.Linear(net.num_features, 128), nn.GELU(), nn.Linear(128, 64))
     generator = torch.Generator().manual_seed(RECIPE["seed"])
-    optimizer = torch.optim.AdamW(
-        [*net.parameters(), *decoder.parameters()],
-        lr=RECIPE["lr"],
-        weight_decay=RECIPE["weight_decay"],
-    )
+    weights = [*net.parameters(), *decoder.parameters()]
+    optimizer = torch.optim.AdamW(weights, RECIPE["lr"], weight_decay=RECIPE["weight_decay"])
     batches = len(labels) // RECIPE["batch_size"]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, RECIPE["lr"], total_steps=RECIPE["epochs"] * batches
     )
-    loss_of = nn.CrossEntropyLoss(label_smoothing=RECIPE["label_smoothing"])
     for _ in range(RECIPE["epochs"]):
         order = torch.randperm(len(labels), generator=generator)
         for batch in order[: batches * RECIPE["batch_size"]].view(batches, -1):
             clean, noisy = augment(images[batch], generator)
             features = net(noisy)
-            loss = loss_of(net.logits(features), labels[batch])
-            drawn = decoder(features).view_as(clean)
-            loss = loss + RECIPE["decoder_weight"] * F.mse_loss(drawn, clean)
-            loss.backward()
+            drawing = F.mse_loss(decoder(features).view_as(clean), clean)
+            reading = F.cross_entropy(net.logits(features), labels[batch])
+            (reading + RECIPE["decoder_weight"] * drawing).backward()
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()

@@ -1,0 +1,55 @@
+"""What the tests share."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dtr_lightning.commands import quiet
+from dtr_lightning.config import resolve
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+
+torch.set_num_threads(1)
+quiet()
+
+# A run of two seconds that still does everything: evaluation on the way, EMA, checkpoints.
+TINY = {
+    "model.hidden_size": 16,
+    "model.depth": 2,
+    "model.num_heads": 2,
+    "data.batch_size": 8,
+    "trainer.max_steps": 6,
+    "trainer.log_every_n_steps": 4,
+    "checkpoint.every": 3,
+    "evaluation.n": 20,
+    "evaluation.every": 3,
+    "evaluation.every_n": 16,
+    "sampler.steps": 3,
+}
+
+
+@pytest.fixture
+def tiny():
+    """Returns a function that resolves the tiny digits config with further options."""
+
+    def config(**options):
+        dotted = {key.replace("__", "."): value for key, value in options.items()}
+        return resolve(ROOT / "configs" / "digits.yaml", TINY | dotted)
+
+    return config
+
+
+def golden(name):
+    """Returns a stored reference file: an archive of arrays, or what a JSON file holds."""
+    path = GOLDEN / name
+    return json.loads(path.read_text()) if path.suffix == ".json" else np.load(path)
+
+
+def max_relative(a, b):
+    """Returns max |a - b| / max |b|."""
+    a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
+    return ((a - b).abs().max() / b.abs().max()).item()

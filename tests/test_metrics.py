@@ -1,0 +1,224 @@
+"""Laws of the scores: golden distances, the shipped classifier, what a score must notice."""
+
+import itertools
+import json
+import multiprocessing
+import socket
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dtr_lightning.data import Digits, to_float, to_uint8
+from dtr_lightning.errors import UserError
+from dtr_lightning.metrics import (
+    DigitsFeatures,
+    Features,
+    FrechetDistance,
+    KernelDistance,
+    Scorer,
+    frechet_distance,
+)
+from dtr_lightning.metrics.copies import nearest, thumbnails
+
+GOLDEN = Path(__file__).parent / "golden" / "metrics"
+SETS = np.load(GOLDEN / "distances.npz")
+VALUES = json.loads((GOLDEN / "distances.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def data():
+    return Digits()
+
+
+@pytest.fixture(scope="module")
+def held_out(data):
+    return data.split("held_out").tensors
+
+
+@pytest.fixture(scope="module")
+def scorer(data, held_out):
+    scorer = Scorer(DigitsFeatures(), data)
+    scorer.update(*held_out)
+    return scorer
+
+
+def score(scorer, images, labels=None):
+    scorer.reset()
+    scorer.update(images, labels)
+    return scorer.compute()
+
+
+def golden(name):
+    return (torch.from_numpy(SETS[f"{name}_{side}"]) for side in "ab")
+
+
+def filled(metric, a, b):
+    for chunk in a.split(37):  # states add up over batches
+        metric.update(chunk, real=True)
+    metric.update(b, real=False)
+    return metric
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_frechet_distance_equals_the_golden(name):
+    a, b = golden(name)
+    metric = filled(FrechetDistance(a.shape[1]), a, b)
+    assert metric.compute().item() == pytest.approx(VALUES[name]["fid_official_float64"], rel=1e-6)
+    moments = [m for x in (a.double(), b.double()) for m in (x.mean(0), torch.cov(x.T))]
+    value = frechet_distance(*moments).item()
+    assert value == pytest.approx(VALUES[name]["fid_svd_float64"], rel=1e-9)
+    metric.reset()
+    metric.update(a, real=False)
+    assert metric.compute() < 1e-8  # of a set to itself, and the real side survived the reset
+
+
+def test_kernel_distance_equals_the_golden():
+    a, b = golden("fid64_deficient")  # 50 and 50: a subset of at most 1,000 is all of them
+    state = torch.get_rng_state()
+    mean, spread = filled(KernelDistance(64, subsets=3), a, b).compute()
+    expected = VALUES["fid64_deficient"]["kid_unbiased"]
+    assert mean.item() == pytest.approx(expected, rel=1e-9) and spread < 1e-12
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_shipped_card_tells_the_truth(held_out):
+    card = resources.files("dtr_lightning.metrics") / "fd_digits_v1.json"
+    card = json.loads(card.read_text())
+    features = DigitsFeatures()
+    images, labels = held_out
+    right = features.logits(features(images)).argmax(1) == labels
+    assert right.float().mean().item() == pytest.approx(card["held_out_accuracy"], abs=1 / 360)
+    assert card["held_out_accuracy"] >= 0.98 and card["held_out_images"] == len(labels)
+    assert card["features"] == features.num_features == features(images).shape[1]
+
+
+def test_digit_features_are_standardised(data):
+    features = DigitsFeatures()(data.split("train").tensors[0])
+    assert features.mean(0).abs().max() < 1e-3
+    assert (features.var(0) - 1).abs().max() < 1e-2
+
+
+def test_the_floor_is_the_score_of_held_out_images(scorer, held_out):
+    result = score(scorer, *held_out)
+    assert result["name"] == "fd_digits_v1"
+    assert result["score"] == pytest.approx(result["floor"], rel=1e-9)
+    assert (result["n"], result["floor_n"], result["reference_n"]) == (360, 360, 1437)
+    assert result["accuracy"] >= 0.98 and abs(result["copies"] - 0.01) < 0.005
+    assert abs(result["kid"]) < 0.05
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_copies_beat_the_floor_and_are_called_copies(scorer, data):
+    images, labels = data.split("train").tensors
+    result = score(scorer, images, labels)
+    assert result["copies"] == 1 and result["score"] < 1e-6 < result["floor"]
+
+
+def test_a_score_grows_with_what_is_wrong(scorer, held_out):
+    images, labels = held_out
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    results = [
+        score(scorer, to_uint8(to_float(images) + level * noise), labels) for level in (0.1, 0.3, 1)
+    ]
+    scores = [results[0]["floor"], *(r["score"] for r in results)]
+    assert all(b > 1.2 * a for a, b in itertools.pairwise(scores))
+    assert results[-1]["accuracy"] < 0.8 and results[-1]["copies"] == 0
+    few = torch.cat([(labels == c).nonzero()[:4, 0].repeat(9) for c in range(10)])
+    assert score(scorer, images[few], labels[few])["score"] > 5 * results[0]["floor"]
+    wrong = score(scorer, images, (labels + 1) % 10)
+    assert wrong["accuracy"] < 0.02 and wrong["score"] == pytest.approx(wrong["floor"], rel=1e-9)
+
+
+def test_a_score_does_not_depend_on_batches(scorer, held_out):
+    images, labels = held_out
+    whole = score(scorer, images, labels)
+    scorer.reset()
+    for part in zip(images.split(100), labels.split(100), strict=True):
+        scorer.update(*part)
+    parts = scorer.compute()
+    assert parts.pop("name") == whole.pop("name")
+    assert parts == pytest.approx(whole, rel=1e-6, abs=1e-7)
+
+
+def test_what_was_not_measured_is_none_or_an_error(data, held_out):
+    scorer = Scorer(DigitsFeatures(), data, limit=200, kid_subsets=0)
+    with pytest.raises(UserError, match="none were given"):
+        scorer.compute()
+    with pytest.raises(UserError, match="at least 2 samples"):
+        score(scorer, held_out[0][:1])
+    result = score(scorer, held_out[0])
+    assert result["accuracy"] is None and "kid" not in result
+    assert result["reference_n"] == result["floor_n"] == 200
+    for options in ({"limit": 1}, {"kid_subsets": -1}):
+        with pytest.raises(UserError, match="not valid"):
+            Scorer(DigitsFeatures(), data, **options)
+
+
+def test_nearest_distances_are_those_of_cdist():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(0, 256, (n, 3, 8, 8), generator=generator) for n in (40, 70))
+    rows, references = (thumbnails(x.to(torch.uint8)) for x in (a, b))
+    exact = torch.cdist(rows.double(), references.double()).amin(1)
+    assert torch.allclose(nearest(rows, references).double(), exact, rtol=1e-5)
+    assert nearest(rows, rows).max() == 0
+    big = torch.full((2, 3, 64, 48), 7, dtype=torch.uint8)
+    assert thumbnails(big).shape == (2, 3 * 32 * 32) and (thumbnails(big) == 7).all()
+
+
+class Mean(Features):
+    """The least a person writes for features of their own."""
+
+    name = "fd_mean"
+    num_features = 3
+
+    def __init__(self):
+        super().__init__()
+        self.freeze()
+
+    def forward(self, images):
+        return nn.functional.adaptive_avg_pool2d(images.float(), (1, 3)).flatten(1)
+
+
+def test_any_features_score_any_data(data, held_out):
+    result = score(Scorer(Mean(), data), *held_out)
+    assert result["name"] == "fd_mean" and result["accuracy"] is None
+    assert result["score"] == pytest.approx(result["floor"])
+
+
+def share(rank, port, images, labels, queue):
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", address, rank=rank, world_size=2)
+    scorer = Scorer(DigitsFeatures(), Digits())
+    cut = slice(0, 100) if rank == 0 else slice(100, None)
+    result = score(scorer, images[cut], labels[cut])
+    queue.put((result, scorer.copies.threshold.item()))
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_together_score_as_one(scorer, held_out):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")  # a fresh interpreter would take seconds
+    queue = context.Queue()
+    ranks = [
+        context.Process(target=share, args=(rank, port, *held_out, queue)) for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    results = [queue.get(timeout=20) for _ in ranks]
+    for rank in ranks:
+        rank.join()
+    one = score(scorer, *held_out)
+    for result, threshold in results:
+        assert threshold == scorer.copies.threshold.item()
+        assert result.pop("name") == one["name"]
+        # KID's subsets depend on the order of the samples: only the rest is equal.
+        kid = result.pop("kid"), result.pop("kid_std")
+        assert abs(kid[0] - one["kid"]) < 5 * (kid[1] + one["kid_std"])
+        assert result == pytest.approx({key: one[key] for key in result}, rel=1e-6)
