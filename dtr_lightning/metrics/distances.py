@@ -1,8 +1,8 @@
 """Frechet and kernel distance between two sets of features: FID's and KID's formulas.
 
-torchmetrics keeps the sums and gathers them over ranks; the linear algebra is ours, in float64:
-its eigenvalues of an unsymmetric product take ten times as long at 2,048 features, and its subsets
-come from the global RNG.
+torchmetrics keeps the sums and gathers them over ranks. Two things are ours: symmetric eigenvalues
+(at 512 features a quarter of the time of its unsymmetric ones, and exacter where covariances are
+singular), and a generator for KID's subsets, which it draws from the global RNG.
 """
 
 __all__ = ["FrechetDistance", "KernelDistance", "frechet_distance"]
@@ -19,18 +19,14 @@ from torchmetrics.utilities import dim_zero_cat
 def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tensor) -> Tensor:
     """Returns |mu_a - mu_b|^2 + tr(Sigma_a + Sigma_b - 2 (Sigma_a Sigma_b)^(1/2)), a scalar.
 
-    Means (D,), covariances (D, D), float64. With Sigma = R R^T the trace of the root is the sum of
-    the singular values of R_a^T R_b, exact for singular covariances too (Heusel et al., Eq. 6).
+    Means (D,), covariances (D, D), float64 (Heusel et al. 2017, Eq. 6). With Sigma_a = R R^T the
+    eigenvalues of Sigma_a Sigma_b are those of the symmetric R^T Sigma_b R.
     """
-    root_a, root_b = _root(sigma_a), _root(sigma_b)
-    cross = torch.linalg.svdvals(root_a.T @ root_b).sum()
+    values, vectors = torch.linalg.eigh(sigma_a)
+    root = vectors * values.clamp(min=0).sqrt()
+    cross = torch.linalg.eigvalsh(root.T @ sigma_b @ root).clamp(min=0).sqrt().sum()
     distance = (mu_a - mu_b).square().sum() + sigma_a.trace() + sigma_b.trace() - 2 * cross
     return distance.clamp(min=0)  # rounding alone makes it negative
-
-
-def _root(sigma: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(sigma)
-    return vectors * values.clamp(min=0).sqrt()
 
 
 class _Given(nn.Module):

@@ -1,0 +1,85 @@
+"""A trained run, ready to be sampled from or evaluated under another protocol."""
+
+__all__ = ["TrainedRun", "other_protocol"]
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from dtr_lightning.config import Config, make_parser, parse
+from dtr_lightning.errors import UserError, choices
+from dtr_lightning.evaluation import Report, silent
+from dtr_lightning.experiment import Experiment
+from dtr_lightning.fit import KEPT_SAMPLES, read_checkpoint
+from dtr_lightning.run import Run, flatten
+
+PROTOCOL = ("sampler", "features", "evaluation", "trainer.accelerator")
+
+
+def other_protocol(run: Run, options: Sequence[str]) -> Config:
+    """Returns the run's config with another sampler, features or evaluation.
+
+    UserError for options that would change what was trained.
+    """
+    parser = make_parser(description="options: --sampler, --features, --evaluation.*")
+    config = parse(parser, [f"--config={run.config_file}", *options]).config
+    before, after = flatten(run.config), flatten(config)
+    for key in sorted(before | after):
+        same = before.get(key) == after.get(key)
+        if not same and not key.startswith(PROTOCOL):
+            raise UserError(
+                f"--{key} belongs to the training of {run.path}; "
+                f"only --sampler, --features and --evaluation can be changed now"
+            )
+    return config
+
+
+class TrainedRun:
+    """The network of a run with its average weights, on one device.
+
+    checkpoint is "last", or "step=N" where a milestone was kept.
+    """
+
+    def __init__(self, run: Run, config: Config, checkpoint: str = "last") -> None:
+        path = run.checkpoints / f"{checkpoint}.ckpt"
+        kept = sorted(file.stem for file in run.checkpoints.glob("*.ckpt"))
+        if not kept:
+            raise UserError(f"{run.path} has no checkpoint yet")
+        if checkpoint not in kept:
+            raise choices(f"checkpoint of {run.path}", checkpoint, kept)
+        state = read_checkpoint(path)
+        self.run, self.step = run, state["global_step"]
+        trainer = config["trainer"] | {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+        self.experiment = Experiment(config | {"trainer": trainer})
+        self.trainer = self.experiment.trainer([], [])
+        self.module = self.experiment.module
+        self.module.load_state_dict(state["state_dict"])
+        self.module.to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.trainer.strategy.root_device
+
+    @property
+    def name(self) -> str:
+        """The name of an evaluation: what identifies its protocol and the step."""
+        protocol = self.experiment.describe()
+        text = json.dumps([protocol, self.step], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+        sampler = f"{protocol['sampler'].lower()}{self.experiment.sampler_steps}"
+        guidance, n = protocol["guidance"], protocol["n"]
+        return f"step={self.step}-{sampler}-guidance={guidance:g}-n={n}-{digest}"
+
+    def evaluate(self, report: Report = silent) -> dict[str, Any]:
+        """Returns the results under the config's protocol, and stores them with the run."""
+        if (stored := self.run.evaluation(self.name)) is not None:
+            return stored
+        n = self.experiment.protocol.n
+        scores, *_ = self.experiment.evaluate(self.trainer, self.module, n, KEPT_SAMPLES, report)
+        results = {**scores, "steps": self.step, "protocol": dict(self.experiment.describe())}
+        self.run.write_evaluation(self.name, results)
+        return results

@@ -1,0 +1,98 @@
+"""Sample from a run: python sample.py RUN --classes 3 --guidance 2 --n 64
+
+Writes a PNG sheet and, with --npz, the samples as arrays (arr_0 uint8 (n, H, W, C), labels).
+"""
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dtr_lightning.bar import Bar
+from dtr_lightning.commands import command, stop_on_signals
+from dtr_lightning.data import Data
+from dtr_lightning.errors import UserError
+from dtr_lightning.evaluation import sample
+from dtr_lightning.fit import Stopped
+from dtr_lightning.pictures import save_sheet
+from dtr_lightning.run import Run
+from dtr_lightning.trained import TrainedRun, other_protocol
+
+
+@command
+def main() -> int:
+    """Reads the options, samples and writes the files."""
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("run", metavar="RUN", help="run directory")
+    parser.add_argument("--classes", nargs="+", help="names or numbers; all in turn by default")
+    parser.add_argument("--guidance", help="1: the conditional model")
+    parser.add_argument("--n", type=int, default=64, help="number of samples")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--checkpoint", default="last", help="last, or step=N of a milestone")
+    parser.add_argument("--out", help="the sheet (default: RUN/samples/NAME.png)")
+    parser.add_argument("--npz", help="also write the samples as arrays")
+    given, options = parser.parse_known_args()
+    if given.n < 1:
+        raise UserError(f"--n must be at least 1; got {given.n}")
+    options.append(f"--evaluation.seed={given.seed}")
+    if given.guidance is not None:
+        options.append(f"--evaluation.guidance={given.guidance}")
+    run = Run.existing(given.run)
+    stop = stop_on_signals()
+    trained = TrainedRun(run, other_protocol(run, options), given.checkpoint)
+    data, protocol = trained.experiment.data, trained.experiment.protocol
+    classes = class_numbers(data, given.classes)
+    labels = torch.tensor([classes[i % len(classes)] for i in range(given.n)])
+    shape = (data.in_channels, data.image_size, data.image_size)
+    total, done = trained.experiment.sampling_work(given.n), 0
+    with Bar("sample") as bar:
+
+        def count(images: int) -> None:
+            nonlocal done
+            done += images
+            bar(done, total, "sample")
+            if stop.is_set():
+                raise Stopped
+
+        sampler = trained.experiment.sampler
+        parts = sample(trained.module, sampler, labels, range(given.n), shape, protocol, count)
+        images = torch.cat([images.cpu() for images, _ in parts])
+    which = "all" if given.classes is None else "+".join(data.class_names[c] for c in classes)
+    name = f"class={which}-guidance={protocol.guidance:g}-n={given.n}-seed={given.seed}.png"
+    out = Path(given.out or run.samples / name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_sheet(str(out), images, len(classes))
+    print(out)
+    if given.npz:
+        np.savez_compressed(
+            given.npz, arr_0=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy()
+        )
+        print(given.npz)
+    return 0
+
+
+def class_numbers(data: Data, names: list[str] | None) -> list[int]:
+    """Returns the labels of classes given by name or number; UserError for one out of range."""
+    if names is None:
+        return list(range(data.num_classes))
+    if data.num_classes == 1:
+        raise UserError("the run is unconditional: it has no --classes")
+    numbers = []
+    for name in names:
+        if name in data.class_names:
+            numbers.append(data.class_names.index(name))
+        elif name.isdecimal() and int(name) < data.num_classes:
+            numbers.append(int(name))
+        else:
+            shown = ", ".join(data.class_names[:20]) + (" ..." if data.num_classes > 20 else "")
+            last = data.num_classes - 1
+            raise UserError(f"unknown class {name!r}; valid: 0 to {last}, or by name: {shown}")
+    return numbers
+
+
+if __name__ == "__main__":
+    sys.exit(main())

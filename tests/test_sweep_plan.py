@@ -1,0 +1,152 @@
+"""Laws of a sweep's plan and of its study: every point once, whatever plans and whatever dies."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+
+from dtr_lightning.errors import UserError
+from sweeps import plan
+from sweeps.folder import Folder
+from sweeps.study import Study
+from tests import standin
+from tests.standin import counts, run, trials, write
+
+
+@pytest.fixture
+def light(monkeypatch):
+    """Sweeps without the imports of a real config and of the figures."""
+    standin.install(monkeypatch)
+
+
+def test_a_grid_is_the_product_of_its_lists_for_every_seed(light, tmp_path):
+    sweep = plan.resolve_all(plan.read(write(tmp_path), seeds=2))
+    assert len(sweep.points) == 2 * (1 + 2 * 2)
+    assert sweep.points[0].params == {"router": "NoRouting", "seed": 0}
+    assert sweep.points[4].params["router.beta"] == 0.8
+    assert len({point.name for point in sweep.points}) == 10
+    assert [point.params["seed"] for point in sweep.points] == [0] * 5 + [1] * 5
+
+
+def test_points_that_mean_the_same_are_one(light, tmp_path):
+    path = write(tmp_path, "config: b\ngrid: [{router: DTR}, {router: [DTR, RTR]}]")
+    assert len(plan.resolve_all(plan.read(path)).points) == 2
+
+
+def test_every_shipped_sweep_resolves_and_smoke_is_shorter():
+    for name in plan.names():
+        whole, smoke = (plan.read(name, smoke=smoke) for smoke in (False, True))
+        assert len(whole.assignments) == len(smoke.assignments)
+        points = plan.resolve_all(smoke).points
+        assert len(points) == len(smoke.assignments)
+        whole = plan.resolve_all(whole)
+        steps = [p.config["trainer"]["max_steps"] for p in (points[0], whole.points[0])]
+        assert steps[0] < steps[1]
+
+
+def test_alpha_beta_is_figure_4():
+    points = plan.read("alpha_beta").assignments
+    routers = [point["router"] for point in points]
+    assert [routers.count(name) for name in ("NoRouting", "RTR", "DTR")] == [1, 2, 12]
+    assert {p["router.alpha"] for p in points if p["router"] == "DTR"} == {0.5, 1, 2, 4, 6, 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("config: b\n\tgrid: []", "not YAML"),
+        ("- a", "valid keys"),
+        ("config: b\ngird: []", "unknown key .*'gird'; valid: config, grid"),
+        ("config: 3\ngrid: [{a: 1}]", "config is to be"),
+        ("config: b", "grid is to be a list"),
+        ("config: b\ngrid: {a: 1}", "grid is to be a list"),
+        ("config: b\ngrid: [3]", "entry 1 of grid"),
+        ("config: b\ngrid: [{a: []}]", "a in entry 1"),
+        ("config: b\ngrid: [{a: [{}]}]", "a in entry 1"),
+        ("config: b\ngrid: [{seed: [1, 2]}]", "use seeds"),
+        ("config: b\ngrid: [{a: 1}]\nseeds: two", "seeds is to be"),
+        ("config: b\ngrid: [{a: 1}]\nseeds: 0", "seeds is to be"),
+        ("config: b\ngrid: [{a: 1}]\ndirection: up", "valid: minimize, maximize"),
+        ("config: b\ngrid: [{a: 1}]\nmetric: [a]", "metric is to be"),
+        ("config: b\ngrid: [{a: 1}]\nsmoke: 3", "smoke is to map"),
+    ],
+)
+def test_a_bad_yaml_is_one_line(tmp_path, text, says):
+    with pytest.raises(UserError, match=says) as caught:
+        plan.read(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_planned_twice_at_once_is_planned_once(light, tmp_path):
+    sweep = plan.resolve_all(plan.read(write(tmp_path)))
+    folder = Folder(tmp_path / "out")
+
+    folder.prepare(sweep)
+    started = Barrier(4)
+
+    def work(_):
+        with folder.owner() as owner:
+            started.wait()
+            study = Study(sweep, folder, owner)
+            study.plan()
+            claims = []
+            while claim := study.claim():
+                claims.append(claim.point.name)
+            started.wait()
+        return claims
+
+    with ThreadPoolExecutor(4) as pool:
+        claimed = [name for names in pool.map(work, range(4)) for name in names]
+    assert sorted(claimed) == sorted(point.name for point in sweep.points)
+    assert len(trials(folder.path)) == len(sweep.points)
+
+
+def test_the_trial_of_a_dead_owner_waits_again_and_of_a_living_one_does_not(light, tmp_path):
+    sweep = plan.resolve_all(plan.read(write(tmp_path)))
+    folder = Folder(tmp_path / "out")
+    folder.prepare(sweep)
+    with folder.owner() as owner:
+        study = Study(sweep, folder, owner)
+        study.plan()
+        claim = study.claim()
+        study.recover()
+        assert study.open() == (4, 1)
+    study.recover()
+    assert study.open() == (5, 0)
+    claim = study.claim()
+    folder.run(claim.point).prepare(claim.point.config)
+    with folder.run(claim.point).lock():
+        study.recover()
+        assert study.open() == (4, 1)
+    folder.run(claim.point).write_results({"score": 3.0})
+    study.recover()
+    assert study.open() == (4, 0)
+    assert [trial.value for trial in trials(folder.path) if trial.value] == [3.0]
+
+
+def test_another_machines_trial_is_taken_over_only_without_heartbeat(light, tmp_path, monkeypatch):
+    sweep = plan.resolve_all(plan.read(write(tmp_path)))
+    folder = Folder(tmp_path / "out")
+    folder.prepare(sweep)
+    study = Study(sweep, folder, "here")
+    study.plan()
+    claim = study.claim()
+    study.storage.set_trial_user_attr(claim.trial_id, "host", "elsewhere")
+    study.recover()
+    assert study.open() == (4, 1)
+    study.storage.grace_period = -1
+    study.recover()
+    study.recover()
+    assert study.open() == (5, 0)
+
+
+def test_a_study_knows_the_parameters_and_takes_more_points(light, tmp_path):
+    out = tmp_path / "out"
+    run(write(tmp_path), out)
+    found = trials(out)
+    assert {trial.params["router"] for trial in found} == {"NoRouting", "DTR"}
+    assert {trial.params.get("router.alpha") for trial in found} == {None, 1.0, 4.0}
+    more = standin.GRID.replace("[1, 4.0]", "[1, 4.0, 8]") + "  - {router: RTR}\n"
+    outcome, _ = run(write(tmp_path, more), out, seeds=2)
+    assert len(outcome.results) == 16
+    assert set(counts(out).values()) == {(1, 1)}
