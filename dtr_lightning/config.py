@@ -46,7 +46,7 @@ Config = dict[str, Any]
 AXES: dict[str, tuple[type, set[str]]] = {
     "data": (Data, set()),
     "model": (Denoiser, {"input_size", "in_channels", "num_classes", "learn_sigma", "router"}),
-    "router": (Router, {"tasks"}),
+    "router": (Router, {"tasks", "seed"}),
     "loss_weight": (LossWeight, set()),
     "sampler": (Sampler, set()),
     "features": (Features, set()),
@@ -167,10 +167,13 @@ def check(config: Config) -> None:
             raise UserError(f"{key} must be at least {least}; got {value}")
 
 
-def run_name(config: Config, file: str | Path) -> str:
-    """Returns the directory name of a run: what differs from the file's recipe, seed and hash."""
+def run_name(config: Config, file: str | Path, overrides: Mapping[str, Any] | None = None) -> str:
+    """Returns the directory name of a run: what differs from its recipe, the seed and a hash.
+
+    The recipe is a YAML file, with overrides, and with the run's own choice on every axis.
+    """
     chosen = {axis: config[axis]["class_path"] for axis in AXES}
-    return slug(config, resolve(file, chosen))
+    return slug(config, resolve(file, {**(overrides or {}), **chosen}))
 
 
 def valid_choices(base: type) -> dict[str, type]:
@@ -184,13 +187,16 @@ def valid_choices(base: type) -> dict[str, type]:
 
 
 def build(base: type, choice: Mapping[str, Any], **linked: Any) -> Any:
-    """Returns the object of a choice {class_path, init_args}, with arguments that are linked."""
+    """Returns the object of a choice {class_path, init_args}, with the linked ones it takes."""
     path = choice["class_path"]
     if "." in path:
         module, _, name = path.rpartition(".")
         cls = getattr(importlib.import_module(module), name)
     else:
         cls = valid_choices(base)[path]
+    takes = inspect.signature(cls).parameters
+    variadic = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    linked = {key: value for key, value in linked.items() if variadic or key in takes}
     return cls(**(choice.get("init_args") or {}), **linked)
 
 

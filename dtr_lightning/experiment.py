@@ -49,7 +49,7 @@ class Experiment:
             in_channels=self.data.in_channels,
             num_classes=self.data.num_classes,
             learn_sigma=diffusion.learns_variance,
-            router=build(Router, config["router"], tasks=diffusion.T),
+            router=build(Router, config["router"], tasks=diffusion.T, seed=config["seed"]),
         )
         loss_weight = build(LossWeight, config["loss_weight"])
         self.module = DiffusionModule(

@@ -18,6 +18,8 @@ def explain(message: str, options: Sequence[str], axes: dict[str, Sequence[str]]
     """
     if found := UNKNOWN_OPTION.search(message):
         return _unknown_option(found[1] or found[2], options)
+    if missing := re.search(r"arguments are required: (\w+)", message):
+        return f"give --{missing[1]}; valid: {', '.join(axes[missing[1]])}"
     key, given = KEY.search(message), GIVEN.search(message)
     if not (key and given):
         return " ".join(message.removeprefix("Parser key ").split())

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import yaml
 
 from dtr_lightning.errors import UserError, choices
-from dtr_lightning.run import slug
 
 SHIPPED = Path(__file__).parent
 KEYS = ("config", "grid", "seeds", "metric", "direction", "smoke")
@@ -159,12 +158,13 @@ def resolve_all(recipe: Recipe) -> Sweep:
     Two assignments that mean the same config are one point.
     """
     # The models behind a config take seconds to import: a caller starts other things before.
-    from dtr_lightning.config import resolve
+    from dtr_lightning.config import resolve, run_name
 
     base = resolve(recipe.config, recipe.overrides)
     points: dict[str, Point] = {}
     for assignment in recipe.assignments:
         config = resolve(recipe.config, recipe.overrides | assignment)
-        point = Point(slug(config, base), assignment, config)
+        name = run_name(config, recipe.config, recipe.overrides)
+        point = Point(name, assignment, config)
         points.setdefault(point.name, point)
     return Sweep(recipe.name, base, recipe.metric, recipe.direction, tuple(points.values()))

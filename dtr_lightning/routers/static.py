@@ -93,7 +93,7 @@ class RTR(MaskRouter):
     """Random task routing: a random set of channels for every task (Section 4.2).
 
     Masks are drawn per task and per block, as in the official code, or once for all blocks when
-    `shared`. They depend on `seed` only.
+    `shared`. They depend on `seed` only, which is the run's.
     """
 
     def __init__(

@@ -1,0 +1,149 @@
+"""Configs: the signatures are the schema, and a mistake is one line with the valid choices."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dtr_lightning.config import AXES, build, make_parser, parse, resolve, run_name, valid_choices
+from dtr_lightning.errors import UserError
+from dtr_lightning.loss_weights import LossWeight
+from dtr_lightning.routers import Router
+from dtr_lightning.run import config_hash
+from tests.conftest import ROOT
+
+DIGITS = str(ROOT / "configs" / "digits.yaml")
+
+
+def given(*options):
+    return parse(make_parser(), ["--config", DIGITS, *options]).config
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_recipe_resolves_and_says_what_it_is(file):
+    config = resolve(file)
+    assert set(AXES) < set(config)
+    assert file.read_text().startswith("# ")
+
+
+def test_a_resolved_config_resolves_to_itself(tmp_path):
+    config = given("--router", "DTR", "--router.alpha", "2")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert resolve(tmp_path / "config.yaml") == config
+
+
+def test_options_override_the_file():
+    config = given("--router", "DTR", "--router.alpha=2", "--module.lr", "1e-3")
+    alpha_beta = {"alpha": 2.0, "beta": 0.8, "formula": "linspace"}
+    assert config["router"] == {"class_path": "DTR", "init_args": alpha_beta}
+    assert config["module"]["lr"] == 1e-3
+
+
+def test_a_class_of_a_persons_own_by_its_import_path():
+    config = given("--router", "tests.own_router.EveryOther", "--router.start=1")
+    router = build(Router, config["router"], tasks=10)
+    router.build([4], 4)
+    assert router.table(0)[0].tolist() == [False, True, False, True]
+
+
+def test_the_hash_ignores_the_machine_and_sees_everything_else():
+    base = given()
+    assert config_hash(given("--trainer.devices", "4")) == config_hash(base)
+    for option in ("--seed=1", "--router=DTR", "--trainer.max_steps=7", "--sampler.steps=9"):
+        assert config_hash(given(option)) != config_hash(base)
+
+
+def test_a_run_is_named_by_what_differs():
+    name = run_name(given("--router=DTR", "--router.alpha=2", "--module.lr=0.5"), DIGITS)
+    assert name.startswith("dtr-alpha=2-beta=0.8-lr=0.5-seed=0-")
+    assert run_name(given("--router=RTR"), DIGITS).startswith("rtr-beta=0.8-seed=0-")
+    shared = run_name(given("--router=RTR", "--router.shared=true"), DIGITS)
+    assert shared.startswith("rtr-beta=0.8-shared=True-seed=0-")
+
+
+@pytest.mark.parametrize("base", [Router, LossWeight])
+def test_choices_are_sorted_and_concrete(base):
+    assert list(valid_choices(base)) == sorted(valid_choices(base))
+    assert "MaskRouter" not in valid_choices(base)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--router", "Foo"], "unknown router 'Foo'; valid: DTR, "),
+        (["--router", "nope.Foo"], "No module named 'nope'"),
+        (["--router", "math.sqrt"], "not a class of this kind"),
+        (["--loss_weight", "Foo"], "unknown loss weight 'Foo'; valid: Constant, MinSNR"),
+        (["--data", "Foo"], "unknown data 'Foo'; valid: Digits, ImageFolder"),
+        (["--routr", "DTR"], "did you mean router?"),
+        (["--router=DTR", "--router.alfa=3"], "did you mean alpha?"),
+        (["--router=DTR", "--router.alpha=abc"], "bad value 'abc' for alpha; valid: float"),
+        (["--router=DTR", "--router.alpha=0"], "alpha must be a positive finite number; got 0"),
+        (["--router=DTR", "--router.alpha=-1"], "alpha must be a positive finite number; got -1"),
+        (["--router=DTR", "--router.alpha=.nan"], "alpha must be a positive finite number"),
+        (["--router=DTR", "--router.beta=0"], "beta must lie in (0, 1]"),
+        (["--router=RTR", "--router.beta=1.2"], "beta must lie in (0, 1]"),
+        (["--router=DTR", "--router.formula=x"], "valid: linspace, eq4"),
+        (["--diffusion.schedule=x"], "valid: cosine, linear"),
+        (["--sampler.steps=1"], "keeps 1 of T = 1000 tasks"),
+        (["--trainer.max_steps=0"], "trainer.max_steps must be at least 1"),
+        (["--trainer.max_step=5"], "did you mean trainer.max_steps?"),
+        (["--trainer.precision=16-true"], "valid: 32-true, bf16-mixed"),
+        (["--evaluation.n=1"], "evaluation.n must be at least 2"),
+        (["--checkpoint.every=0"], "checkpoint.every must be at least 1"),
+        (["--seed=x"], "bad value 'x' for seed; valid: int"),
+        (["extra"], "unknown option 'extra'"),
+        (["--config=nowhere.yaml"], "config file nowhere.yaml cannot be read"),
+    ],
+)
+def test_mistakes_in_options(options, message):
+    with pytest.raises(UserError) as error:
+        given(*options)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\n\trouter: DTR\n", "is not valid YAML"),
+        ("- 1\n", "must hold options"),
+        ("sed: 1\n", "unknown option 'sed' (did you mean seed?)"),
+        ("seed: many\n", "bad value 'many' for seed"),
+        ("router: {class_path: DTR, init_args: {alpha: x}}\n", "bad value 'x' for alpha"),
+        ("router: {class_path: DTR, init_args: {gamma: 1}}\n", "unknown option 'gamma'"),
+        ("router: {class_path: os.system}\n", "unknown router 'os.system'"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        given("--config", str(tmp_path / "bad.yaml"))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_axis_that_is_missing():
+    with pytest.raises(UserError, match="give --data; valid: Digits, ImageFolder"):
+        parse(make_parser(), [])
+
+
+def test_a_command_prints_one_line_and_exits_with_2(tmp_path):
+    command = [sys.executable, "train.py", "--config", DIGITS, "--router", "Foo"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown router 'Foo'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_importing_the_package_needs_no_optuna():
+    code = "import sys, dtr_lightning, dtr_lightning.fit; sys.exit('optuna' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_readme_commands_name_files_that_exist():
+    for word in Path(ROOT / "README.md").read_text().split():
+        if word.startswith(("configs/", "sweeps/")) and word.endswith(".yaml"):
+            assert (ROOT / word).is_file(), word
