@@ -69,7 +69,7 @@ def main() -> int:
             return 0
         outcome = run_sweep(options.sweep, workers=options.workers, storage=options.storage, **same)
     except UserError as error:
-        print(f"sweep.py: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nstopped; {command}", file=sys.stderr)

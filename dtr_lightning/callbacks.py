@@ -19,6 +19,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from dtr_lightning.module import DiffusionModule, Losses
@@ -69,8 +70,9 @@ class JSONLLogger(Logger):
     name = "metrics"
     version = ""
 
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Appends one record."""
+        """Appends one record; of several processes, the first does."""
         self.run.append_metrics({"step": step, **metrics})
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -161,6 +163,7 @@ class EvaluateOnTheWay(Callback):
 
     def __init__(self, every: int, evaluate: Callable[[Trainer], Mapping[str, float]]) -> None:
         self.every, self.evaluate = every, evaluate
+        self.seconds = 0.0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -168,7 +171,9 @@ class EvaluateOnTheWay(Callback):
         """Evaluates and logs."""
         step = trainer.global_step
         if self.every and step % self.every == 0:
+            began = time.perf_counter()
             logged = dict(self.evaluate(trainer))
+            self.seconds += time.perf_counter() - began
             for logger in trainer.loggers:
                 logger.log_metrics(logged, step)
 

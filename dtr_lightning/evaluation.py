@@ -28,9 +28,10 @@ def silent(images: int) -> None:
 class Protocol:
     """How a run is scored; the sampler and the features are axes of their own.
 
-    n samples at the end; on the way every `every` steps (0: never) with `every_n` samples. guidance
-    1 is the conditional model; guidance_channels are all, or the first three as the official DiT
-    has it. batch_size is of sampling, seed of the samples' noise.
+    n samples at the end; on the way every `every` steps (0: never) with `every_n` samples. They are
+    compared with `reference` training images, evenly spaced (0: all). guidance 1 is the conditional
+    model; guidance_channels are all, or the first three as the official DiT has it. batch_size is
+    of sampling, seed of the samples' noise.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Protocol:
         n: int = 10_000,
         every: int = 0,
         every_n: int = 1_000,
+        reference: int = 0,
         guidance: float = 1.0,
         guidance_channels: Literal["all", "first3"] = "all",
         batch_size: int = 128,
@@ -49,6 +51,9 @@ class Protocol:
         if every < 0:
             raise UserError(f"evaluation.every must be 0 (never) or more; got {every}")
         self.n, self.every, self.every_n = n, every, every_n
+        if reference < 0 or reference == 1:
+            raise UserError(f"evaluation.reference must be 0 (all) or at least 2; got {reference}")
+        self.reference = reference
         self.guidance, self.guidance_channels = guidance, guidance_channels
         self.batch_size, self.seed = batch_size, seed
 

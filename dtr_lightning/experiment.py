@@ -85,7 +85,12 @@ class Experiment:
     def scorer(self, trainer: Trainer) -> Scorer:
         """Returns the score on the trainer's device; its reference is computed once."""
         if self._scorer is None:
-            self._scorer = Scorer(self.features, self.data, trainer.strategy.root_device)
+            self._scorer = Scorer(
+                self.features,
+                self.data,
+                trainer.strategy.root_device,
+                limit=self.protocol.reference or None,
+            )
         return self._scorer
 
     def evaluate(

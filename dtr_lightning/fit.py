@@ -80,13 +80,15 @@ def run(
             directory.prepare(config)
         if (results := directory.results) is not None:
             return results
+        began = time.perf_counter()
         try:
             results = _train_and_evaluate(experiment, directory, leader, report, stop or Event())
         except BaseException as error:
             if leader:
                 status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
                 trace = traceback.format_exc() if status == "failed" else None
-                directory.update_meta(status=status, traceback=trace)
+                seconds = directory.meta.get("seconds", 0.0) + time.perf_counter() - began
+                directory.update_meta(status=status, traceback=trace, seconds=seconds)
             raise
         if leader:
             directory.update_meta(status="done", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
@@ -128,10 +130,11 @@ def _train_and_evaluate(
     tensorboard = TensorBoardLogger(
         directory.tensorboard, name="", version="", purge_step=start or None
     )
+    on_the_way = EvaluateOnTheWay(experiment.protocol.every, evaluate_on_the_way)
     callbacks = [
         ema,
         Record(config["trainer"]["log_every_n_steps"], directory),
-        EvaluateOnTheWay(experiment.protocol.every, evaluate_on_the_way),
+        on_the_way,
         reporter,
         Checkpoints(directory, **config["checkpoint"], stop=stop),
     ]
@@ -149,7 +152,8 @@ def _train_and_evaluate(
         )
     finally:
         if leader:
-            _count_time(directory, trainer.global_step - start, time.perf_counter() - began)
+            seconds = time.perf_counter() - reporter.began - on_the_way.seconds
+            _count_time(directory, trainer.global_step - start, seconds)
 
     checkpoint = read_checkpoint(directory.last)
     module = experiment.module
@@ -161,6 +165,7 @@ def _train_and_evaluate(
     )
     losses = experiment.held_out(trainer, module)
     meta = directory.meta
+    steps, train_seconds = meta.get("timed_steps"), meta.get("train_seconds")
     results = {
         **scores,
         "loss": losses["val/loss"],
@@ -168,7 +173,7 @@ def _train_and_evaluate(
         "steps": trainer.max_steps,
         "parameters": experiment.parameters(),
         "seconds": meta.get("seconds", 0.0) + time.perf_counter() - began,
-        "steps_per_second": meta.get("steps_per_second"),
+        "steps_per_second": steps / train_seconds if steps else None,
         "protocol": experiment.describe(),
     }
     if leader:
@@ -181,11 +186,10 @@ def _train_and_evaluate(
 
 
 def _count_time(directory: Run, steps: int, seconds: float) -> None:
-    """Adds a part of a run to the time in meta.json, which outlives interruptions."""
-    meta = directory.meta
-    seconds += meta.get("seconds", 0.0)
-    steps += meta.get("timed_steps", 0)
-    directory.update_meta(seconds=seconds, timed_steps=steps, steps_per_second=steps / seconds)
+    """Adds a part of a run's training to meta.json, which outlives interruptions."""
+    seconds += directory.meta.get("train_seconds", 0.0)
+    steps += directory.meta.get("timed_steps", 0)
+    directory.update_meta(train_seconds=seconds, timed_steps=steps)
 
 
 def seconds_per_step(config: Config, steps: int = 20) -> float:

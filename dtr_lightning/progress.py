@@ -29,6 +29,7 @@ class Reporter(Callback):
         self.experiment, self.report = experiment, report
         self.state = Progress("train", 0, experiment.work(), 0)
         self.due = 0.0
+        self.began = time.perf_counter()
 
     def tell(self, **changes: Any) -> None:
         """Changes the state and reports it if it is time to."""
@@ -38,7 +39,8 @@ class Reporter(Callback):
             self.report(self.state)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Counts what an earlier part of the run did."""
+        """Counts what an earlier part of the run did, and starts the clock."""
+        self.began = time.perf_counter()
         done = self.experiment.work(upto=trainer.global_step)
         self.tell(done=done, step=trainer.global_step)
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import optuna
 from rich.console import Console
 
-from dtr_lightning.run import Run, find_runs
+from dtr_lightning.run import Run, find_runs, slug
 from sweeps import driver
 from sweeps.workers import Machine
 
@@ -35,6 +35,11 @@ def resolve(file, overrides=None):
         "pace": options["pace"],
         "trainer": {"max_steps": STEPS},
     }
+
+
+def run_name(config, file, overrides=None):
+    """Returns the name that a config gets in a sweep of the stand-in."""
+    return slug(config, resolve(file, overrides))
 
 
 def train(config, path, report, stop):
@@ -74,7 +79,8 @@ def train(config, path, report, stop):
 
 def install(monkeypatch):
     """Lets this process sweep without the imports of a real config and of the figures."""
-    monkeypatch.setitem(sys.modules, "dtr_lightning.config", SimpleNamespace(resolve=resolve))
+    config = SimpleNamespace(resolve=resolve, run_name=run_name)
+    monkeypatch.setitem(sys.modules, "dtr_lightning.config", config)
     monkeypatch.setattr(driver, "report", lambda *arguments: None)
     monkeypatch.setattr(driver, "look", lambda: Machine(2, ()))
     monkeypatch.setattr(driver, "LOOK", 0.1)
@@ -115,10 +121,10 @@ def trials(out):
 
 def main(sweep, out, pace):
     """Sweeps and prints what became of it."""
-    slow = SimpleNamespace(
-        resolve=lambda file, overrides: resolve(file, {"pace": float(pace), **overrides})
-    )
-    sys.modules["dtr_lightning.config"] = slow
+    def slow(file, overrides=None):
+        return resolve(file, {"pace": float(pace), **(overrides or {})})
+
+    sys.modules["dtr_lightning.config"] = SimpleNamespace(resolve=slow, run_name=run_name)
     from tests import standin
 
     driver.report = lambda *arguments: None

@@ -129,7 +129,7 @@ def test_results_state_their_protocol(whole):
         | {
             "sampler": "DDIM",
             "sampler_steps": 3,
-            "guidance": 1.0,
+            "guidance": 1.5,
             "weights": "ema",
             "seed": 0,
             "schedule": "cosine",

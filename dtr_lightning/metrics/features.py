@@ -63,10 +63,15 @@ class TimmFeatures(Features):
         model: timm's name of the model, e.g. resnet18 or vit_base_patch14_dinov2.lvd142m.
         weights: local weights of that model, .safetensors or .pt/.pth without code in it.
         pretrained: whether timm downloads its weights.
+        size: pixels a side that images are resized to; the model's own by default.
     """
 
     def __init__(
-        self, model: str = "resnet18", weights: str | None = None, pretrained: bool = False
+        self,
+        model: str = "resnet18",
+        weights: str | None = None,
+        pretrained: bool = False,
+        size: int | None = None,
     ) -> None:
         super().__init__()
         if not timm.is_model(model):
@@ -89,7 +94,9 @@ class TimmFeatures(Features):
         else:
             self.name = f"fd_{model}" + ("" if pretrained else "_untrained")
         config = timm.data.resolve_model_data_config(self.net)
-        self.input_size = config["input_size"][1:]
+        self.input_size = (size, size) if size else config["input_size"][1:]
+        if size:
+            self.name += f"_{size}px"
         for key in ("mean", "std"):
             value = torch.tensor(config[key]).view(1, -1, 1, 1) * 255
             self.register_buffer(key, value, persistent=False)

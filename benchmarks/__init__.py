@@ -1,0 +1,3 @@
+"""How fast the suite is: each file measures one thing, alone or beside a peer's checkout."""
+
+__all__: list[str] = []

@@ -1,0 +1,268 @@
+"""Steps per second of training, as ratios: python benchmarks/step.py [--peer DIR] [--compile]
+
+A step is t and noise drawn, q_sample, forward, hybrid loss, backward, AdamW and the average of the
+weights. Rows are interleaved; the table gives median and quartiles over the rounds, and the ratio
+to the first row within each round. `--peer DIR` puts a checkout of byeongjun-park/DTR first.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.plugins import MixedPrecision
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import TensorDataset
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.interleaved import Row, Spread, Summary, compare, repeated
+from benchmarks.peer import Peer
+from dtr_lightning.callbacks import EMA
+from dtr_lightning.commands import command
+from dtr_lightning.config import resolve
+from dtr_lightning.data.base import Batch, Data, Split
+from dtr_lightning.diffusion import Diffusion
+from dtr_lightning.errors import UserError
+from dtr_lightning.experiment import Experiment
+from dtr_lightning.loss_weights import Constant
+from dtr_lightning.models import DiT
+from dtr_lightning.module import DiffusionModule
+from dtr_lightning.provenance import provenance
+from dtr_lightning.routers import DTR, NoRouting
+
+EMA_DECAY = 0.9999
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network on random images or latents, a batch size and the number of CPU threads."""
+
+    channels: int
+    size: int
+    classes: int
+    batch_size: int
+    threads: int
+    network: dict[str, int]  # DiT's own options, the same for both sides
+
+    def model_options(self) -> dict[str, int]:
+        """Returns the keyword arguments of a DiT."""
+        return {
+            "in_channels": self.channels,
+            "input_size": self.size,
+            "num_classes": self.classes,
+            **self.network,
+        }
+
+    def batch(self, device: torch.device) -> Batch:
+        """Returns images (N, C, H, W) in [-1, 1] and labels (N,)."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (self.batch_size, self.channels, self.size, self.size)
+        images = torch.rand(shape, generator=generator) * 2 - 1
+        labels = torch.randint(self.classes, shape[:1], generator=generator)
+        return images.to(device), labels.to(device)
+
+
+SETTINGS = {
+    "tiny": Setting(
+        4, 8, 10, 32, 2, {"patch_size": 2, "hidden_size": 96, "depth": 3, "num_heads": 4}
+    ),
+    "digits": Setting(
+        1, 8, 10, 64, 1, {"patch_size": 2, "hidden_size": 64, "depth": 3, "num_heads": 4}
+    ),
+    "dit_s4": Setting(
+        4, 32, 1000, 8, 2, {"patch_size": 4, "hidden_size": 384, "depth": 12, "num_heads": 6}
+    ),
+}
+
+
+class Noise(Data):
+    """The random images of a setting, for the Trainer."""
+
+    def __init__(self, setting: str) -> None:
+        self.setting = SETTINGS[setting]
+        super().__init__(self.setting.batch_size, flip=False)
+        self.in_channels, self.image_size = self.setting.channels, self.setting.size
+        self.num_classes = self.setting.classes
+        self.class_names = tuple(map(str, range(self.num_classes)))
+
+    def split(self, name: Split) -> TensorDataset:
+        """Returns the one batch, uint8 (N, C, H, W) with labels (N,)."""
+        images, labels = self.setting.batch(torch.device("cpu"))
+        return TensorDataset(((images + 1) * 127.5).to(torch.uint8), labels)
+
+
+Context = Callable[[], AbstractContextManager]
+
+
+def precision(bf16: bool, device: torch.device) -> Context:
+    """Returns the forward context of Lightning's `bf16-mixed`, or of float32."""
+    if bf16:
+        return MixedPrecision("bf16-mixed", device.type).forward_context
+    return torch.enable_grad
+
+
+def our_step(
+    setting: Setting, routed: bool, context: Context, compile: bool, device: torch.device
+) -> Callable[[], None]:
+    """Returns our step outside the Trainer."""
+    router = DTR() if routed else NoRouting()
+    model = DiT(**setting.model_options(), router=router)
+    module = DiffusionModule(model, Diffusion(), Constant(), compile=compile).to(device)
+    batch = setting.batch(device)
+    optimizer = module.configure_optimizers()
+    ema = EMA(EMA_DECAY, warmup=False)
+    ema.setup(None, module, "fit")
+    ema.on_fit_start(None, module)
+
+    def step() -> None:
+        with context():
+            loss = module.training_step(batch, 0)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        ema._average_model.update_parameters(module)
+
+    return step
+
+
+def through_trainer(name: str, device: torch.device) -> Callable[[int], float]:
+    """Returns the timer of our DTR step in the Lightning Trainer, start and end of fit() apart."""
+    setting = SETTINGS[name]
+    config = resolve(
+        ROOT / "configs" / "digits.yaml",
+        {
+            "router": "DTR",
+            "trainer.accelerator": "gpu" if device.type == "cuda" else "cpu",
+            "trainer.devices": 1,
+        },
+    )
+    config["data"] = {"class_path": "Noise", "init_args": {"setting": name}}
+    config["model"] = {"class_path": "DiT", "init_args": setting.network}
+
+    def seconds(steps: int) -> float:
+        config["trainer"]["max_steps"] = WARM_UP + steps
+        experiment = Experiment(config)
+        times: list[float] = []
+        clock = LambdaCallback(on_train_batch_end=lambda *_: times.append(time.perf_counter()))
+        trainer = experiment.trainer([], [EMA(EMA_DECAY, warmup=False), clock])
+        trainer.fit(experiment.module, datamodule=experiment.data)
+        return times[-1] - times[WARM_UP - 1]
+
+    return seconds
+
+
+def rows(
+    name: str, device: torch.device, modes: list[tuple[bool, bool]], peer: Peer | None
+) -> Iterator[Row]:
+    """Yields the rows of a setting; modes are (compile, bf16)."""
+    setting = SETTINGS[name]
+    for compile, bf16 in modes:
+        mode = f"{'compiled' if compile else 'eager'} {'bf16' if bf16 else 'fp32'}"
+        context = precision(bf16, device)
+        for label in ("DTR", "none") if peer else ("none", "DTR"):
+            routed = label == "DTR"
+            if peer:
+                beta = 0.8 if routed else 1.0
+                batch = setting.batch(device)
+                step = peer.step(setting.model_options(), beta, batch, context, compile)
+                yield Row(f"official {label}", mode, repeated(step, device))
+            step = our_step(setting, routed, context, compile, device)
+            yield Row(f"ours {label}", mode, repeated(step, device))
+    yield Row("ours DTR, Lightning Trainer", "eager fp32", through_trainer(name, device))
+
+
+def table(title: str, summaries: list[Summary]) -> Table:
+    """Returns the printed table of a setting."""
+    shown = Table(title=title, title_justify="left")
+    for column in ("step", "mode"):
+        shown.add_column(column)
+    for column in ("steps/s", "quartiles", "ratio", "quartiles"):
+        shown.add_column(column, justify="right")
+    for name, mode, speed, ratio in summaries:
+        shown.add_row(name, mode, *_cells(speed, 1), *_cells(ratio, 2))
+    return shown
+
+
+def _cells(spread: Spread, digits: int) -> tuple[str, str]:
+    low, median, high = (f"{value:.{digits}f}" for value in spread)
+    return median, f"{low} - {high}"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError with the valid options."""
+        options = [action.option_strings[0] for action in self._actions]
+        raise UserError(f"{message}; valid options: {', '.join(options)}")
+
+
+def positive(text: str) -> int:
+    """Returns a count of at least 1."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
+
+
+def parse() -> argparse.Namespace:
+    """Returns the options of the command line."""
+    parser = Parser(prog="benchmarks/step.py", description=__doc__, allow_abbrev=False)
+    names = list(SETTINGS)
+    parser.add_argument("--config", nargs="+", choices=names, default=names, help="default: all")
+    parser.add_argument("--rounds", type=positive, default=7, metavar="N")
+    parser.add_argument("--steps", type=positive, default=30, metavar="N", help="per round and row")
+    parser.add_argument("--peer", metavar="DIR", help="checkout of byeongjun-park/DTR")
+    parser.add_argument("--compile", action="store_true", help="compiled rows too")
+    parser.add_argument("--bf16", action="store_true", help="rows under bf16 autocast too")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    return parser.parse_args()
+
+
+@command
+def main() -> int:
+    """Measures every chosen setting and prints its table."""
+    options = parse()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; valid: cpu")
+    device = torch.device(options.device)
+    peer = Peer(options.peer) if options.peer else None
+    modes = [
+        (compile, bf16)
+        for compile in (False, True)[: 1 + options.compile]
+        for bf16 in (False, True)[: 1 + options.bf16]
+    ]
+    console = Console()
+    record = []
+    for name in options.config:
+        threads = SETTINGS[name].threads
+        torch.set_num_threads(threads)
+        torch.compiler.reset()  # a few models per setting stay below the limit of recompilations
+        torch.manual_seed(0)
+        chosen = list(rows(name, device, modes, peer))
+        summaries = compare(chosen, options.rounds, options.steps, WARM_UP)
+        console.print(table(f"{name}, {options.device}, {threads} threads", summaries))
+        record += [
+            {"config": name, "threads": threads, "name": s.name, "mode": s.mode}
+            | {"steps_per_second": s.speed._asdict(), "ratio": s.ratio._asdict()}
+            for s in summaries
+        ]
+    if options.json:
+        about = {"rounds": options.rounds, "steps": options.steps, "device": options.device}
+        options.json.write_text(json.dumps(about | provenance() | {"rows": record}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
