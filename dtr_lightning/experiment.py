@@ -125,15 +125,17 @@ class Experiment:
         return scalars(sums, module.diffusion.T, "val")
 
     def work(self, upto: int | None = None) -> int:
-        """Returns the network evaluations of single images up to a step; None: in the whole run.
-
-        A training step counts three per image, one forward and two for the backward pass.
-        """
+        """Returns the network evaluations of single images up to a step; None: in the whole run."""
         steps = self.config["trainer"]["max_steps"] if upto is None else upto
         every = self.protocol.every
         on_the_way = steps // every * self.protocol.every_n if every else 0
         final = self.protocol.n if upto is None else 0
-        return 3 * self.data.batch_size * steps + self.sampling_work(on_the_way + final)
+        return self.training_work(steps) + self.sampling_work(on_the_way + final)
+
+    def training_work(self, steps: int | None = None) -> int:
+        """Returns those of training steps: per image one forward pass and two of the backward."""
+        steps = self.config["trainer"]["max_steps"] if steps is None else steps
+        return 3 * self.data.batch_size * steps
 
     def sampling_work(self, n: int | None = None) -> int:
         """Returns the network evaluations of single images that n samples take."""

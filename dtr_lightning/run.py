@@ -141,8 +141,12 @@ class Run:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the directory while a process writes to it; UserError if a living one does."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -166,7 +170,8 @@ class Run:
         try:
             return yaml.safe_load(self.config_file.read_text())
         except yaml.YAMLError as error:
-            raise UserError(f"{self.config_file} cannot be read: {error}") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.config_file} cannot be read: {reason}") from error
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -222,7 +227,7 @@ class Run:
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} cannot be read: {error}") from error

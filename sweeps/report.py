@@ -82,7 +82,7 @@ def preview(
     with warnings.catch_warnings(action="ignore"):
         seconds = seconds_per_step(sweep.config)
     experiment = Experiment(sweep.config)
-    evaluated = experiment.work() / experiment.work(sweep.config["trainer"]["max_steps"], False)
+    evaluated = experiment.work() / experiment.training_work()
     steps = sum(
         point.config["trainer"]["max_steps"]
         for point, state in zip(sweep.points, states, strict=True)

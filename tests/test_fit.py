@@ -223,6 +223,12 @@ class TestMistakes:
             run(tiny(), tmp_path)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.tex"]
 
+    def test_directory_that_cannot_be_written(self, tiny, tmp_path):
+        (tmp_path / "file").write_text("")
+        for path in (tmp_path / "file", tmp_path / "file" / "run"):
+            with pytest.raises(UserError, match="cannot write to"):
+                run(tiny(), path)
+
     def test_batch_larger_than_the_data(self, tiny, tmp_path):
         with pytest.raises(UserError, match="larger than the training set"):
             run(tiny(data__batch_size=5000), tmp_path / "run")

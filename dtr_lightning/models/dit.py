@@ -9,7 +9,6 @@ __all__ = ["DiT", "DiT_B", "DiT_L", "DiT_S", "DiT_XL"]
 from typing import Any
 
 import torch
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from dtr_lightning.errors import UserError
@@ -17,6 +16,7 @@ from dtr_lightning.models.base import Denoiser
 from dtr_lightning.models.layers import (
     Attention,
     LabelEmbedder,
+    Mlp,
     PatchEmbed,
     TimestepEmbedder,
     sincos_2d,
@@ -37,9 +37,7 @@ class DiTBlock(nn.Module):
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True)
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(
-            hidden_size, int(hidden_size * mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh")
-        )
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def forward(self, x: Tensor, c: Tensor, route: Route) -> Tensor:

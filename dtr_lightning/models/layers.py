@@ -1,6 +1,6 @@
 """Layers shared by the backbones; parameter names are those of facebookresearch/DiT."""
 
-__all__ = ["Attention", "LabelEmbedder", "PatchEmbed", "TimestepEmbedder", "sincos_2d"]
+__all__ = ["Attention", "LabelEmbedder", "Mlp", "PatchEmbed", "TimestepEmbedder", "sincos_2d"]
 
 import math
 
@@ -8,6 +8,8 @@ import torch
 from timm import layers as timm_layers
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dtr_lightning.models.products import gelu, linear
 
 
 class PatchEmbed(timm_layers.PatchEmbed):
@@ -28,13 +30,23 @@ class Attention(timm_layers.Attention):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the attention output (N, L, C) of tokens (N, L, C)."""
         n, length, c = x.shape
-        if length > 32 or x.device.type != "cpu":
-            return super().forward(x)
-        qkv = self.qkv(x).view(n, length, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)  # (N heads, L, C / heads)
-        attn = torch.bmm(q * self.scale, k.transpose(1, 2)).softmax(-1)
-        x = torch.bmm(attn, v).view(n, self.num_heads, length, self.head_dim)
-        return self.proj(x.transpose(1, 2).reshape(n, length, c))
+        qkv = linear(self.qkv, x).view(n, length, 3, self.num_heads, self.head_dim)
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, N, heads, L, C / heads)
+        if length > 32 or not x.is_cpu:
+            x = F.scaled_dot_product_attention(*qkv.unbind(0))
+        else:
+            q, k, v = qkv.flatten(1, 2).unbind(0)
+            attn = torch.bmm(q * self.scale, k.transpose(1, 2)).softmax(-1)
+            x = torch.bmm(attn, v).view(n, self.num_heads, length, self.head_dim)
+        return linear(self.proj, x.transpose(1, 2).reshape(n, length, c))
+
+
+class Mlp(timm_layers.Mlp):
+    """timm's two-layer perceptron with GELU in its tanh form."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns tokens (N, L, C) of tokens (N, L, C)."""
+        return linear(self.fc2, gelu(linear(self.fc1, x)))
 
 
 class TimestepEmbedder(nn.Module):

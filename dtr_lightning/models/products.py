@@ -1,0 +1,80 @@
+"""Linear layers and GELU on tokens, twice as fast in eager float32 on a CPU as PyTorch's own.
+
+Everywhere else (GPU, autocast, torch.compile) these are PyTorch's own functions. Derivatives are
+first-order.
+"""
+
+__all__ = ["gelu", "linear"]
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# tanh(u) = 2 sigmoid(2 u) - 1 turns GELU's tanh form into x sigmoid(x (A + B x^2))
+A, B = 1.5957691216057308, 0.07135481627260025  # 2 sqrt(2 / pi), 0.044715 A
+# PyTorch sends float32 products to MKL, whose code for an AMD core does half of what oneDNN's does.
+ONEDNN = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Returns the layer's output (N, L, C_out) for tokens x (N, L, C_in)."""
+    if ONEDNN and _eager_on_cpu(x):
+        return _Linear.apply(x, layer.weight, layer.bias)
+    return layer(x)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Returns GELU(x), elementwise, in its tanh form (Hendrycks & Gimpel 2016, Section 2)."""
+    if _eager_on_cpu(x):
+        return _GELU.apply(x)
+    if torch.compiler.is_compiling() and x.is_cpu:
+        return x * torch.sigmoid(x * (A + B * x * x))
+    return F.gelu(x, approximate="tanh")
+
+
+def _eager_on_cpu(x: Tensor) -> bool:
+    eager = not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+    return eager and x.is_cpu and x.dtype == torch.float32
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # x W^T + b
+
+
+class _Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        rows, columns = grad.flatten(0, -2), x.flatten(0, -2)  # (N L, C_out), (N L, C_in)
+        # the first factor is copied, so that is the narrower one
+        if rows.shape[1] <= columns.shape[1]:
+            grad_weight = _product(rows.t(), columns.t())
+        else:
+            grad_weight = _product(columns.t(), rows.t()).t()
+        return _product(grad, weight.t()), grad_weight, rows.sum(0)
+
+
+class _GELU(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        gate = torch.addcmul(x.new_tensor(A), x, x, value=B).mul_(x).sigmoid_()
+        ctx.save_for_backward(x, gate)
+        return x * gate
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, gate = ctx.saved_tensors
+        # d(x gate)/dx = gate + x gate (1 - gate) (A + 3 B x^2)
+        slope = torch.addcmul(x.new_tensor(A), x, x, value=3 * B).mul_(x)
+        return slope.addcmul_(slope, gate, value=-1).add_(1).mul_(gate).mul_(grad)
