@@ -45,14 +45,14 @@ def _numbers(found: Sequence[Setting]) -> pd.DataFrame:
 
 
 def _wide(main: Sequence[float]) -> bool:
-    return max(main) > 10 * min(main) > 0
+    return max(main) > 5 * min(main) > 0
 
 
 def _strips(main: Sequence[float], others: Sequence[float]) -> list[tuple[float, float]]:
     """Returns the y intervals to show, from the top: the axis is broken round the lines' own.
 
     A value further from `main` than 1.5 times its span would flatten it: it gets its own strip.
-    Where `main` itself spans more than a factor of ten there is one interval, for a log axis.
+    Where `main` itself spans more than a factor of five there is one interval, for a log axis.
     """
     low, high = min(main), max(main)
     if _wide(main):

@@ -131,7 +131,7 @@ def our_step(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        ema._average_model.update_parameters(module)
+        ema.update(module)
 
     return step
 

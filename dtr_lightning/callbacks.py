@@ -36,12 +36,8 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float, warmup: bool) -> None:
-        def update(average: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
-            n = int(updates)
-            d = min(decay, (1 + n) / (10 + n)) if warmup else decay
-            torch._foreach_lerp_(average, current, 1 - d)
-
-        super().__init__(use_buffers=False, multi_avg_fn=update)
+        super().__init__(use_buffers=False)
+        self.decay, self.warmup = decay, warmup
 
     @property
     def module(self) -> DiffusionModule:
@@ -58,6 +54,27 @@ class EMA(WeightAveraging):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follows the module to its device; its count stays, for free, on the CPU."""
         self.module.to(pl_module.device)
+        # listed once: to walk the modules at every step takes longer than the update itself
+        self.average, self.current = list(self.module.parameters()), list(pl_module.parameters())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Updates the average, if the optimiser made a step."""
+        if trainer.global_step > self._latest_update_step:
+            self.update(pl_module)
+            self._latest_update_step = trainer.global_step
+
+    @torch.no_grad()
+    def update(self, current: DiffusionModule) -> None:
+        """Moves the average towards the module; of all buffers, only a router's masks change."""
+        n = int(self._average_model.n_averaged)
+        decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+        torch._foreach_lerp_(self.average, self.current, 1 - decay)
+        masks = zip(self.module.model.router.buffers(), current.model.router.buffers(), strict=True)
+        for averaged, mask in masks:
+            averaged.copy_(mask)
+        self._average_model.n_averaged += 1
 
 
 class JSONLLogger(Logger):
@@ -81,12 +98,19 @@ class JSONLLogger(Logger):
 
 def by_task(losses: Losses, tasks: int, parts: int = 8) -> Tensor:
     """Returns (parts + 1, 4): sums of loss, mse, vb and the count per part of time, and of all."""
-    values = torch.stack([losses.mse + losses.vb, losses.mse, losses.vb], dim=1).double()
-    values = torch.cat([values, torch.ones_like(values[:, :1])], dim=1)  # (N, 4)
-    sums = torch.zeros(parts + 1, 4, dtype=torch.float64, device=values.device)
-    sums.index_add_(0, losses.t * parts // tasks, values)
+    t, mse, vb = (part.cpu() for part in losses)
+    values = torch.stack([mse + vb, mse, vb, torch.ones_like(mse)], dim=1).double()  # (N, 4)
+    sums = torch.zeros(parts + 1, 4, dtype=torch.float64)
+    sums.index_add_(0, t * parts // tasks, values)
     sums[-1] = values.sum(0)
     return sums
+
+
+def over_ranks(trainer: Trainer, sums: Tensor) -> Tensor:
+    """Returns sums that were added up over all processes."""
+    if trainer.world_size == 1:
+        return sums
+    return trainer.strategy.reduce(sums.to(trainer.strategy.root_device), reduce_op="sum").cpu()
 
 
 def scalars(sums: Tensor, tasks: int, name: str) -> dict[str, float]:
@@ -138,7 +162,7 @@ class Record(Callback):
             return
         sums = by_task(Losses(*map(torch.cat, zip(*self.window, strict=True))), tasks)
         self.window.clear()
-        sums = trainer.strategy.reduce(sums, reduce_op="sum")
+        sums = over_ranks(trainer, sums)
         logged = scalars(sums, tasks, "train") | {"train/grad_norm": self.grad_norm}
         before, then = self.last
         self.last = now = (step, time.perf_counter())

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from dtr_lightning.callbacks import AtomicCheckpointIO, Checkpoints, by_task, scalars
+from dtr_lightning.callbacks import AtomicCheckpointIO, Checkpoints, by_task, over_ranks, scalars
 from dtr_lightning.config import Config, build
 from dtr_lightning.data import Data, to_float
 from dtr_lightning.diffusion import Diffusion
@@ -25,6 +25,7 @@ from dtr_lightning.routers import Router
 from dtr_lightning.run import flatten
 from dtr_lightning.samplers import Sampler
 
+HELD_OUT_BATCH = 128  # fixed: the noise of an image must not depend on the machine
 HELD_OUT_IMAGES = 2048  # of the held-out loss; smaller splits are repeated at other tasks
 
 
@@ -85,10 +86,11 @@ class Experiment:
     def scorer(self, trainer: Trainer) -> Scorer:
         """Returns the score on the trainer's device; its reference is computed once."""
         if self._scorer is None:
+            device = trainer.strategy.root_device
             self._scorer = Scorer(
                 self.features,
                 self.data,
-                trainer.strategy.root_device,
+                device if device.type != "mps" else "cpu",  # MPS has no float64
                 limit=self.protocol.reference or None,
             )
         return self._scorer
@@ -116,12 +118,13 @@ class Experiment:
         rank, world = trainer.global_rank, trainer.world_size
         limit = HELD_OUT_IMAGES
         batches = [
-            (to_float(images), labels)
+            (to_float(x), y)
             for images, labels in self.data.heldout_images(limit, rank, world)
+            for x, y in zip(images.split(HELD_OUT_BATCH), labels.split(HELD_OUT_BATCH), strict=True)
         ]
         passes = max(1, limit // max(1, sum(len(y) for _, y in batches) * world))
         losses = module.held_out_losses(batches * passes, seed=self.protocol.seed + rank)
-        sums = trainer.strategy.reduce(by_task(losses, module.diffusion.T), reduce_op="sum")
+        sums = over_ranks(trainer, by_task(losses, module.diffusion.T))
         return scalars(sums, module.diffusion.T, "val")
 
     def work(self, upto: int | None = None) -> int:

@@ -159,7 +159,7 @@ def _train_and_evaluate(
     module = experiment.module
     module.load_state_dict(checkpoint["state_dict"])
     module.to(trainer.strategy.root_device)
-    reporter.tell(done=experiment.work(upto=trainer.max_steps))
+    reporter.tell(done=experiment.work(upto=trainer.max_steps), step=trainer.max_steps)
     scores, images, labels = experiment.evaluate(
         trainer, module, experiment.protocol.n, KEPT_SAMPLES, checked
     )
@@ -179,7 +179,7 @@ def _train_and_evaluate(
     if leader:
         save_samples(directory, images, labels, experiment.data.num_classes)
         hyperparameters = {k: v for k, v in flatten(config).items() if v is not None}
-        final = {k: v for k, v in results.items() if k in ("score", "accuracy", "loss")}
+        final = {k: results[k] for k in ("score", "accuracy", "loss") if results[k] is not None}
         tensorboard.log_hyperparams(hyperparameters, metrics=final)
         tensorboard.finalize("success")
     return results

@@ -9,15 +9,18 @@ import sys
 import time
 from threading import Event
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from dtr_lightning.config import resolve
 from dtr_lightning.errors import UserError
 from dtr_lightning.evaluation import sample
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.fit import Stopped, read_checkpoint, run
 from dtr_lightning.run import Run
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY
 
 
 def train(config, path, stop_at=None):
@@ -59,9 +62,6 @@ STATE = ("state_dict", "current_model_state", "averaging_state", "optimizer_stat
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A finished tiny DTR run: its config, directory and results."""
-    from dtr_lightning.config import resolve
-    from tests.conftest import TINY
-
     config = resolve(ROOT / "configs" / "digits.yaml", TINY | {"router": "DTR"})
     path = tmp_path_factory.mktemp("whole") / "run"
     return config, path, train(config, path)
@@ -137,6 +137,28 @@ def test_results_state_their_protocol(whole):
         == results["protocol"]
     )
     assert [r["step"] for r in Run(path).metrics()] == [3, 4, 6]
+
+
+@pytest.mark.parametrize("classes", [["a", "b"], ["."]], ids=["classes", "unconditional"])
+def test_images_of_a_folder(tmp_path, classes):
+    """Colour images of mixed sizes, without a classifier, with and without classes."""
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        folder = tmp_path / "images" / classes[i % len(classes)]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255, (10 + i, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    data = {"data.root": str(tmp_path / "images"), "data.size": 8, "data.workers": 0}
+    guidance = {} if len(classes) > 1 else {"evaluation.guidance": 1}
+    features = {"features": "TimmFeatures", "features.size": 32}
+    config = resolve(
+        ROOT / "configs" / "images.yaml",
+        {"model": "DiT", **TINY, "trainer.precision": "32-true", **data, **features, **guidance},
+    )
+    results = run(config, tmp_path / "run")
+    assert results["score_name"] == "fd_resnet18_untrained_32px"
+    assert results["accuracy"] is None
+    assert np.load(Run(tmp_path / "run").sample_arrays)["images"].shape == (20, 3, 8, 8)
 
 
 def test_routers_are_compared_in_pairs(tiny):
