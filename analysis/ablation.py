@@ -155,6 +155,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     axes[-1].set_xlabel(f"{ALPHA} (log scale){over}")
     name, n = kept[0].protocol
     tall = max(axes, key=lambda ax: ax.get_position().height)
-    tall.set_ylabel(f"{name} (N = {n:,})\nlower is better")
+    scale = "log scale, " if _wide(main) else ""
+    tall.set_ylabel(f"{name} (N = {n:,})\n{scale}lower is better")
     legend(figure)
     return Drawing(figure, numbers, note)

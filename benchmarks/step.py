@@ -6,12 +6,12 @@ to the first row within each round. `--peer DIR` puts a checkout of byeongjun-pa
 """
 
 import argparse
+import gc
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,17 +20,15 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins import MixedPrecision
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import TensorDataset
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.interleaved import Row, Spread, Summary, compare, repeated
 from benchmarks.peer import Peer
+from benchmarks.settings import SETTINGS, Setting
 from dtr_lightning.callbacks import EMA
 from dtr_lightning.commands import command
 from dtr_lightning.config import resolve
-from dtr_lightning.data.base import Batch, Data, Split
 from dtr_lightning.diffusion import Diffusion
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment import Experiment
@@ -40,67 +38,9 @@ from dtr_lightning.module import DiffusionModule
 from dtr_lightning.provenance import provenance
 from dtr_lightning.routers import DTR, NoRouting
 
+DIGITS = Path(__file__).resolve().parent.parent / "configs" / "digits.yaml"
 EMA_DECAY = 0.9999
 WARM_UP = 3
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A network on random images or latents, a batch size and the number of CPU threads."""
-
-    channels: int
-    size: int
-    classes: int
-    batch_size: int
-    threads: int
-    network: dict[str, int]  # DiT's own options, the same for both sides
-
-    def model_options(self) -> dict[str, int]:
-        """Returns the keyword arguments of a DiT."""
-        return {
-            "in_channels": self.channels,
-            "input_size": self.size,
-            "num_classes": self.classes,
-            **self.network,
-        }
-
-    def batch(self, device: torch.device) -> Batch:
-        """Returns images (N, C, H, W) in [-1, 1] and labels (N,)."""
-        generator = torch.Generator().manual_seed(0)
-        shape = (self.batch_size, self.channels, self.size, self.size)
-        images = torch.rand(shape, generator=generator) * 2 - 1
-        labels = torch.randint(self.classes, shape[:1], generator=generator)
-        return images.to(device), labels.to(device)
-
-
-SETTINGS = {
-    "tiny": Setting(
-        4, 8, 10, 32, 2, {"patch_size": 2, "hidden_size": 96, "depth": 3, "num_heads": 4}
-    ),
-    "digits": Setting(
-        1, 8, 10, 64, 1, {"patch_size": 2, "hidden_size": 64, "depth": 3, "num_heads": 4}
-    ),
-    "dit_s4": Setting(
-        4, 32, 1000, 8, 2, {"patch_size": 4, "hidden_size": 384, "depth": 12, "num_heads": 6}
-    ),
-}
-
-
-class Noise(Data):
-    """The random images of a setting, for the Trainer."""
-
-    def __init__(self, setting: str) -> None:
-        self.setting = SETTINGS[setting]
-        super().__init__(self.setting.batch_size, flip=False)
-        self.in_channels, self.image_size = self.setting.channels, self.setting.size
-        self.num_classes = self.setting.classes
-        self.class_names = tuple(map(str, range(self.num_classes)))
-
-    def split(self, name: Split) -> TensorDataset:
-        """Returns the one batch, uint8 (N, C, H, W) with labels (N,)."""
-        images, labels = self.setting.batch(torch.device("cpu"))
-        return TensorDataset(((images + 1) * 127.5).to(torch.uint8), labels)
-
 
 Context = Callable[[], AbstractContextManager]
 
@@ -140,14 +80,14 @@ def through_trainer(name: str, device: torch.device) -> Callable[[int], float]:
     """Returns the timer of our DTR step in the Lightning Trainer, start and end of fit() apart."""
     setting = SETTINGS[name]
     config = resolve(
-        ROOT / "configs" / "digits.yaml",
+        DIGITS,
         {
             "router": "DTR",
             "trainer.accelerator": "gpu" if device.type == "cuda" else "cpu",
             "trainer.devices": 1,
         },
     )
-    config["data"] = {"class_path": "Noise", "init_args": {"setting": name}}
+    config["data"] = {"class_path": "benchmarks.settings.SameBatch", "init_args": {"setting": name}}
     config["model"] = {"class_path": "DiT", "init_args": setting.network}
 
     def seconds(steps: int) -> float:
@@ -157,6 +97,8 @@ def through_trainer(name: str, device: torch.device) -> Callable[[int], float]:
         clock = LambdaCallback(on_train_batch_end=lambda *_: times.append(time.perf_counter()))
         trainer = experiment.trainer([], [EMA(EMA_DECAY, warmup=False), clock])
         trainer.fit(experiment.module, datamodule=experiment.data)
+        del experiment, trainer
+        gc.collect()  # a trainer and its parts refer to each other
         return times[-1] - times[WARM_UP - 1]
 
     return seconds
@@ -221,7 +163,9 @@ def parse() -> argparse.Namespace:
     names = list(SETTINGS)
     parser.add_argument("--config", nargs="+", choices=names, default=names, help="default: all")
     parser.add_argument("--rounds", type=positive, default=7, metavar="N")
-    parser.add_argument("--steps", type=positive, default=30, metavar="N", help="per round and row")
+    parser.add_argument(
+        "--steps", type=positive, metavar="N", help="a round, default: 30, dit_s4 3"
+    )
     parser.add_argument("--peer", metavar="DIR", help="checkout of byeongjun-park/DTR")
     parser.add_argument("--compile", action="store_true", help="compiled rows too")
     parser.add_argument("--bf16", action="store_true", help="rows under bf16 autocast too")
@@ -251,15 +195,16 @@ def main() -> int:
         torch.compiler.reset()  # a few models per setting stay below the limit of recompilations
         torch.manual_seed(0)
         chosen = list(rows(name, device, modes, peer))
-        summaries = compare(chosen, options.rounds, options.steps, WARM_UP)
+        steps = options.steps or SETTINGS[name].steps
+        summaries = compare(chosen, options.rounds, steps, WARM_UP)
         console.print(table(f"{name}, {options.device}, {threads} threads", summaries))
         record += [
-            {"config": name, "threads": threads, "name": s.name, "mode": s.mode}
+            {"config": name, "threads": threads, "steps": steps, "name": s.name, "mode": s.mode}
             | {"steps_per_second": s.speed._asdict(), "ratio": s.ratio._asdict()}
             for s in summaries
         ]
     if options.json:
-        about = {"rounds": options.rounds, "steps": options.steps, "device": options.device}
+        about = {"rounds": options.rounds, "device": options.device}
         options.json.write_text(json.dumps(about | provenance() | {"rows": record}, indent=1))
     return 0
 

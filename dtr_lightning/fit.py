@@ -122,8 +122,8 @@ def _train_and_evaluate(
             tensorboard.experiment.add_image("samples", grid, trainer.global_step)
         losses = experiment.held_out(trainer, ema.module)
         reporter.tell(loss=losses["val/loss"], score=scores.get("score"))
-        numbers = {f"eval/{k}": v for k, v in scores.items() if isinstance(v, int | float)}
-        return losses | numbers
+        shown = ("score", "accuracy", "copies", "kid", "n")
+        return losses | {f"eval/{k}": scores[k] for k in shown if scores[k] is not None}
 
     options = config["module"]
     ema = EMA(options["ema_decay"], options["ema_warmup"])

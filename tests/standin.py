@@ -121,6 +121,7 @@ def trials(out):
 
 def main(sweep, out, pace):
     """Sweeps and prints what became of it."""
+
     def slow(file, overrides=None):
         return resolve(file, {"pace": float(pace), **(overrides or {})})
 

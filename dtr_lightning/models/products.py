@@ -26,11 +26,9 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def gelu(x: Tensor) -> Tensor:
     """Returns GELU(x), elementwise, in its tanh form (Hendrycks & Gimpel 2016, Section 2)."""
-    if not _plain(x):
-        return F.gelu(x, approximate="tanh")
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and x.is_cpu:
         return x * torch.sigmoid(x * (A + B * x * x))
-    return _GELU.apply(x)
+    return F.gelu(x, approximate="tanh")
 
 
 def _plain(x: Tensor) -> bool:
@@ -75,19 +73,3 @@ class _Linear(Function):
         else:
             grad_weight = _product(columns.t(), rows.t()).t()
         return _product(grad, weight.t()), grad_weight, rows.sum(0)
-
-
-class _GELU(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        gate = torch.addcmul(x.new_tensor(A), x, x, value=B).mul_(x).sigmoid_()
-        ctx.save_for_backward(x, gate)
-        return x * gate
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        x, gate = ctx.saved_tensors
-        # d(x gate)/dx = gate + x gate (1 - gate) (A + 3 B x^2)
-        slope = torch.addcmul(x.new_tensor(A), x, x, value=3 * B).mul_(x)
-        return slope.addcmul_(slope, gate, value=-1).add_(1).mul_(gate).mul_(grad)
