@@ -162,7 +162,8 @@ def check(config: Config) -> None:
     steps = config["trainer"]["max_steps"]
     if steps < 1:
         raise UserError(f"trainer.max_steps must be at least 1; got {steps}")
-    for key, least in (("trainer.log_every_n_steps", 1), ("checkpoint.every", 1)):
+    bounds = {"seed": 0, "trainer.log_every_n_steps": 1, "checkpoint.every": 1}
+    for key, least in (bounds | {"checkpoint.milestones": 0}).items():
         if (value := flatten(config)[key]) is None or value < least:
             raise UserError(f"{key} must be at least {least}; got {value}")
 

@@ -48,6 +48,10 @@ class Protocol:
         for name, value in (("n", n), ("every_n", every_n), ("batch_size", batch_size)):
             if value < 2:
                 raise UserError(f"evaluation.{name} must be at least 2; got {value}")
+        if seed < 0:
+            raise UserError(f"evaluation.seed must be 0 or more; got {seed}")
+        if not 0 <= guidance < float("inf"):
+            raise UserError(f"evaluation.guidance must be 0 or more and finite; got {guidance}")
         if every < 0:
             raise UserError(f"evaluation.every must be 0 (never) or more; got {every}")
         self.n, self.every, self.every_n = n, every, every_n

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from dtr_lightning.callbacks import AtomicCheckpointIO, Checkpoints, by_task, over_ranks, scalars
@@ -78,7 +79,7 @@ class Experiment:
                 enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
                 limit_val_batches=0,
             )
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         self.data.check(trainer.world_size)
         return trainer

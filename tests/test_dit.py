@@ -149,6 +149,10 @@ def test_attention_over_few_and_many_tokens_agrees():
         ({"input_size": 9}, "patch_size 2 does not divide"),
         ({"hidden_size": 30}, "must be divisible by num_heads"),
         ({"class_dropout_prob": 1.0}, "class_dropout_prob"),
+        ({"patch_size": 0}, "patch_size must be positive"),
+        ({"depth": -1}, "depth must be positive"),
+        ({"num_heads": 0}, "num_heads must be positive"),
+        ({"mlp_ratio": 0}, "mlp_ratio must be positive"),
     ],
 )
 def test_sizes_that_do_not_fit(options, message):

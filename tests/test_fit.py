@@ -256,6 +256,30 @@ class TestMistakes:
             run(tiny(data__batch_size=5000), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("trainer__accelerator", "cuda"),
+            ("trainer__accelerator", "foo"),
+            ("trainer__devices", "foo"),
+            ("trainer__devices", 0),
+            ("trainer__strategy", "foo"),
+        ],
+    )
+    def test_devices_that_are_not_there(self, tiny, tmp_path, key, value):
+        if value == "cuda" and torch.cuda.is_available():
+            value = "tpu"
+        with pytest.raises(UserError, match="trainer: "):
+            run(tiny(**{key: value}), tmp_path / "run")
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [("lr", 0), ("betas", [2, 3]), ("weight_decay", -1), ("ema_decay", 1)],
+    )
+    def test_optimiser_out_of_range(self, tiny, tmp_path, key, value):
+        with pytest.raises(UserError, match=key):
+            run(tiny(**{f"module__{key}": value}), tmp_path / "run")
+
     def test_guidance_without_a_null_class(self, tiny, tmp_path):
         with pytest.raises(UserError, match="guidance 2 needs a class-conditional model"):
             run(tiny(model__class_dropout_prob=0, evaluation__guidance=2), tmp_path / "run")
