@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.run import MACHINE_KEYS, Run, config_hash, flatten
+from dtr_lightning.naming import MACHINE_KEYS, config_hash, flatten
+from dtr_lightning.run import Run
 
 ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 DISPLAY_NAMES = {"NoRouting": "no routing", "RTR": "R-TR"}

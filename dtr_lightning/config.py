@@ -36,8 +36,8 @@ from dtr_lightning.metrics import Features
 from dtr_lightning.mistakes import explain
 from dtr_lightning.models import Denoiser
 from dtr_lightning.module import DiffusionModule
+from dtr_lightning.naming import flatten, slug
 from dtr_lightning.routers import Router
-from dtr_lightning.run import flatten, slug
 from dtr_lightning.samplers import Sampler
 
 Config = dict[str, Any]

@@ -22,8 +22,8 @@ from dtr_lightning.metrics import Features
 from dtr_lightning.metrics.scores import Scorer
 from dtr_lightning.models import Denoiser
 from dtr_lightning.module import DiffusionModule
+from dtr_lightning.naming import flatten
 from dtr_lightning.routers import Router
-from dtr_lightning.run import flatten
 from dtr_lightning.samplers import Sampler
 
 HELD_OUT_BATCH = 128  # fixed: the noise of an image must not depend on the machine

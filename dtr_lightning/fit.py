@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 
 from dtr_lightning.callbacks import (
     EMA,
@@ -31,29 +32,35 @@ from dtr_lightning.callbacks import (
 from dtr_lightning.config import Config
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment import Experiment
+from dtr_lightning.naming import flatten
 from dtr_lightning.pictures import image_grid, log_masks, save_samples
 from dtr_lightning.progress import Progress, Reporter
 from dtr_lightning.provenance import provenance
-from dtr_lightning.run import Run, flatten
+from dtr_lightning.run import Run
 
 KEPT_SAMPLES = 100
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, module: nn.Module | None = None) -> dict[str, Any]:
     """Returns a checkpoint as tensors and plain values; UserError if it is anything else.
 
-    Nothing in the file is ever executed (weights_only).
+    Nothing in the file is ever executed (weights_only). With a module its weights must fit that.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        weights = {name: w.shape for name, w in content["state_dict"].items()}
+        assert isinstance(content["global_step"], int)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: the run has no checkpoint yet") from None
     except Exception as error:  # torch raises half a dozen types for a bad file
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else "unreadable"
+        reason = (str(error).strip().splitlines() or ["unreadable"])[0][:160]
         raise UserError(
             f"checkpoint {path} is truncated or no plain checkpoint, and was not loaded "
             f"({reason}); remove it to start the run anew"
         ) from error
+    if module and weights != {name: w.shape for name, w in module.state_dict().items()}:
+        raise UserError(f"checkpoint {path} holds the weights of another network")
+    return content
 
 
 def run(
@@ -103,8 +110,9 @@ def _train_and_evaluate(
     report: Callable[[Progress], None],
     stop: Event,
 ) -> dict[str, Any]:
-    start = read_checkpoint(directory.last)["global_step"] if directory.last.exists() else 0
-    config = experiment.config
+    config, module = experiment.config, experiment.module
+    resumed = directory.last.exists()
+    start = read_checkpoint(directory.last, module)["global_step"] if resumed else 0
     if leader:
         directory.update_meta(status="running", traceback=None, **provenance())
     reporter = Reporter(experiment, report)
@@ -140,12 +148,12 @@ def _train_and_evaluate(
     ]
     trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], callbacks)
     if leader and not start:
-        log_masks(tensorboard.experiment, experiment.module.model.router)
+        log_masks(tensorboard.experiment, module.model.router)
 
     began = time.perf_counter()
     try:
         trainer.fit(
-            experiment.module,
+            module,
             datamodule=experiment.data,
             ckpt_path=directory.last if start else None,
             weights_only=True,
@@ -156,7 +164,6 @@ def _train_and_evaluate(
             _count_time(directory, trainer.global_step - start, seconds)
 
     checkpoint = read_checkpoint(directory.last)
-    module = experiment.module
     module.load_state_dict(checkpoint["state_dict"])
     module.to(trainer.strategy.root_device)
     reporter.tell(done=experiment.work(upto=trainer.max_steps), step=trainer.max_steps)

@@ -10,14 +10,12 @@ artifacts/      further evaluations
 results.json    final numbers with their protocol; written last: its presence means done
 """
 
-__all__ = ["MACHINE_KEYS", "Run", "config_hash", "find_runs", "flatten", "slug"]
+__all__ = ["Run", "find_runs"]
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,57 +23,7 @@ from typing import Any
 import yaml
 
 from dtr_lightning.errors import UserError
-
-# Where and how a run is computed, not what: these may differ between two parts of one run.
-MACHINE_KEYS = (
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "data.workers",
-    "evaluation.batch_size",
-)
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {dotted key: value}; a choice k of class X gives k: X and its arguments k.a."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and "class_path" in value:
-            flat[prefix + key] = value["class_path"]
-            flat |= flatten(value.get("init_args") or {}, f"{prefix}{key}.")
-        elif isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _science(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flatten(config).items() if key not in MACHINE_KEYS}
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Returns six hexadecimal digits of what the run computes, whatever the machine."""
-    canonical = json.dumps(_science(config), sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:6]
-
-
-def slug(config: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    """Returns the name of a run: router, what differs from its base, seed, hash.
-
-    For instance `dtr-alpha=4-beta=0.8-seed=0-1a2b3c`.
-    """
-    flat, flat_base = _science(config), _science(base)
-    parts = [str(flat.pop("router", "run")).rsplit(".", 1)[-1].lower()]
-    seed = flat.pop("seed", 0)
-    flat_base.pop("seed", None)
-    for key, value in flat.items():
-        if value != flat_base.get(key) or key in ("router.alpha", "router.beta"):
-            value = f"{value:g}" if isinstance(value, float) else value
-            parts.append(f"{key.rsplit('.', 1)[-1]}={value}")
-    name = re.sub(r"[^\w=.+-]+", "_", "-".join([*parts, f"seed={seed}"]))[:120]
-    return f"{name}-{config_hash(config)}"
+from dtr_lightning.naming import science
 
 
 def _write_atomically(path: Path, text: str) -> None:
@@ -118,7 +66,7 @@ class Run:
     def check(self, config: Mapping[str, Any]) -> None:
         """Raises UserError if the directory holds another config, or something else than a run."""
         if self.config_file.exists():
-            mine, theirs = _science(config), _science(self.config)
+            mine, theirs = science(config), science(self.config)
             differ = sorted(k for k in mine | theirs if mine.get(k) != theirs.get(k))
             if differ:
                 key = differ[0]
@@ -167,11 +115,11 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config."""
-        try:
-            return yaml.safe_load(self.config_file.read_text())
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{self.config_file} cannot be read: {reason}") from error
+        with _readable(self.config_file):
+            config = yaml.safe_load(self.config_file.read_text())
+            if not isinstance(config, dict) or not all(isinstance(k, str) for k in config):
+                raise ValueError("it holds no options")
+            return config
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -218,19 +166,34 @@ class Run:
         """Returns the records in order; a torn last line is left out."""
         if not self.metrics_file.exists():
             return []
-        lines = self.metrics_file.read_text().splitlines(keepends=True)
+        with _readable(self.metrics_file):
+            lines = self.metrics_file.read_text().splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):
             lines.pop()
-        return [json.loads(line) for line in lines]
+        with _readable(self.metrics_file):
+            records = [json.loads(line) for line in lines]
+            if not all(isinstance(r, dict) and isinstance(r.get("step"), int) for r in records):
+                raise ValueError("a line is no record with a step")
+            return records
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what a damaged file raises into a UserError that names it."""
+    try:
+        yield
+    except (ValueError, yaml.YAMLError) as error:  # of JSON and of text that is not UTF-8 too
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.is_file():
         return None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    with _readable(path):
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+        return content
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:

@@ -14,7 +14,8 @@ from dtr_lightning.errors import UserError, choices
 from dtr_lightning.evaluation import Report, silent
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.fit import KEPT_SAMPLES, read_checkpoint
-from dtr_lightning.run import Run, flatten
+from dtr_lightning.naming import flatten
+from dtr_lightning.run import Run
 
 PROTOCOL = ("sampler", "features", "evaluation", "trainer.accelerator")
 
@@ -50,12 +51,12 @@ class TrainedRun:
             raise UserError(f"{run.path} has no checkpoint yet")
         if checkpoint not in kept:
             raise choices(f"checkpoint of {run.path}", checkpoint, kept)
-        state = read_checkpoint(path)
-        self.run, self.step = run, state["global_step"]
         trainer = config["trainer"] | {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         self.experiment = Experiment(config | {"trainer": trainer})
         self.trainer = self.experiment.trainer([], [])
         self.module = self.experiment.module
+        state = read_checkpoint(path, self.module)
+        self.run, self.step = run, state["global_step"]
         self.module.load_state_dict(state["state_dict"])
         self.module.to(self.device)
 

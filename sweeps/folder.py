@@ -18,7 +18,8 @@ from pathlib import Path
 import yaml
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.run import MACHINE_KEYS, Run, config_hash, flatten
+from dtr_lightning.naming import MACHINE_KEYS, config_hash, flatten
+from dtr_lightning.run import Run
 from sweeps.plan import Point, Sweep
 
 

@@ -26,7 +26,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.run import config_hash
+from dtr_lightning.naming import config_hash
 from sweeps.folder import Folder
 from sweeps.plan import Point, Sweep
 

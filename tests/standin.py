@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import optuna
 from rich.console import Console
 
-from dtr_lightning.run import Run, find_runs, slug
+from dtr_lightning.naming import slug
+from dtr_lightning.run import Run, find_runs
 from sweeps import driver
 from sweeps.workers import Machine
 

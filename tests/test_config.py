@@ -10,8 +10,8 @@ import yaml
 from dtr_lightning.config import AXES, build, make_parser, parse, resolve, run_name, valid_choices
 from dtr_lightning.errors import UserError
 from dtr_lightning.loss_weights import LossWeight
+from dtr_lightning.naming import config_hash
 from dtr_lightning.routers import Router
-from dtr_lightning.run import config_hash
 from tests.conftest import ROOT
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")

@@ -290,6 +290,23 @@ class TestMistakes:
         with pytest.raises(UserError, match="truncated or no plain checkpoint"):
             read_checkpoint(tmp_path / "last.ckpt")
 
+    def test_checkpoint_of_something_else(self, whole, tiny, tmp_path):
+        torch.save({"weights": torch.zeros(2)}, tmp_path / "last.ckpt")
+        with pytest.raises(UserError, match="no plain checkpoint"):
+            read_checkpoint(tmp_path / "last.ckpt")
+        larger = Experiment(tiny(model__hidden_size=32)).module
+        with pytest.raises(UserError, match="weights of another network"):
+            read_checkpoint(Run(whole[1]).last, larger)
+
+    @pytest.mark.parametrize("content", [b"\xff\x00", b"[1]", b"{", b"3"])
+    @pytest.mark.parametrize("name", ["config.yaml", "meta.json", "results.json", "metrics.jsonl"])
+    def test_damaged_files_are_named(self, tmp_path, name, content):
+        (tmp_path / name).write_bytes(content + b"\n")
+        read = {"config.yaml": "config", "meta.json": "meta", "results.json": "results"}
+        with pytest.raises(UserError, match=name):
+            value = getattr(Run(tmp_path), read.get(name, "metrics"))
+            value() if callable(value) else value
+
     def test_checkpoint_with_code_in_it(self, tmp_path):
         class Trap:
             def __reduce__(self):
