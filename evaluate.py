@@ -7,27 +7,26 @@ is done, they go to RUN/artifacts/evaluations.
 
 import json
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
-from dtr_lightning.bar import Bar
-from dtr_lightning.commands import command, stop_on_signals
-from dtr_lightning.fit import Stopped
-from dtr_lightning.run import Run
-from dtr_lightning.trained import TrainedRun, other_protocol
+from dtr_lightning.commands import Options, command, stop_on_signals
+from dtr_lightning.errors import Stopped
 
 
 @command
 def main() -> int:
     """Reads the options, evaluates and prints the results."""
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Options(__doc__)
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--checkpoint", default="last", help="last, or step=N of a milestone")
     given, options = parser.parse_known_args()
+
+    from dtr_lightning.bar import Bar
+    from dtr_lightning.run import Run
+    from dtr_lightning.trained import TrainedRun, other_protocol, same_protocol
+
     run = Run.existing(given.run)
     config = other_protocol(run, options)
-    if given.checkpoint == "last" and config == run.config and run.results:
+    if given.checkpoint == "last" and run.results and same_protocol(config, run.config):
         print(json.dumps(run.results, indent=1))
         return 0
     stop = stop_on_signals()

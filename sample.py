@@ -1,46 +1,55 @@
 """Sample from a run: python sample.py RUN --classes 3 --guidance 2 --n 64
 
 Writes a PNG sheet and, with --npz, the samples as arrays (arr_0 uint8 (n, H, W, C), labels).
+Another sampler: --sampler DDPM --sampler.steps 250.
 """
 
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+from dtr_lightning.commands import Options, command, stop_on_signals
+from dtr_lightning.errors import Stopped, UserError
 
-from dtr_lightning.bar import Bar
-from dtr_lightning.commands import command, stop_on_signals
-from dtr_lightning.data import Data
-from dtr_lightning.errors import UserError
-from dtr_lightning.evaluation import sample
-from dtr_lightning.fit import Stopped
-from dtr_lightning.pictures import save_sheet
-from dtr_lightning.run import Run
-from dtr_lightning.trained import TrainedRun, other_protocol
+if TYPE_CHECKING:
+    from dtr_lightning.data import Data
 
 
 @command
 def main() -> int:
     """Reads the options, samples and writes the files."""
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Options(__doc__)
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--classes", nargs="+", help="names or numbers; all in turn by default")
-    parser.add_argument("--guidance", help="1: the conditional model")
+    parser.add_argument("--guidance", help="1: the conditional model (default: the run's own)")
     parser.add_argument("--n", type=int, default=64, help="number of samples")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--seed", type=int, help="of the noise (default: the run's own)")
     parser.add_argument("--checkpoint", default="last", help="last, or step=N of a milestone")
-    parser.add_argument("--out", help="the sheet (default: RUN/samples/NAME.png)")
-    parser.add_argument("--npz", help="also write the samples as arrays")
+    parser.add_argument("--out", help="the sheet, .png (default: RUN/samples/NAME.png)")
+    parser.add_argument("--npz", help="also write the samples as arrays, .npz")
     given, options = parser.parse_known_args()
+    for option in options:
+        if option.startswith("--") and not option.startswith(("--sampler", "--trainer.accel")):
+            parser.error(f"unknown option {option}")
     if given.n < 1:
         raise UserError(f"--n must be at least 1; got {given.n}")
-    options.append(f"--evaluation.seed={given.seed}")
-    if given.guidance is not None:
-        options.append(f"--evaluation.guidance={given.guidance}")
+    for option, value in (("seed", given.seed), ("guidance", given.guidance)):
+        if value is not None:
+            options.append(f"--evaluation.{option}={value}")
+    for file, suffix in ((given.out, ".png"), (given.npz, ".npz")):
+        if file and (Path(file).suffix != suffix or not Path(file).parent.is_dir()):
+            raise UserError(f"{file} must end in {suffix} and lie in a directory that exists")
+
+    import numpy as np
+    import torch
+
+    from dtr_lightning.bar import Bar
+    from dtr_lightning.evaluation import sample
+    from dtr_lightning.pictures import save_sheet
+    from dtr_lightning.run import Run
+    from dtr_lightning.trained import TrainedRun, other_protocol
+
     run = Run.existing(given.run)
     stop = stop_on_signals()
     trained = TrainedRun(run, other_protocol(run, options), given.checkpoint)
@@ -61,21 +70,19 @@ def main() -> int:
         sampler = trained.experiment.sampler
         parts = sample(trained.module, sampler, labels, range(given.n), shape, protocol, count)
         images = torch.cat([images.cpu() for images, _ in parts])
-    which = "all" if given.classes is None else "+".join(data.class_names[c] for c in classes)
-    name = f"class={which}-guidance={protocol.guidance:g}-n={given.n}-seed={given.seed}.png"
+    which = "all" if given.classes is None else "+".join(map(str, classes))
+    name = f"class={which[:60]}-n={given.n}-seed={protocol.seed}-{trained.name}.png"
     out = Path(given.out or run.samples / name)
-    out.parent.mkdir(parents=True, exist_ok=True)
     save_sheet(str(out), images, len(classes))
     print(out)
     if given.npz:
-        np.savez_compressed(
-            given.npz, arr_0=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy()
-        )
+        arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy(), "labels": labels.numpy()}
+        np.savez_compressed(given.npz, **arrays)
         print(given.npz)
     return 0
 
 
-def class_numbers(data: Data, names: list[str] | None) -> list[int]:
+def class_numbers(data: "Data", names: Sequence[str] | None) -> list[int]:
     """Returns the labels of classes given by name or number; UserError for one out of range."""
     if names is None:
         return list(range(data.num_classes))

@@ -10,28 +10,14 @@ The same command again goes on where it stopped, and trains nothing when all is 
 import argparse
 import shlex
 import sys
-from typing import NoReturn
 
+from dtr_lightning.commands import Options
 from dtr_lightning.errors import UserError
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises UserError with the valid options."""
-        options = [action.option_strings[0] for action in self._actions if action.option_strings]
-        raise UserError(f"{message}; valid options: {', '.join(options)}")
 
 
 def parse() -> argparse.Namespace:
     """Returns the options of the command line."""
-    parser = Parser(
-        prog="sweep.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Options(__doc__)
     parser.add_argument(
         "sweep", nargs="?", default="alpha_beta", help="a name in sweeps/ or a YAML's path"
     )

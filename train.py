@@ -8,17 +8,18 @@ import os
 import sys
 from pathlib import Path
 
-from dtr_lightning.bar import Bar
 from dtr_lightning.commands import command, stop_on_signals
-from dtr_lightning.config import make_parser, parse, run_name
 from dtr_lightning.errors import UserError
-from dtr_lightning.fit import run
-from dtr_lightning.progress import Progress
 
 
 @command
 def main() -> int:
     """Reads the options, trains, evaluates and prints the results."""
+    from dtr_lightning.bar import Bar
+    from dtr_lightning.config import make_parser, parse, run_name
+    from dtr_lightning.fit import run
+    from dtr_lightning.progress import Progress
+
     parser = make_parser(description=__doc__)
     parser.add_argument("--out", type=str, help="run directory (default: runs/CONFIG/NAME)")
     config, out, files = parse(parser, sys.argv[1:])

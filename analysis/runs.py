@@ -29,10 +29,7 @@ class Finished(Run):
         missing = {"score", "score_name", "n"} - (self.results or {}).keys()
         if missing:
             raise UserError(f"{self.results_file} has no {', '.join(sorted(missing))}")
-        try:
-            self.records = self.metrics()
-        except json.JSONDecodeError as error:
-            raise UserError(f"{self.metrics_file} cannot be read: {error}") from error
+        self.records = self.metrics()
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -94,6 +91,10 @@ def read(runs: Iterable[Run]) -> Reading:
                 finished.append(Finished(run))
         except UserError as error:
             skipped.append(f"skipped: {' '.join(str(error).split())}")
+    once = {config_hash(run.config): run for run in reversed(finished)}
+    if copies := len(finished) - len(once):
+        skipped.append(f"skipped: {copies} copies of runs that are there already")
+    finished = [run for run in finished if once[config_hash(run.config)] is run]
     if status:
         detail = ", ".join(f"{count} {name}" for name, count in sorted(status.items()))
         skipped.append(f"skipped: {status.total()} unfinished ({detail})")

@@ -1,10 +1,11 @@
-"""Lightning callbacks: the average of the weights, the record, evaluation on the way, checkpoints.
+"""Lightning callbacks: the record, evaluation on the way, checkpoints.
 
-Each acts at the end of a step, in this order, so that a checkpoint of step s comes after everything
-that was recorded of s: a run killed at any moment and started again repeats nothing in its record.
+Each acts at the end of a step, after the average of the weights and in this order, so that a
+checkpoint of step s comes after everything that was recorded of s: a run killed at any moment and
+started again repeats nothing in its record.
 """
 
-__all__ = ["EMA", "Checkpoints", "EvaluateOnTheWay", "JSONLLogger", "Record", "Stopped"]
+__all__ = ["Checkpoints", "EvaluateOnTheWay", "JSONLLogger", "Record"]
 
 import os
 import shutil
@@ -17,64 +18,14 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from dtr_lightning.module import DiffusionModule, Losses
+from dtr_lightning.errors import Stopped
+from dtr_lightning.module import Losses
 from dtr_lightning.run import Run
-
-
-class EMA(WeightAveraging):
-    """Exponential moving average of the parameters after every step, all tensors in one call.
-
-    It starts at the initial weights; with warm-up the decay of update n is at most
-    (1 + n) / (10 + n). As with any WeightAveraging, a checkpoint's `state_dict` is the average and
-    `current_model_state` are the raw weights. Lightning's own EMA averages integer buffers, and
-    leaves the average on the CPU when training is on a GPU.
-    """
-
-    def __init__(self, decay: float, warmup: bool) -> None:
-        super().__init__(use_buffers=False)
-        self.decay, self.warmup = decay, warmup
-
-    @property
-    def module(self) -> DiffusionModule:
-        """The module with the averaged weights."""
-        assert self._average_model is not None, "the average exists from the start of training"
-        return self._average_model.module
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes the average, from the initial weights on."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._average_model.n_averaged.fill_(1)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Follows the module to its device; its count stays, for free, on the CPU."""
-        self.module.to(pl_module.device)
-        # listed once: to walk the modules at every step takes longer than the update itself
-        self.average, self.current = list(self.module.parameters()), list(pl_module.parameters())
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Updates the average, if the optimiser made a step."""
-        if trainer.global_step > self._latest_update_step:
-            self.update(pl_module)
-            self._latest_update_step = trainer.global_step
-
-    @torch.no_grad()
-    def update(self, current: DiffusionModule) -> None:
-        """Moves the average towards the module; of all buffers, only a router's masks change."""
-        n = int(self._average_model.n_averaged)
-        decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
-        torch._foreach_lerp_(self.average, self.current, 1 - decay)
-        masks = zip(self.module.model.router.buffers(), current.model.router.buffers(), strict=True)
-        for averaged, mask in masks:
-            averaged.copy_(mask)
-        self._average_model.n_averaged += 1
 
 
 class JSONLLogger(Logger):
@@ -202,15 +153,19 @@ class EvaluateOnTheWay(Callback):
                 logger.log_metrics(logged, step)
 
 
-class Stopped(Exception):
-    """Training was asked to stop; last.ckpt holds the step that it had reached."""
-
-
 class Checkpoints(Checkpoint):
     """Saves last.ckpt every n steps, at the end and when asked to stop; milestones are kept."""
 
-    def __init__(self, run: Run, every: int, milestones: int, stop: Event) -> None:
-        self.run, self.every, self.milestones, self.stop = run, every, milestones, stop
+    def __init__(
+        self,
+        run: Run,
+        every: int,
+        milestones: int,
+        stop: Event,
+        saved: Callable[[int], None],
+    ) -> None:
+        self.run, self.every, self.milestones = run, every, milestones
+        self.stop, self.saved = stop, saved
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -220,6 +175,8 @@ class Checkpoints(Checkpoint):
         milestone = self.milestones and step % self.milestones == 0
         if stop or milestone or step % self.every == 0 or step >= trainer.max_steps:
             trainer.save_checkpoint(self.run.last)
+            if trainer.is_global_zero:
+                self.saved(step)
         if milestone and trainer.is_global_zero:
             shutil.copy2(self.run.last, self.run.checkpoints / f"step={step}.ckpt")
         if stop and step < trainer.max_steps:
@@ -241,6 +198,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-        except BaseException:
+        except BaseException as error:
             part.unlink(missing_ok=True)
-            raise
+            # torch's writer hides the reason, such as a full disk, behind an error of its own
+            reason: BaseException | None = error
+            while reason is not None and not isinstance(reason, OSError):
+                reason = reason.__cause__ or reason.__context__
+            raise (reason or error) from None

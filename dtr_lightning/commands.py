@@ -1,7 +1,11 @@
-"""What the commands share: mistakes as one line, signals as a clean stop, a quiet Lightning."""
+"""What the commands share: mistakes as one line, signals as a clean stop, a quiet Lightning.
 
-__all__ = ["command", "quiet", "stop_on_signals"]
+Imports nothing heavy: a mistake or Ctrl-C is answered while torch is still being loaded.
+"""
 
+__all__ = ["Options", "command", "quiet", "stop_on_signals"]
+
+import argparse
 import errno
 import logging
 import os
@@ -14,11 +18,9 @@ from functools import wraps
 from pathlib import Path
 from threading import Event
 from types import FrameType
+from typing import NoReturn
 
-import torch
-
-from dtr_lightning.callbacks import Stopped
-from dtr_lightning.errors import UserError
+from dtr_lightning.errors import Stopped, UserError
 
 MISTAKES = {
     errno.ENOSPC: "no space left on the device",
@@ -27,9 +29,27 @@ MISTAKES = {
     errno.EPERM: "permission denied",
     errno.EROFS: "the file system is read-only",
     errno.ENOTDIR: "not a directory",
+    errno.EISDIR: "is a directory",
     errno.EEXIST: "exists and is not a directory",
+    errno.ENAMETOOLONG: "the file name is too long",
 }
 INTERRUPTED = 130
+
+
+class Options(argparse.ArgumentParser):
+    """A parser of few options that says what is wrong in one line."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError with the valid options."""
+        options = [action.option_strings[-1] for action in self._actions if action.option_strings]
+        raise UserError(f"{message}; valid options: {', '.join(options)}")
 
 
 def command(main: Callable[[], int | None]) -> Callable[[], int | None]:
@@ -45,8 +65,9 @@ def command(main: Callable[[], int | None]) -> Callable[[], int | None]:
             return main()
         except UserError as error:
             return _fail(str(error))
-        except torch.OutOfMemoryError as error:
-            return _fail(f"out of memory on the GPU: {str(error).splitlines()[0]}")
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         except OSError as error:
             if error.errno not in MISTAKES:
                 raise
@@ -55,9 +76,10 @@ def command(main: Callable[[], int | None]) -> Callable[[], int | None]:
         except (Stopped, KeyboardInterrupt):
             print(f"stopped; go on with: {same_command()}", file=sys.stderr)
             return INTERRUPTED
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            return _fail(f"out of memory on the GPU: {str(error).splitlines()[0]}")
 
     return wrapped
 
@@ -80,6 +102,7 @@ def stop_on_signals() -> Event:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        print("\nstopping after this step or evaluation; Ctrl-C again: at once", file=sys.stderr)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)

@@ -157,6 +157,8 @@ def check(config: Config) -> None:
     build(LossWeight, config["loss_weight"])
     diffusion.respaced(build(Sampler, config["sampler"]).steps)
     Protocol(**config["evaluation"])
+    if (clip := config["trainer"]["gradient_clip_val"]) is not None and not clip > 0:
+        raise UserError(f"trainer.gradient_clip_val must be positive; got {clip}")
     if (precision := str(config["trainer"]["precision"] or "32-true")) not in PRECISIONS:
         raise choices("trainer.precision", precision, PRECISIONS)
     steps = config["trainer"]["max_steps"]

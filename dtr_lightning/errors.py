@@ -1,6 +1,6 @@
-"""The one exception that stands for a person's mistake rather than for a bug."""
+"""What is no bug: a person's mistake, and a wish to stop."""
 
-__all__ = ["UserError", "choices"]
+__all__ = ["Stopped", "UserError", "choices"]
 
 from collections.abc import Iterable
 
@@ -11,6 +11,10 @@ class UserError(ValueError):
     The message names what is wrong and the valid choices. Anything else that is raised is a bug
     of ours and keeps its traceback.
     """
+
+
+class Stopped(Exception):
+    """A run was asked to stop; last.ckpt holds the step that it had reached."""
 
 
 def choices(what: str, given: object, valid: Iterable[object]) -> UserError:

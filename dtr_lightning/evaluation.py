@@ -6,11 +6,13 @@ class i mod num_classes, and the noise of its steps. Samples of two runs are the
 
 __all__ = ["Protocol", "Report", "evaluate", "sample", "silent"]
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torchmetrics import SumMetric
 
 from dtr_lightning.data import Data, to_uint8
 from dtr_lightning.errors import UserError
@@ -71,7 +73,6 @@ def check_guidance(null_class: int | None, guidance: float) -> None:
         )
 
 
-@torch.no_grad()
 def sample(
     module: DiffusionModule,
     sampler: Sampler,
@@ -85,6 +86,20 @@ def sample(
 
     labels (N,) belong to indices one by one; shape is (C, H, W).
     """
+    for images, y in _draw(module, sampler, labels, indices, shape, protocol, report):
+        yield to_uint8(images), y
+
+
+@torch.no_grad()
+def _draw(
+    module: DiffusionModule,
+    sampler: Sampler,
+    labels: Tensor,
+    indices: Sequence[int],
+    shape: tuple[int, int, int],
+    protocol: Protocol,
+    report: Report,
+) -> Iterator[tuple[Tensor, Tensor]]:
     check_guidance(module.model.null_class, protocol.guidance)
     device = module.device
     network = guided(
@@ -103,7 +118,7 @@ def sample(
             lambda noise=noise: noise().to(device),
             progress=lambda cost=cost: report(cost),
         )
-        yield to_uint8(images), y
+        yield images, y
 
 
 def evaluate(
@@ -120,17 +135,24 @@ def evaluate(
 ) -> tuple[dict[str, Any], Tensor, Tensor]:
     """Returns the score of n samples, and the first `keep` images of this rank with their labels.
 
-    Every rank samples its contiguous share; the metrics are gathered over ranks by torchmetrics.
+    Every rank samples its contiguous share; the metrics are gathered over ranks by torchmetrics. A
+    network that draws anything but finite pixels has diverged: its score is nan.
     """
     indices = range(n * rank // world, n * (rank + 1) // world)
     labels = torch.tensor([i % data.num_classes for i in indices])
     shape = (data.in_channels, data.image_size, data.image_size)
     scorer.reset()
     kept, count = [], 0
-    for images, y in sample(module, sampler, labels, indices, shape, protocol, report):
+    broken = SumMetric(nan_strategy="error").to(scorer.device)
+    for pixels, y in _draw(module, sampler, labels, indices, shape, protocol, report):
+        broken.update((~pixels.isfinite()).sum().to(scorer.device))
+        images = to_uint8(pixels)
         scorer.update(images, y)
         if count < keep:
             kept.append(images.cpu())
             count += len(images)
     images = torch.cat(kept)[:keep] if kept else torch.empty(0, *shape, dtype=torch.uint8)
-    return scorer.compute(), images, labels[: len(images)]
+    scores = scorer.compute()
+    if broken.compute():
+        scores |= {"score": math.nan, "kid": math.nan}
+    return scores, images, labels[: len(images)]

@@ -64,6 +64,16 @@ class Experiment:
         self.features: Features = build(Features, config["features"])
         self._scorer: Scorer | None = None
 
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raises UserError for features that do not fit the images, or devices that are not there.
+
+        A run asks before it starts: otherwise it would be told at its first evaluation.
+        """
+        self.trainer([], [])
+        pixels = self.data.image_size
+        self.features(torch.zeros(1, self.data.in_channels, pixels, pixels, dtype=torch.uint8))
+
     def trainer(self, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> Trainer:
         """Returns the Lightning trainer of the config."""
         options = dict(self.config["trainer"])

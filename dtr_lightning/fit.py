@@ -22,15 +22,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from dtr_lightning.callbacks import (
-    EMA,
     Checkpoints,
     EvaluateOnTheWay,
     JSONLLogger,
     Record,
-    Stopped,
 )
 from dtr_lightning.config import Config
-from dtr_lightning.errors import UserError
+from dtr_lightning.ema import EMA
+from dtr_lightning.errors import Stopped, UserError
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.naming import flatten
 from dtr_lightning.pictures import image_grid, log_masks, save_samples
@@ -72,7 +71,8 @@ def run(
     """Trains and evaluates the run at a path and returns its results.
 
     Done already: returns them at once. Interrupted before: goes on from last.ckpt. Raises Stopped
-    when `stop` was set, after saving last.ckpt; UserError if the directory holds another config or
+    when `stop` was set, at the end of the step or of an evaluation on the way, after saving
+    last.ckpt; UserError if the directory holds another config or
     is in use.
     """
     directory = Run(path)
@@ -82,20 +82,24 @@ def run(
     if (results := directory.results) is not None:
         return results
     experiment = Experiment(config)  # a mistake in the config leaves no directory behind
+    experiment.check()
     with directory.lock() if leader else nullcontext():
         if leader:
             directory.prepare(config)
         if (results := directory.results) is not None:
             return results
-        began = time.perf_counter()
+        stop = stop or Event()
         try:
-            results = _train_and_evaluate(experiment, directory, leader, report, stop or Event())
+            results = _train_and_evaluate(experiment, directory, leader, report, stop)
+        except SystemExit as error:  # what Lightning makes of a second Ctrl-C
+            if leader:
+                directory.update_meta(status="stopped")
+            raise (KeyboardInterrupt if stop.is_set() else error) from error
         except BaseException as error:
             if leader:
                 status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
                 trace = traceback.format_exc() if status == "failed" else None
-                seconds = directory.meta.get("seconds", 0.0) + time.perf_counter() - began
-                directory.update_meta(status=status, traceback=trace, seconds=seconds)
+                directory.update_meta(status=status, traceback=trace)
             raise
         if leader:
             directory.update_meta(status="done", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
@@ -117,14 +121,16 @@ def _train_and_evaluate(
         directory.update_meta(status="running", traceback=None, **provenance())
     reporter = Reporter(experiment, report)
 
-    def checked(images: int) -> None:
+    def stoppable(images: int) -> None:
         reporter.sampled(images)
         if stop.is_set():
             raise Stopped
 
     def evaluate_on_the_way(trainer: Trainer) -> dict[str, float]:
         n = experiment.protocol.every_n
-        scores, images, _ = experiment.evaluate(trainer, ema.module, n, KEPT_SAMPLES, checked)
+        scores, images, _ = experiment.evaluate(
+            trainer, ema.module, n, KEPT_SAMPLES, reporter.sampled
+        )
         if leader:
             grid = image_grid(images, experiment.data.num_classes)
             tensorboard.experiment.add_image("samples", grid, trainer.global_step)
@@ -136,39 +142,45 @@ def _train_and_evaluate(
     options = config["module"]
     ema = EMA(options["ema_decay"], options["ema_warmup"])
     tensorboard = TensorBoardLogger(
-        directory.tensorboard, name="", version="", purge_step=start or None
+        directory.tensorboard, name="", version="", purge_step=start + 1 if start else 0
     )
+    began, earlier = time.perf_counter(), directory.meta
+
+    def seconds() -> float:
+        return earlier.get("seconds", 0.0) + time.perf_counter() - began
+
+    def saved(step: int) -> None:
+        trained = time.perf_counter() - reporter.began - on_the_way.seconds
+        directory.update_meta(
+            seconds=seconds(),
+            train_seconds=earlier.get("train_seconds", 0.0) + trained,
+            timed_steps=earlier.get("timed_steps", 0) + step - start,
+        )
+
     on_the_way = EvaluateOnTheWay(experiment.protocol.every, evaluate_on_the_way)
     callbacks = [
         ema,
         Record(config["trainer"]["log_every_n_steps"], directory),
         on_the_way,
         reporter,
-        Checkpoints(directory, **config["checkpoint"], stop=stop),
+        Checkpoints(directory, **config["checkpoint"], stop=stop, saved=saved),
     ]
     trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], callbacks)
     if leader and not start:
         log_masks(tensorboard.experiment, module.model.router)
 
-    began = time.perf_counter()
-    try:
-        trainer.fit(
-            module,
-            datamodule=experiment.data,
-            ckpt_path=directory.last if start else None,
-            weights_only=True,
-        )
-    finally:
-        if leader:
-            seconds = time.perf_counter() - reporter.began - on_the_way.seconds
-            _count_time(directory, trainer.global_step - start, seconds)
-
+    trainer.fit(
+        module,
+        datamodule=experiment.data,
+        ckpt_path=directory.last if start else None,
+        weights_only=True,
+    )
     checkpoint = read_checkpoint(directory.last)
     module.load_state_dict(checkpoint["state_dict"])
     module.to(trainer.strategy.root_device)
     reporter.tell(done=experiment.work(upto=trainer.max_steps), step=trainer.max_steps)
     scores, images, labels = experiment.evaluate(
-        trainer, module, experiment.protocol.n, KEPT_SAMPLES, checked
+        trainer, module, experiment.protocol.n, KEPT_SAMPLES, stoppable
     )
     losses = experiment.held_out(trainer, module)
     meta = directory.meta
@@ -179,7 +191,7 @@ def _train_and_evaluate(
         "seed": config["seed"],
         "steps": trainer.max_steps,
         "parameters": experiment.parameters(),
-        "seconds": meta.get("seconds", 0.0) + time.perf_counter() - began,
+        "seconds": seconds(),
         "steps_per_second": steps / train_seconds if steps else None,
         "protocol": experiment.describe(),
     }
@@ -190,13 +202,6 @@ def _train_and_evaluate(
         tensorboard.log_hyperparams(hyperparameters, metrics=final)
         tensorboard.finalize("success")
     return results
-
-
-def _count_time(directory: Run, steps: int, seconds: float) -> None:
-    """Adds a part of a run's training to meta.json, which outlives interruptions."""
-    seconds += directory.meta.get("train_seconds", 0.0)
-    steps += directory.meta.get("timed_steps", 0)
-    directory.update_meta(train_seconds=seconds, timed_steps=steps)
 
 
 def seconds_per_step(config: Config, steps: int = 20) -> float:

@@ -25,7 +25,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         if isinstance(value, Mapping) and "class_path" in value:
             flat[prefix + key] = value["class_path"]
-            flat |= flatten(value.get("init_args") or {}, f"{prefix}{key}.")
+            arguments = value.get("init_args")
+            if isinstance(arguments, Mapping):
+                flat |= flatten(arguments, f"{prefix}{key}.")
         elif isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:

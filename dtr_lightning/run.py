@@ -74,17 +74,17 @@ class Run:
                     f"{self.path} holds a run of another config: {key} is {theirs.get(key)!r} "
                     f"there and {mine.get(key)!r} here; choose another --out"
                 )
-        elif self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
+        elif self.path.is_dir() and any(p.name[0] != "." for p in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and not a run; choose another --out")
 
     def prepare(self, config: Mapping[str, Any]) -> None:
         """Makes the directory and writes its config, once."""
         self.check(config)
-        if self.config_file.exists():
-            return
+        if not self.config_file.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write_atomically(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         for directory in (self.checkpoints, self.samples, self.tensorboard):
-            directory.mkdir(parents=True, exist_ok=True)
-        _write_atomically(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+            directory.mkdir(exist_ok=True)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -202,5 +202,5 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path} is not a directory")
-        found |= {file.parent for file in path.rglob("config.yaml")}
+        found |= {file.parent.resolve() for file in path.rglob("config.yaml")}
     return [Run(path) for path in sorted(found)]

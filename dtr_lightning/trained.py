@@ -1,6 +1,6 @@
 """A trained run, ready to be sampled from or evaluated under another protocol."""
 
-__all__ = ["TrainedRun", "other_protocol"]
+__all__ = ["TrainedRun", "other_protocol", "same_protocol"]
 
 import hashlib
 import json
@@ -23,19 +23,24 @@ PROTOCOL = ("sampler", "features", "evaluation", "trainer.accelerator")
 def other_protocol(run: Run, options: Sequence[str]) -> Config:
     """Returns the run's config with another sampler, features or evaluation.
 
-    UserError for options that would change what was trained.
+    UserError for any other option: what was trained cannot be changed.
     """
-    parser = make_parser(description="options: --sampler, --features, --evaluation.*")
-    config = parse(parser, [f"--config={run.config_file}", *options]).config
-    before, after = flatten(run.config), flatten(config)
-    for key in sorted(before | after):
-        same = before.get(key) == after.get(key)
-        if not same and not key.startswith(PROTOCOL):
+    for option in options:
+        if option.startswith("--") and not option[2:].startswith(PROTOCOL):
             raise UserError(
-                f"--{key} belongs to the training of {run.path}; "
-                f"only --sampler, --features and --evaluation can be changed now"
+                f"{option} is no option here; valid: --checkpoint, --sampler, --features and "
+                "--evaluation with what belongs to them, --trainer.accelerator"
             )
+    parser = make_parser()
+    config = parse(parser, [f"--config={run.config_file}", *options]).config
     return config
+
+
+def same_protocol(a: Config, b: Config) -> bool:
+    """Returns whether two configs are scored alike at the end."""
+    ignored = ("evaluation.every", "evaluation.batch_size", "trainer.accelerator")
+    a, b = ({k: v for k, v in flatten(c).items() if not k.startswith(ignored)} for c in (a, b))
+    return a == b
 
 
 class TrainedRun:

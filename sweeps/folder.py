@@ -70,7 +70,7 @@ class Folder:
             base = stored["config"]
             same = config_hash(base) == config_hash(sweep.config)
             theirs |= flatten(base)
-        except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.sweep_file} is damaged; choose another --out") from error
         mine = {"metric": sweep.metric, "direction": sweep.direction, **flatten(sweep.config)}
         differ = [

@@ -2,8 +2,8 @@
 
 import torch
 
-from dtr_lightning.callbacks import EMA
 from dtr_lightning.diffusion import Diffusion
+from dtr_lightning.ema import EMA
 from dtr_lightning.loss_weights import Constant
 from dtr_lightning.models import DiT
 from dtr_lightning.module import DiffusionModule

@@ -1,6 +1,7 @@
 """Runs: paired, resumable to the bit, idempotent, and honest about what they hold."""
 
 import json
+import math
 import os
 import pickle
 import signal
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dtr_lightning.config import resolve
 from dtr_lightning.errors import UserError
@@ -207,11 +209,32 @@ def test_evaluation_reads_the_average_even_when_saving_was_interrupted(whole):
     assert not torch.equal(average[name], raw[name])
 
 
+def test_a_network_that_diverged_has_no_score(tiny):
+    experiment = Experiment(tiny())
+    trainer = experiment.trainer([], [])
+    for parameter in experiment.module.model.final_layer.parameters():
+        parameter.data.fill_(float("nan"))
+    scores, *_ = experiment.evaluate(trainer, experiment.module, 20, 0)
+    assert math.isnan(scores["score"])
+    assert math.isnan(scores["kid"])
+
+
+def test_tensorboard_after_a_resume_shows_every_step_once(whole, tmp_path):
+    config, _, _ = whole
+    with pytest.raises(Stopped):
+        train(config, tmp_path / "run", stop_at=4)
+    train(config, tmp_path / "run")
+    events = EventAccumulator(str(Run(tmp_path / "run").tensorboard)).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [4]
+    assert [e.step for e in events.Scalars("val/loss")] == [3, 6]
+    assert [e.step for e in events.Images("samples")] == [3, 6]
+
+
 def test_average_is_the_recursion(tiny, tmp_path):
     """ema <- d ema + (1 - d) theta from the initial weights on, d = min(decay, (1+n)/(10+n))."""
     from lightning.pytorch.callbacks import LambdaCallback
 
-    from dtr_lightning.callbacks import EMA
+    from dtr_lightning.ema import EMA
 
     experiment = Experiment(tiny())
     ema, seen = EMA(0.3, warmup=True), []
@@ -326,7 +349,10 @@ class TestMistakes:
 
         def full(checkpoint, file):
             file.write(b"half of it")
-            raise OSError(28, "No space left on device")
+            try:
+                raise OSError(28, "No space left on device")
+            except OSError:
+                raise RuntimeError("unexpected pos") from None  # as torch's writer does
 
         monkeypatch.setattr(torch, "save", full)
         with pytest.raises(OSError, match="No space"):

@@ -77,6 +77,8 @@ class TimmFeatures(Features):
         if not timm.is_model(model):
             near = difflib.get_close_matches(model, timm.list_models(), n=5)
             raise choices("timm model", model, near or ["the names of timm.list_models()"])
+        if size is not None and size < 1:
+            raise UserError(f"features.size must be at least 1 pixel; got {size}")
         if weights and pretrained:
             raise UserError("give features either weights or pretrained, not both")
         with torch.random.fork_rng(devices=[]):

@@ -120,6 +120,8 @@ class Scorer:
             rank, world = distributed.get_rank(), distributed.get_world_size()
         sizes = [len(self.data.split(name)) for name in ("train", "held_out")]
         self.reference_n, self.floor_n = (min(size, self.limit or size) for size in sizes)
+        if self.reference_n < 2:
+            raise UserError("a score needs at least 2 training images to compare with")
         train = self._take(self.data.train_images(self.limit, rank, world), True, self.distances)
         held_out = self._take(self.data.heldout_images(self.limit, rank, world), False, ["score"])
         self.floor = float(self.metrics["score"].compute()) if self.floor_n > 1 else None
