@@ -16,7 +16,11 @@ from torch.nn import functional as F
 # tanh(u) = 2 sigmoid(2 u) - 1 turns GELU's tanh form into x sigmoid(x (A + B x^2))
 A, B = 1.5957691216057308, 0.07135481627260025  # 2 sqrt(2 / pi), 0.044715 A
 # PyTorch sends float32 products to MKL, whose code for an AMD core does half of what oneDNN's does.
-ONEDNN = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+ONEDNN = (
+    torch.backends.mkl.is_available()
+    and torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
