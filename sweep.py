@@ -29,12 +29,22 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--smoke", action="store_true", help="a few steps per point")
     parser.add_argument(
+        "--paper", action="store_true", help="the published sizes, where a sweep has smaller ones"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="OPTION=VALUE",
+        action="append",
+        default=[],
+        help="an option of train.py for every point, such as data.root=images; repeatable",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print points and an estimate of the time only"
     )
     parser.add_argument(
         "--storage", metavar="URL", help="Optuna's database (default: study.db in --out)"
     )
-    parser.add_argument("--out", metavar="DIR", help="default: runs/NAME or runs/NAME-smoke")
+    parser.add_argument("--out", metavar="DIR", help="default: runs/NAME, NAME-paper or NAME-smoke")
     return parser.parse_args()
 
 
@@ -48,7 +58,8 @@ def main() -> int:
         from sweeps.driver import prepare, run_sweep
         from sweeps.report import preview
 
-        same = {"seeds": options.seeds, "smoke": options.smoke, "out": options.out}
+        same = {name: getattr(options, name) for name in ("seeds", "smoke", "paper", "out")}
+        same["options"] = options.set
         if options.dry_run:
             sweep, folder, workers = prepare(options.sweep, **same, warm=False)
             preview(sweep, folder, workers, options.workers, Console())

@@ -59,6 +59,7 @@ class SameBatch(LightningDataModule):
     """The batch of a setting over and over; no `Data`, so it is no choice of `--data`."""
 
     seed = 0
+    captions = None
 
     def __init__(self, setting: str) -> None:
         super().__init__()

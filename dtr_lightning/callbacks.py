@@ -52,7 +52,7 @@ def by_task(losses: Losses, tasks: int, parts: int = 8) -> Tensor:
     t, mse, vb = (part.cpu() for part in losses)
     values = torch.stack([mse + vb, mse, vb, torch.ones_like(mse)], dim=1).double()  # (N, 4)
     sums = torch.zeros(parts + 1, 4, dtype=torch.float64)
-    sums.index_add_(0, t * parts // tasks, values)
+    sums.index_add_(0, (t * parts // tasks).long(), values)
     sums[-1] = values.sum(0)
     return sums
 

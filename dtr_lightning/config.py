@@ -28,28 +28,41 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
 from dtr_lightning.data import Data
-from dtr_lightning.diffusion import Diffusion
+from dtr_lightning.diffusion import Process
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.evaluation import Protocol
+from dtr_lightning.gradients import Gradients
 from dtr_lightning.loss_weights import LossWeight
 from dtr_lightning.metrics import Features
 from dtr_lightning.mistakes import explain
 from dtr_lightning.models import Denoiser
 from dtr_lightning.module import DiffusionModule
 from dtr_lightning.naming import flatten, slug
+from dtr_lightning.recipes import expand
 from dtr_lightning.routers import Router
 from dtr_lightning.samplers import Sampler
 
 Config = dict[str, Any]
 
+# Of the images and of the network's output, under the names of DiT and of guided-diffusion.
+SIZES = {"input_size", "image_size", "in_channels", "out_channels", "num_classes", "learn_sigma"}
 # An axis, its base class, and the arguments that follow from other axes.
 AXES: dict[str, tuple[type, set[str]]] = {
     "data": (Data, set()),
-    "model": (Denoiser, {"input_size", "in_channels", "num_classes", "learn_sigma", "router"}),
-    "router": (Router, {"tasks", "seed"}),
+    "model": (Denoiser, SIZES | {"router", "null_text"}),
+    "router": (Router, {"tasks", "seed", "steps"}),
+    "diffusion": (Process, set()),
     "loss_weight": (LossWeight, set()),
+    "gradients": (Gradients, {"seed"}),
     "sampler": (Sampler, set()),
     "features": (Features, set()),
+}
+DEFAULTS = {
+    "router": "NoRouting",
+    "diffusion": "Diffusion",
+    "loss_weight": "Constant",
+    "gradients": "Joint",
+    "sampler": "DDPM",
 }
 TRAINER_OPTIONS = {
     "accelerator",
@@ -87,8 +100,7 @@ def make_parser(description: str | None = None) -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches, tasks and noise")
     for axis, (base, linked) in AXES.items():
         parser.add_subclass_arguments(base, axis, skip=linked, required=True)
-    parser.add_class_arguments(Diffusion, "diffusion")
-    linked = {"model", "diffusion", "loss_weight", "seed"}
+    linked = {"model", "diffusion", "loss_weight", "gradients", "captions", "seed"}
     parser.add_class_arguments(DiffusionModule, "module", skip=linked)
     parser.add_class_arguments(Protocol, "evaluation")
     parser.add_argument("--checkpoint.every", type=int, default=1000, help="steps, of last.ckpt")
@@ -97,8 +109,7 @@ def make_parser(description: str | None = None) -> Parser:
     )
     others = set(inspect.signature(Trainer).parameters) - TRAINER_OPTIONS
     parser.add_class_arguments(Trainer, "trainer", skip=others)
-    defaults = {"router": "NoRouting", "loss_weight": "Constant", "sampler": "DDPM"}
-    parser.set_defaults(defaults | {"trainer.max_steps": 400_000, "trainer.log_every_n_steps": 50})
+    parser.set_defaults(DEFAULTS | {"trainer.max_steps": 400_000, "trainer.log_every_n_steps": 50})
     return parser
 
 
@@ -112,31 +123,14 @@ class Parsed(NamedTuple):
 
 def parse(parser: Parser, arguments: Sequence[str]) -> Parsed:
     """Returns the resolved config of command-line arguments; UserError on anything wrong."""
-    given = list(arguments)
-    for i, argument in enumerate(given):
-        if argument.startswith("--config="):
-            _check_yaml(argument.removeprefix("--config="))
-        elif argument == "--config" and i + 1 < len(given):
-            _check_yaml(given[i + 1])
-    namespace = parser.parse_args(given)
-    files = [str(file) for file in namespace.pop("config", None) or []]
+    expanded, files = expand(arguments)
+    namespace = parser.parse_args(expanded)
+    namespace.pop("config", None)
     out = namespace.pop("out", None)
     config = yaml.safe_load(parser.dump(namespace, skip_none=False, skip_validation=True))
     _shorten(config)
     check(config)
     return Parsed(config, out, files)
-
-
-def _check_yaml(file: str) -> None:
-    """Raises UserError that names the file, unless it is a mapping in YAML."""
-    try:
-        content = yaml.safe_load(Path(file).read_text())
-    except OSError as error:
-        raise UserError(f"config file {file} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} must hold options as `key: value`")
 
 
 def resolve(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -152,16 +146,19 @@ def resolve(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
 
 def check(config: Config) -> None:
     """Raises UserError for values out of range on the axes that are cheap to make."""
-    diffusion = Diffusion(**config["diffusion"])
-    build(Router, config["router"], tasks=diffusion.T)
-    build(LossWeight, config["loss_weight"])
-    diffusion.respaced(build(Sampler, config["sampler"]).steps)
+    process: Process = build(Process, config["diffusion"])
+    seed, steps = config["seed"], config["trainer"]["max_steps"]
+    build(Router, config["router"], tasks=process.T, seed=seed, steps=steps)
+    build(LossWeight, config["loss_weight"]).build(process)
+    build(Gradients, config["gradients"], seed=seed).build(process.log_snr(), process.tasks)
+    sampler: Sampler = build(Sampler, config["sampler"])
+    sampler.check(process)
+    sampler.evaluations(process)
     Protocol(**config["evaluation"])
     if (clip := config["trainer"]["gradient_clip_val"]) is not None and not clip > 0:
         raise UserError(f"trainer.gradient_clip_val must be positive; got {clip}")
     if (precision := str(config["trainer"]["precision"] or "32-true")) not in PRECISIONS:
         raise choices("trainer.precision", precision, PRECISIONS)
-    steps = config["trainer"]["max_steps"]
     if steps < 1:
         raise UserError(f"trainer.max_steps must be at least 1; got {steps}")
     bounds = {"seed": 0, "trainer.log_every_n_steps": 1, "checkpoint.every": 1}

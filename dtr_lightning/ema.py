@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
 
 from dtr_lightning.module import DiffusionModule
 
@@ -40,7 +41,8 @@ class EMA(WeightAveraging):
         """Follows the module to its device; its count stays, for free, on the CPU."""
         self.module.to(pl_module.device)
         # listed once: to walk the modules at every step takes longer than the update itself
-        self.average, self.current = list(self.module.parameters()), list(pl_module.parameters())
+        networks = self.module.model, pl_module.model
+        self.average, self.current = (list(network.parameters()) for network in networks)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -52,11 +54,15 @@ class EMA(WeightAveraging):
 
     @torch.no_grad()
     def update(self, current: DiffusionModule) -> None:
-        """Moves the average towards the module; of all buffers, only a router's masks change."""
+        """Moves the average of the network on; learned loss weights and masks are copied."""
         n = int(self._average_model.n_averaged)
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
         torch._foreach_lerp_(self.average, self.current, 1 - decay)
-        masks = zip(self.module.model.router.buffers(), current.model.router.buffers(), strict=True)
-        for averaged, mask in masks:
-            averaged.copy_(mask)
+        for old, new in zip(_state(self.module), _state(current), strict=True):
+            old.copy_(new)
         self._average_model.n_averaged += 1
+
+
+def _state(module: DiffusionModule) -> list[Tensor]:
+    """Returns what changes from step to step but is no average: masks and learned loss weights."""
+    return [*module.model.router.buffers(), *module.loss_weight.parameters()]

@@ -17,6 +17,7 @@ from torchmetrics import SumMetric
 from dtr_lightning.data import Data, to_uint8
 from dtr_lightning.errors import UserError
 from dtr_lightning.metrics.scores import Scorer
+from dtr_lightning.models import Denoiser
 from dtr_lightning.module import DiffusionModule
 from dtr_lightning.samplers import IndexedNoise, Sampler, guided
 
@@ -64,11 +65,11 @@ class Protocol:
         self.batch_size, self.seed = batch_size, seed
 
 
-def check_guidance(null_class: int | None, guidance: float) -> None:
-    """Raises UserError for guidance of a model that has no null class."""
-    if guidance != 1 and null_class is None:
+def check_guidance(model: Denoiser, guidance: float) -> None:
+    """Raises UserError for guidance of a model that knows no null condition."""
+    if guidance != 1 and not model.has_null:
         raise UserError(
-            f"guidance {guidance:g} needs a class-conditional model trained with label dropout "
+            f"guidance {guidance:g} needs a conditional model trained with label dropout "
             "(class_dropout_prob > 0); this one allows only guidance 1"
         )
 
@@ -100,19 +101,19 @@ def _draw(
     protocol: Protocol,
     report: Report,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    check_guidance(module.model.null_class, protocol.guidance)
+    check_guidance(module.model, protocol.guidance)
     device = module.device
-    network = guided(
-        module.model, protocol.guidance, module.model.null_class, protocol.guidance_channels
-    )
+    network = guided(module.model, protocol.guidance, module.model.null, protocol.guidance_channels)
     module.eval()
     for first in range(0, len(indices), protocol.batch_size):
         chunk = indices[first : first + protocol.batch_size]
         y = labels[first : first + protocol.batch_size].to(device)
+        which = torch.tensor(list(chunk), device=device) // module.model.num_classes
+        condition = module.condition(y, which)
         noise = IndexedNoise(protocol.seed, chunk, shape)
         cost = len(chunk) * (1 if protocol.guidance == 1 else 2)
         images = sampler(
-            lambda x, t, y=y: network(x, t, y),
+            lambda x, t, c=condition: network(x, t, c),
             noise().to(device),
             module.diffusion,
             lambda noise=noise: noise().to(device),

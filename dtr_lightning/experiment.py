@@ -14,9 +14,10 @@ from torch import Tensor
 from dtr_lightning.callbacks import AtomicCheckpointIO, Checkpoints, by_task, over_ranks, scalars
 from dtr_lightning.config import Config, build
 from dtr_lightning.data import Data, to_float
-from dtr_lightning.diffusion import Diffusion
+from dtr_lightning.diffusion import Process
 from dtr_lightning.errors import UserError
 from dtr_lightning.evaluation import Protocol, Report, check_guidance, evaluate, silent
+from dtr_lightning.gradients import Gradients
 from dtr_lightning.loss_weights import LossWeight
 from dtr_lightning.metrics import Features
 from dtr_lightning.metrics.scores import Scorer
@@ -42,25 +43,48 @@ class Experiment:
         self.data: Data = build(Data, config["data"])
         self.data.seed = config["seed"]
         self.data.check()
-        diffusion = Diffusion(**config["diffusion"])
-        torch.manual_seed(config["seed"])
+        process: Process = build(Process, config["diffusion"])
+        seed, learn_sigma = config["seed"], process.learns_variance
+        captions = self.data.captions
+        torch.manual_seed(seed)
         model: Denoiser = build(
             Denoiser,
             config["model"],
             input_size=self.data.image_size,
+            image_size=self.data.image_size,
             in_channels=self.data.in_channels,
+            out_channels=self.data.in_channels * (1 + learn_sigma),
             num_classes=self.data.num_classes,
-            learn_sigma=diffusion.learns_variance,
-            router=build(Router, config["router"], tasks=diffusion.T, seed=config["seed"]),
+            learn_sigma=learn_sigma,
+            null_text=None if captions is None else captions.null,
+            router=build(
+                Router,
+                config["router"],
+                tasks=process.T,
+                seed=seed,
+                steps=config["trainer"]["max_steps"],
+            ),
         )
-        loss_weight = build(LossWeight, config["loss_weight"])
+        if model.takes_text != (captions is not None):
+            needs = "captions" if model.takes_text else "class labels"
+            raise UserError(
+                f"{type(model).__name__} needs data with {needs}, which {type(self.data).__name__} "
+                "has not; TextDiT with DigitsCaptions go together, other models with other data"
+            )
         self.module = DiffusionModule(
-            model, diffusion, loss_weight, seed=config["seed"], **config["module"]
+            model,
+            process,
+            build(LossWeight, config["loss_weight"]),
+            build(Gradients, config["gradients"], seed=seed),
+            captions,
+            seed=seed,
+            **config["module"],
         )
         self.sampler: Sampler = build(Sampler, config["sampler"])
+        self.sampler.check(process)
         self.protocol = Protocol(**config["evaluation"])
-        check_guidance(model.null_class, self.protocol.guidance)
-        self.sampler_steps = len(diffusion.respaced(self.sampler.steps))
+        check_guidance(model, self.protocol.guidance)
+        self.sampler_steps = self.sampler.evaluations(process)
         self.features: Features = build(Features, config["features"])
         self._scorer: Scorer | None = None
 
@@ -77,6 +101,8 @@ class Experiment:
     def trainer(self, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> Trainer:
         """Returns the Lightning trainer of the config."""
         options = dict(self.config["trainer"])
+        if not self.module.automatic_optimization:  # Lightning leaves the clipping to the module
+            self.module.clip = options.pop("gradient_clip_val")
         try:
             trainer = Trainer(
                 **options,
@@ -92,6 +118,9 @@ class Experiment:
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         self.data.check(trainer.world_size)
+        share = self.data.batch_size // trainer.world_size
+        self.module.loss_weight.check(share)
+        self.module.gradients.check(share)
         return trainer
 
     def scorer(self, trainer: Trainer) -> Scorer:

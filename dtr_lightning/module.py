@@ -10,8 +10,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from dtr_lightning.diffusion import Diffusion
+from dtr_lightning import tasks
+from dtr_lightning.captions import Captions
+from dtr_lightning.diffusion import Process
 from dtr_lightning.errors import UserError
+from dtr_lightning.gradients import Gradients, Joint
 from dtr_lightning.loss_weights import LossWeight
 from dtr_lightning.models import Denoiser
 
@@ -33,21 +36,23 @@ def random_state(*key: int) -> int:
 
 
 class DiffusionModule(LightningModule):
-    """Trains a network to predict the noise of every task (Section 3; Appendix C for defaults).
+    """Trains a network on all tasks of a process (Section 3; Appendix C for defaults).
 
     No hidden state: the tasks, noise and label dropout of a step are a function of (seed, step,
     rank), so a resumed run equals an uninterrupted one and routers are compared in pairs.
 
     lr, betas, weight_decay: AdamW's. ema_decay: of the weights that evaluation uses; with
-    ema_warmup it starts at 1/10 and rises as (1 + n) / (10 + n). compile: use
-    torch.compile.
+    ema_warmup it starts at 1/10 and rises as (1 + n) / (10 + n). compile: use torch.compile.
+    gradients other than Joint take one step by manual optimisation. captions turn labels into text.
     """
 
     def __init__(
         self,
         model: Denoiser,
-        diffusion: Diffusion,
+        diffusion: Process,
         loss_weight: LossWeight,
+        gradients: Gradients | None = None,
+        captions: Captions | None = None,
         seed: int = 0,
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -66,7 +71,11 @@ class DiffusionModule(LightningModule):
         if not 0 <= ema_decay < 1:
             raise UserError(f"ema_decay must lie in [0, 1); got {ema_decay}")
         self.model, self.diffusion, self.loss_weight = model, diffusion, loss_weight
+        self.gradients, self.captions = gradients or Joint(), captions
         self.loss_weight.build(diffusion)
+        self.gradients.build(diffusion.log_snr(), diffusion.tasks)
+        self.automatic_optimization = self.gradients.joint
+        self.clip: float | None = None  # of the gradient's norm under manual optimisation
         self.seed, self.lr, self.betas, self.weight_decay = seed, lr, tuple(betas), weight_decay
         self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         if compile:
@@ -76,13 +85,19 @@ class DiffusionModule(LightningModule):
         """Returns the network's prediction for x (N, C, H, W), original t (N,), labels y (N,)."""
         return self.model(x, t, y)
 
+    def condition(self, labels: Tensor, which: Tensor | None = None) -> Tensor:
+        """Returns what the network is told for labels (N,): these, or tokens (N, L_text, C_text).
+
+        which (N,) chooses among the captions of a label, at random if it is None.
+        """
+        return labels if self.captions is None else self.captions(labels, which)
+
     def drop_labels(self, y: Tensor) -> Tensor:
-        """Returns labels (N,) of which a share class_dropout_prob became the null class."""
-        null = self.model.null_class
-        if null is None:
+        """Returns conditions (N, ...) of which a share class_dropout_prob stands for none."""
+        if not self.model.has_null:
             return y
-        drop = torch.rand(y.shape, device=y.device) < self.model.class_dropout_prob
-        return torch.where(drop, null, y)
+        drop = torch.rand(len(y), device=y.device) < self.model.class_dropout_prob
+        return torch.where(drop.view(-1, *[1] * (y.ndim - 1)), self.model.null(y), y)
 
     def losses(self, x0: Tensor, t: Tensor, y: Tensor, noise: Tensor) -> Losses:
         """Returns the per-sample losses (N,) of images x0 (N, C, H, W) at tasks t, with noise."""
@@ -97,16 +112,61 @@ class DiffusionModule(LightningModule):
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
-        self.model.router.advance(self.global_step)
+        self.model.router.advance(self.global_step, self.model.embed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Returns the loss, and the per-sample losses for the record."""
-        x0, y = batch
-        t = self.loss_weight.timesteps(len(x0), self.diffusion.T, x0.device)
+        x0, labels = batch
+        t = self._timesteps(len(x0), x0.device)
         noise = torch.randn_like(x0)
-        losses = self.losses(x0, t, self.drop_labels(y), noise)
-        loss = self.loss_weight(losses.mse, losses.vb, t) + self.model.router.penalty(t)
+        y = self.drop_labels(self.condition(labels))
+        if self.gradients.joint:
+            loss, losses = self._loss(x0, t, y, noise)
+        else:
+            loss, losses = self._step_by_cluster(x0, t, y, noise)
         return {"loss": loss, "losses": Losses(t, losses.mse.detach(), losses.vb.detach())}
+
+    def _timesteps(self, n: int, device: torch.device) -> Tensor:
+        if self.gradients.joint:
+            return self.loss_weight.timesteps(n, device)
+        return tasks.stratified(self.diffusion, n, self.gradients.intervals, device)
+
+    def _loss(self, x0: Tensor, t: Tensor, y: Tensor, noise: Tensor) -> tuple[Tensor, Losses]:
+        losses = self.losses(x0, t, y, noise)
+        loss = self.loss_weight(losses.mse, losses.vb, t)
+        return loss + self.model.router.penalty(t, self.model.embed), losses
+
+    def _step_by_cluster(
+        self, x0: Tensor, t: Tensor, y: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Losses]:
+        parts = tasks.shares(len(t), self.gradients.clusters)
+        chunks = list(zip(*(part.split(parts) for part in (x0, t, y, noise)), strict=True))
+        done: list[Losses] = []
+
+        def cluster_loss(i: int) -> Tensor:
+            loss, losses = self._loss(*chunks[i])
+            done.append(Losses(losses.t, losses.mse.detach(), losses.vb.detach()))
+            return loss
+
+        def over_ranks(gradient: Tensor) -> Tensor:
+            return self.trainer.strategy.reduce(gradient, reduce_op="mean")
+
+        network, own = _trained(self.model), _trained(self.loss_weight)
+        loss = self.gradients.combine(network, own, cluster_loss, over_ranks, self.global_step)
+        if self.clip:
+            nn.utils.clip_grad_norm_(network, self.clip)
+        self.optimizers().step()
+        return loss, Losses(*map(torch.cat, zip(*done, strict=True)))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the norm of the network's gradient, and not that of a learned loss weight."""
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(_trained(self.model), gradient_clip_val)
 
     @torch.no_grad()
     def held_out_losses(self, batches: Iterable[Batch], seed: int) -> Losses:
@@ -120,9 +180,10 @@ class DiffusionModule(LightningModule):
         position = 0
         for x0, y in batches:
             i = torch.arange(position, position + len(x0), dtype=torch.float64)
-            t = ((i * GOLDEN_RATIO) % 1 * self.diffusion.T).long().to(self.device)
+            t = self.diffusion.spread((i * GOLDEN_RATIO) % 1).to(self.device)
             noise = torch.randn(x0.shape, generator=generator).to(self.device)
-            parts.append(self.losses(x0.to(self.device), t, y.to(self.device), noise))
+            y = self.condition(y.to(self.device), i.long().to(self.device))
+            parts.append(self.losses(x0.to(self.device), t, y, noise))
             position += len(x0)
         return Losses(*map(torch.cat, zip(*parts, strict=True)))
 

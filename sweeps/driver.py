@@ -42,18 +42,19 @@ class Outcome(NamedTuple):
 def prepare(
     sweep: str | Path,
     *,
-    seeds: int | None = None,
-    smoke: bool = False,
     out: str | Path | None = None,
     train: Train = train_run,
     warm: bool = True,
+    **reading: Any,
 ) -> tuple[Sweep, Folder, Workers]:
     """Returns the resolved plan, its directory and the workers; writes nothing.
 
     `warm` starts the workers' imports beside this process's own, if the directory lacks results.
+    The rest is what `plan.read` takes.
     """
-    recipe = read(sweep, seeds=seeds, smoke=smoke)
-    folder = Folder(out or Path("runs") / (recipe.name + ("-smoke" if smoke else "")))
+    recipe = read(sweep, **reading)
+    kinds = [f"-{kind}" for kind in ("paper", "smoke") if reading.get(kind)]
+    folder = Folder(out or Path("runs") / "".join([recipe.name, *kinds]))
     workers = Workers(folder, train)
     runs = find_runs([folder.path]) if folder.path.is_dir() else []
     done = sum(run.results_file.exists() for run in runs)
@@ -66,21 +67,21 @@ def run_sweep(
     sweep: str | Path = "alpha_beta",
     *,
     workers: int | None = None,
-    seeds: int | None = None,
-    smoke: bool = False,
     storage: str | None = None,
     out: str | Path | None = None,
     console: Console | None = None,
     train: Train = train_run,
+    **reading: Any,
 ) -> Outcome:
     """Trains what is missing of a sweep (a shipped name or a YAML's path), draws and tabulates.
 
-    Ctrl-C stops it: every trial saves its state and the same call goes on. A call in a script
-    needs the guard `if __name__ == "__main__":`, as trials are processes. UserError for a mistake
-    in the sweep, a directory of another sweep and a database that cannot be used.
+    `reading` is what `plan.read` takes: seeds, smoke, paper, options. Ctrl-C stops it: every trial
+    saves its state and the same call goes on. A call in a script needs the guard `if __name__ ==
+    "__main__":`, as trials are processes. UserError for a mistake in the sweep, a directory of
+    another sweep and a database that cannot be used.
     """
     console = console or Console()
-    plan, folder, crew = prepare(sweep, seeds=seeds, smoke=smoke, out=out, train=train)
+    plan, folder, crew = prepare(sweep, out=out, train=train, **reading)
     folder.prepare(plan)
     with folder.owner() as owner:
         study = Study(plan, folder, owner, storage)

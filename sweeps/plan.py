@@ -7,13 +7,14 @@ grid:                               each entry is the product of its lists;
 seeds: 1                            every point is trained with the seeds 0 .. seeds - 1
 metric: score                       a number of results.json
 direction: minimize
-smoke: {trainer.max_steps: 10}      options of --smoke, on top of the base
+smoke: {trainer.max_steps: 10}      options of --smoke, on top of the base; SMOKE by default
+paper: {config: .., grid: [..]}     what --paper trains instead: the published sizes
 """
 
 __all__ = ["Point", "Recipe", "Sweep", "find", "names", "read", "resolve_all"]
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +24,17 @@ import yaml
 from dtr_lightning.errors import UserError, choices
 
 SHIPPED = Path(__file__).parent
-KEYS = ("config", "grid", "seeds", "metric", "direction", "smoke")
+KEYS = ("config", "grid", "seeds", "metric", "direction", "smoke", "paper")
 DIRECTIONS = ("minimize", "maximize")
+SMOKE = {
+    "trainer.max_steps": 30,
+    "trainer.log_every_n_steps": 10,
+    "checkpoint.every": 15,
+    "sampler.steps": 5,
+    "evaluation.n": 128,
+    "evaluation.every": 15,
+    "evaluation.every_n": 64,
+}
 
 
 class Point(NamedTuple):
@@ -83,8 +93,18 @@ def find(sweep: str | Path) -> Path:
     return SHIPPED / f"{sweep}.yaml"
 
 
-def read(sweep: str | Path, *, seeds: int | None = None, smoke: bool = False) -> Recipe:
-    """Reads a sweep without importing what it trains; UserError for a YAML of another form."""
+def read(
+    sweep: str | Path,
+    *,
+    seeds: int | None = None,
+    smoke: bool = False,
+    paper: bool = False,
+    options: Sequence[str] = (),
+) -> Recipe:
+    """Reads a sweep without importing what it trains; UserError for a YAML of another form.
+
+    options are `key=value`, for every point.
+    """
     path = find(sweep)
     try:
         content = yaml.safe_load(path.read_text())
@@ -97,6 +117,10 @@ def read(sweep: str | Path, *, seeds: int | None = None, smoke: bool = False) ->
     for key in content:
         if key not in KEYS:
             raise choices(f"key in {path}", key, KEYS)
+    if paper:
+        if not isinstance(content.get("paper"), dict):
+            raise UserError(f"{path} has no key `paper`: it knows no other size than its own")
+        content |= content["paper"]
     if not isinstance(content.get("config"), str):
         raise UserError(f"{path}: config is to be the path of the base config")
     direction = content.get("direction", "minimize")
@@ -108,12 +132,12 @@ def read(sweep: str | Path, *, seeds: int | None = None, smoke: bool = False) ->
     number = content.get("seeds", 1) if seeds is None else seeds
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise UserError(f"seeds is to be a whole number from 1, not {number!r}")
-    overrides = content.get("smoke") or {}
+    overrides = content.get("smoke", SMOKE) or {}
     _check_options(overrides, f"{path}: smoke")
     return Recipe(
         name=path.stem,
         config=path.parent / content["config"],
-        overrides=dict(overrides) if smoke else {},
+        overrides=(dict(overrides) if smoke else {}) | dict(map(_option, options)),
         assignments=[
             {**assignment, "seed": seed}
             for seed in range(number)
@@ -122,6 +146,18 @@ def read(sweep: str | Path, *, seeds: int | None = None, smoke: bool = False) ->
         metric=metric,
         direction=direction,
     )
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise UserError(f"--set takes OPTION=VALUE, such as data.root=images; got {text!r}")
+    if key == "seed":
+        raise UserError("--set seed=... is not valid; use --seeds N")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text}: {' '.join(str(error).split())}") from error
 
 
 def _check_options(options: Any, where: str) -> None:

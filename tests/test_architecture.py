@@ -10,9 +10,10 @@ PACKAGE = ROOT / "dtr_lightning"
 # From the bottom up: a module imports from layers below its own, or from its own folder.
 LAYERS = [
     {"errors", "naming"},
-    {"run"},
+    {"run", "captions", "recipes"},
     {"masks", "diffusion", "provenance", "mistakes", "commands"},
-    {"routers", "data", "samplers", "loss_weights"},
+    {"tasks"},
+    {"routers", "data", "samplers", "loss_weights", "gradients"},
     {"models", "metrics"},
     {"module", "pictures"},
     {"callbacks", "ema", "evaluation", "bar"},

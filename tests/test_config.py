@@ -72,11 +72,11 @@ def test_choices_are_sorted_and_concrete(base):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--router", "Foo"], "unknown router 'Foo'; valid: DTR, "),
+        (["--router", "Foo"], "unknown router 'Foo'; valid: "),
         (["--router", "nope.Foo"], "No module named 'nope'"),
         (["--router", "math.sqrt"], "not a class of this kind"),
-        (["--loss_weight", "Foo"], "unknown loss weight 'Foo'; valid: Constant, MinSNR"),
-        (["--data", "Foo"], "unknown data 'Foo'; valid: Digits, ImageFolder"),
+        (["--loss_weight", "Foo"], "unknown loss weight 'Foo'; valid: CUW, Constant, "),
+        (["--data", "Foo"], "unknown data 'Foo'; valid: Digits, DigitsCaptions, ImageFolder"),
         (["--routr", "DTR"], "did you mean router?"),
         (["--router=DTR", "--router.alfa=3"], "did you mean alpha?"),
         (["--router=DTR", "--router.alpha=abc"], "bad value 'abc' for alpha; valid: float"),
@@ -129,7 +129,7 @@ def test_mistakes_in_a_file(tmp_path, text, message):
 
 
 def test_an_axis_that_is_missing():
-    with pytest.raises(UserError, match="give --data; valid: Digits, ImageFolder"):
+    with pytest.raises(UserError, match="give --data; valid: Digits, DigitsCaptions, ImageFolder"):
         parse(make_parser(), [])
 
 

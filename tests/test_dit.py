@@ -91,9 +91,9 @@ class TestOfficialNumbers:
 @pytest.mark.parametrize("channels", ["all", "first3"])
 @pytest.mark.parametrize("routing", ["none", "dtr"])
 def test_guided_output(official, scale, channels, routing):
-    model, a, numbers = official("dit_cond4", routing)
+    model, a, _ = official("dit_cond4", routing)
     n = len(a["x"]) // 2
-    network = guided(model, scale, numbers["config"]["num_classes"], channels)
+    network = guided(model, scale, model.null, channels)
     with torch.no_grad():
         out = network(a["x"][:n], a["t"][:n], a["y"][:n])
     assert max_relative(out, a[f"cfg_{channels}_{scale}_{routing}"][:n]) < 1e-5
@@ -102,10 +102,10 @@ def test_guided_output(official, scale, channels, routing):
 @pytest.mark.parametrize("sampler", [DDPM(10, clip=True), DDIM(10, clip=True)])
 @pytest.mark.parametrize("routing", ["none", "dtr"])
 def test_network_and_sampler_together(official, sampler, routing):
-    model, _, numbers = official("dit_cond4", routing)
+    model, _, _ = official("dit_cond4", routing)
     a = golden("dit/dit_cond4_sampling.npz")
     z, y, noises = (torch.from_numpy(a[key]) for key in ("z", "y", "noises"))
-    network = guided(model, a["cfg_scale"].item(), numbers["config"]["num_classes"])
+    network = guided(model, a["cfg_scale"].item(), model.null)
     draws = iter(noises[:, : len(z)])
     diffusion = Diffusion("linear", 1000)
     out = sampler(lambda x, t: network(x, t, y), z, diffusion, lambda: next(draws))

@@ -4,23 +4,36 @@ import torch
 
 from dtr_lightning.diffusion import Diffusion
 from dtr_lightning.ema import EMA
-from dtr_lightning.loss_weights import Constant
+from dtr_lightning.loss_weights import UW, Constant
 from dtr_lightning.models import DiT
 from dtr_lightning.module import DiffusionModule
-from dtr_lightning.routers import DTR
+from dtr_lightning.routers import MaxRoaming
 
 
-def test_the_average_follows_masks_that_a_router_changes_in_place_or_anew():
+def averaged(router=None, loss_weight=None):
     sizes = {"input_size": 4, "hidden_size": 8, "depth": 1, "num_heads": 2, "num_classes": 1}
-    module = DiffusionModule(DiT(**sizes, router=DTR()), Diffusion(), Constant())
+    module = DiffusionModule(DiT(**sizes, router=router), Diffusion(), loss_weight or Constant())
     ema = EMA(0.5, warmup=False)
     ema.setup(None, module, "fit")
     ema.on_fit_start(None, module)
-    router = module.model.router
+    return module, ema
+
+
+def test_the_average_has_the_present_masks():
+    router = MaxRoaming(beta=0.5, interval=1)
+    module, ema = averaged(router)
     start = router.table(0).clone()
-    router.table(0).logical_not_()
+    router.advance(3, module.model.embed)
     ema.update(module)
-    assert torch.equal(ema.module.model.router.table(0), ~start)
-    router.table_0 = start.roll(1, dims=1)
+    assert not torch.equal(router.table(0), start)
+    assert torch.equal(ema.module.model.router.table(0), router.table(0))
+
+
+def test_learned_loss_weights_are_taken_over_and_not_averaged():
+    module, ema = averaged(loss_weight=UW())
+    with torch.no_grad():
+        module.loss_weight.s.fill_(3)
+        module.model.final_layer.linear.bias.fill_(3)
     ema.update(module)
-    assert torch.equal(ema.module.model.router.table(0), start.roll(1, dims=1))
+    assert (ema.module.loss_weight.s == 3).all()
+    assert (ema.module.model.final_layer.linear.bias == 1.5).all()

@@ -14,11 +14,15 @@ def labelled(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
     return torch.cat([x, x.square()], 1) + shift
 
 
+def null(y: Tensor) -> Tensor:
+    return torch.full_like(y, 10)
+
+
 @pytest.mark.parametrize("channels", ["all", "first3"])
 def test_guidance(channels):
     x = torch.randn(5, 4, 2, 2, generator=torch.Generator().manual_seed(0))
-    t, y, null = torch.arange(5), torch.tensor([0, 3, 1, 2, 3]), 10
-    conditional, unconditional = labelled(x, t, y), labelled(x, t, torch.full_like(y, null))
+    t, y = torch.arange(5), torch.tensor([0, 3, 1, 2, 3])
+    conditional, unconditional = labelled(x, t, y), labelled(x, t, null(y))
     calls = []
 
     def model(*args: Tensor) -> Tensor:
@@ -36,22 +40,24 @@ def test_guidance(channels):
 
 
 def test_guidance_at_one_is_the_conditional_model():
-    assert guided(labelled, 1.0, null=10) is labelled
+    assert guided(labelled, 1.0, null=null) is labelled
 
 
 @pytest.mark.parametrize("C", [1, 3])
 def test_both_guidances_agree_up_to_three_channels(C):
     x, t = torch.ones(2, C, 2, 2), torch.tensor([0, 7])
     y = torch.tensor([1, 2])
-    first3, every = (guided(labelled, 2.0, 10, channels)(x, t, y) for channels in ("first3", "all"))
+    first3, every = (
+        guided(labelled, 2.0, null, channels)(x, t, y) for channels in ("first3", "all")
+    )
     assert torch.equal(first3, every)
 
 
 def test_bad_guidance_is_refused():
     with pytest.raises(UserError, match="all, first3"):
-        guided(labelled, 1.5, 10, "last")
+        guided(labelled, 1.5, null, "last")
     with pytest.raises(UserError, match="finite"):
-        guided(labelled, float("nan"), 10)
+        guided(labelled, float("nan"), null)
 
 
 def test_indexed_noise_depends_on_seed_and_index_only():

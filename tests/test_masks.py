@@ -1,5 +1,6 @@
 """Mask tables against the official numbers, and the laws of Section 4."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,87 @@ def test_dtr_equals_the_official_masks(case):
     assert torch.equal(offsets(table), torch.from_numpy(OFFSETS[key]).long())
     start = offsets(table)
     assert torch.equal(table, masks.window(start, start + case["exact_active"], case["C"]))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["key"])
+@pytest.mark.parametrize("knots", [(0, 1), (0, 0.25, 0.5, 0.75, 1)])
+def test_a_free_window_with_straight_knots_is_dtr(case, knots):
+    tasks, channels, alpha, beta = (case[key] for key in ("T", "C", "alpha", "beta"))
+    expected = masks.dtr(tasks, channels, alpha, beta)
+    assert torch.equal(masks.free_window(tasks, channels, knots, alpha, beta), expected)
+
+
+def test_a_free_window_never_moves_back():
+    knots = np.sort(np.random.default_rng(0).random(7)).tolist()
+    start = offsets(masks.free_window(1000, 768, knots))
+    assert (start.diff() >= 0).all()
+    slack = 768 - 614
+    assert (start[0], start[-1]) == (round(slack * knots[0]), round(slack * knots[-1]))
+
+
+def test_cdtr_is_dtr_over_clusters():
+    table = masks.cdtr(1000, 768)
+    start = offsets(table)
+    assert start[::125].tolist() == [0, 0, 1, 5, 16, 40, 83, 154]
+    assert torch.equal(start, start[::125].repeat_interleave(125))
+    assert torch.equal(masks.cdtr(50, 96, 2, 0.6, clusters=50), masks.dtr(50, 96, 2, 0.6))
+    assert (masks.cdtr(10, 96, clusters=1) == masks.dtr(1, 96)).all()
+
+
+def test_clusters_of_tasks_are_half_open_and_cover_all():
+    cluster = masks.clusters_of_tasks(10, 4)
+    assert cluster.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("channels, clusters", [(768, 8), (90, 8), (91, 8), (24, 12), (24, 1)])
+def test_ercdt_shares_half_and_splits_the_rest(channels, clusters):
+    table = masks.ercdt(1000, channels, clusters)
+    shared, own = table[:, : -(channels // 2)], table[:, -(channels // 2) :]
+    assert shared.all()
+    rows = own[masks.clusters_of_tasks(1000, clusters).diff(prepend=torch.tensor([-1])) > 0]
+    assert len(rows) == clusters and (rows.sum(0) == 1).all() and rows.any(1).all()
+    sizes = rows.sum(1)
+    assert sizes.max() - sizes.min() <= 1 + (channels // 2 % clusters > 0)
+    if (channels, clusters) == (768, 8):
+        assert (table.sum(1) == 432).all()
+
+
+def test_weights_only_has_the_groups_of_dtr_and_the_overlaps_of_random_masks():
+    table, reference = masks.weights_only(1000, 384), masks.dtr(1000, 384)
+    same = (table[:, None] == table).all(2)
+    assert torch.equal(same, (reference[:, None] == reference).all(2))
+    rows = table.unique(dim=0).float()
+    overlap = (rows @ rows.T).triu(1)
+    n = len(rows)
+    assert n == 78
+    mean = (overlap.sum() / (n * (n - 1) / 2)).item()
+    assert mean == pytest.approx(307**2 / 384, rel=3e-3)
+
+
+def test_weights_only_overlaps_do_not_depend_on_the_distance_in_time():
+    rows = masks.weights_only(1000, 384)[::25].float()
+    overlap = rows @ rows.T
+    distance = (torch.arange(40)[:, None] - torch.arange(40)).abs()
+    other = overlap < 307
+    near, far = (overlap[other & part].mean() for part in (distance < 10, distance > 20))
+    assert near.item() == pytest.approx(far.item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("tasks, channels", [(1000, 24), (8, 90), (2, 25), (3, 90)])
+def test_a_cover_has_every_channel_in_some_mask(tasks, channels):
+    table = masks.cover(tasks, channels, 0.7)
+    assert (table.sum(1) == masks.active_channels(channels, 0.7)).all()
+    assert table.any(0).all()
+
+
+def test_a_cover_is_random_beside_its_diagonal():
+    share = masks.cover(20_000, 10, 0.3).float().mean(0)
+    assert (share - 0.3).abs().max() < 0.015
+
+
+def test_seeds_of_a_key_differ_from_those_of_its_neighbours():
+    keys = [(seed, block, swap) for seed in range(4) for block in range(4) for swap in range(4)]
+    assert len({masks.seeded(*key).initial_seed() for key in keys}) == len(keys)
 
 
 @pytest.mark.parametrize("width", [384, 768])

@@ -6,10 +6,26 @@ import torch
 
 from dtr_lightning.config import valid_choices
 from dtr_lightning.errors import UserError
+from dtr_lightning.masks import active_channels, window
 from dtr_lightning.models import DiT
-from dtr_lightning.routers import DTR, RTR, FixedMasks, NoRouting, Router
+from dtr_lightning.routers import (
+    CDTR,
+    DTR,
+    ERCDT,
+    RTR,
+    BlockPermutedDTR,
+    FixedMasks,
+    FreeWindow,
+    MaxRoaming,
+    NoRouting,
+    Router,
+    Switch,
+    TimeShuffledDTR,
+    WeightsOnly,
+)
 
 WIDTHS = [24, 24, 24]
+STATEFUL = ("MaxRoaming", "Switch")
 
 
 @pytest.fixture
@@ -40,6 +56,14 @@ def open_gates(model):
     return model
 
 
+def assert_same_routes(router, t, other):
+    """Asserts that every block reads the same at two tensors of tasks."""
+    emb = torch.randn(len(t), 24, generator=torch.Generator().manual_seed(3))
+    z = torch.randn(len(t), 2, 24, generator=torch.Generator().manual_seed(4))
+    for a, b in zip(router(t, emb), router(other, emb), strict=True):
+        assert torch.equal(a(z), b(z))
+
+
 def inputs(n=5):
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(n, 1, 4, 4, generator=generator)
@@ -54,12 +78,14 @@ class TestEveryRouter:
         router = make(cls)
         router.build(WIDTHS, 24)
         assert torch.equal(torch.random.get_rng_state(), before)
-        assert not router.state_dict()
+        assert bool(router.state_dict()) is (cls.__name__ in STATEFUL)
 
     def test_starts_from_the_weights_of_the_plain_network(self, make, cls):
-        plain, routed = small(None), small(make(cls))
-        for (name, a), b in zip(plain.named_parameters(), routed.parameters(), strict=True):
-            assert torch.equal(a, b), name
+        plain, routed = small(None), dict(small(make(cls)).named_parameters())
+        for name, parameter in plain.named_parameters():
+            assert torch.equal(routed.pop(name), parameter), name
+        assert all(name.startswith("router.") for name in routed)
+        assert bool(routed) is (cls is Switch)
 
     def test_is_a_function_of_its_arguments(self, make, cls):
         a, b = open_gates(small(make(cls))), open_gates(small(make(cls)))
@@ -80,7 +106,8 @@ class TestEveryRouter:
         torch.testing.assert_close(model(x, t, y), alone, rtol=1e-5, atol=1e-5)
 
     def test_compiles_into_one_graph_for_all_t(self, make, cls):
-        model = open_gates(small(make(cls)))
+        torch.compiler.reset()  # the limit of recompilations counts the other routers' too
+        model = open_gates(small(make(cls), depth=2))
         graphs = []
 
         def count(graph, example):
@@ -93,6 +120,15 @@ class TestEveryRouter:
             moved = (t + shift) % 1000
             torch.testing.assert_close(compiled(x, moved, y), model(x, moved, y))
         assert len(graphs) == 1
+        for shift in (0.0, 0.25, 0.9):
+            moved = (t + shift).clamp(max=999)
+            torch.testing.assert_close(compiled(x, moved, y), model(x, moved, y))
+        assert len(graphs) == 2  # one more, for fractional t
+
+    def test_a_fractional_t_that_is_whole_is_that_task(self, make, cls):
+        router = make(cls)
+        router.build(WIDTHS, 24)
+        assert_same_routes(router, torch.arange(1000), torch.arange(1000.0))
 
     def test_recomputing_the_forward_leaves_gradients_unchanged(self, make, cls):
         def gradients(recompute):
@@ -123,10 +159,41 @@ def test_beta_one_is_no_routing(router):
     assert torch.equal(plain(*inputs()), routed(*inputs()))
 
 
-def test_dtr_is_the_same_in_all_blocks_and_rtr_is_not_unless_shared():
-    for router, same in ((DTR(), True), (RTR(), False), (RTR(shared=True), True)):
+@pytest.mark.parametrize(
+    "router, same",
+    [
+        *((router, True) for router in (DTR(), RTR(shared=True), CDTR(), ERCDT(), FreeWindow())),
+        *((router, True) for router in (WeightsOnly(), TimeShuffledDTR())),
+        *((router, False) for router in (RTR(), BlockPermutedDTR(), MaxRoaming())),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_blocks_share_one_table_or_each_has_its_own(router, same):
+    router.build([24, 24, 40], 24)
+    assert torch.equal(router.table(0), router.table(1)) is same
+    assert router.table(2).shape == (1000, 40)
+    assert router.tables.dtype is torch.bool
+    assert router.tables.shape[1] == (24 + 40 if same else 24 + 24 + 40)
+
+
+@pytest.mark.parametrize("cls", [RTR, WeightsOnly, TimeShuffledDTR, BlockPermutedDTR, MaxRoaming])
+def test_random_tables_are_a_function_of_the_seed(cls):
+    first, again, other = cls(seed=1), cls(seed=1), cls(seed=2)
+    for router in (first, again, other):
         router.build(WIDTHS, 24)
-        assert torch.equal(router.table(0), router.table(1)) is same
+    assert torch.equal(first.tables, again.tables)
+    assert not torch.equal(first.tables, other.tables)
+
+
+@pytest.mark.parametrize(
+    "cls", [DTR, RTR, CDTR, FreeWindow, WeightsOnly, TimeShuffledDTR, BlockPermutedDTR, MaxRoaming]
+)
+@pytest.mark.parametrize("beta", [0.5, 0.7, 1.0])
+def test_every_task_reads_c_beta_channels(cls, beta):
+    router = cls(beta=beta)
+    router.build([90, 24], 24)
+    for block, channels in enumerate((90, 24)):
+        assert (router.table(block).sum(1) == active_channels(channels, beta)).all()
 
 
 def test_a_block_reads_masked_channels_as_zero_and_writes_all():
@@ -139,11 +206,13 @@ def test_a_block_reads_masked_channels_as_zero_and_writes_all():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_masks_keep_the_dtype_of_the_features(dtype):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_masks_keep_the_dtype_of_the_features(dtype, mixed):
     router = DTR()
     router.build([24], 24)
-    (route,) = router(torch.tensor([3]), torch.zeros(1, 24))
-    assert route(torch.ones(1, 4, 24, dtype=dtype)).dtype is dtype
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        (route,) = router(torch.tensor([3]), torch.zeros(1, 24, dtype=dtype))
+        assert route(torch.ones(1, 4, 24, dtype=dtype)).dtype is dtype
 
 
 def test_routes_follow_the_channel_axis_of_images():
@@ -161,3 +230,85 @@ def test_masks_of_a_file_must_fit(tmp_path):
         FixedMasks(str(tmp_path / "masks.npy"), tasks=10)
     with pytest.raises(UserError, match="cannot be read"):
         FixedMasks(str(tmp_path / "none.npy"))
+
+
+def test_time_shuffled_dtr_deals_out_the_same_masks():
+    plain, shuffled = DTR(), TimeShuffledDTR()
+    for router in (plain, shuffled):
+        router.build([96], 96)
+    expected, found = plain.table(0), shuffled.table(0)
+    assert not torch.equal(found, expected)
+    offsets = found.int().argmax(1)
+    assert torch.equal(offsets.sort().values, expected.int().argmax(1))
+    assert torch.equal(found[offsets.argsort(stable=True)], expected)
+
+
+def test_block_permuted_dtr_keeps_overlaps_within_a_block_but_not_across():
+    plain, permuted = DTR(), BlockPermutedDTR()
+    for router in (plain, permuted):
+        router.build([96, 96], 96)
+    expected = plain.table(0).float()
+    a, b = (permuted.table(block).float() for block in (0, 1))
+    assert torch.equal(a @ a.T, expected @ expected.T)
+    assert torch.equal(b @ b.T, expected @ expected.T)
+    assert not torch.equal(a @ b.T, expected @ expected.T)
+
+
+def test_fractional_windows_follow_the_formula():
+    tau = np.sort(np.random.default_rng(0).random(200).astype(np.float32))
+    t = torch.from_numpy(tau * 999).float()
+    router = DTR(alpha=2.5)
+    router.build([384], 384)
+    found = router.rows(t)
+    assert (found.sum(1) == 307).all()
+    assert found.int().argmax(1).tolist() == [round(77 * (x / 999) ** 2.5) for x in t.tolist()]
+    text = DTR(alpha=2.5, formula="eq4")
+    text.build([384], 384)
+    start = [round(77 * (x / 1000) ** 2.5) for x in t.tolist()]
+    stop = [round(77 * ((x + 1) / 1000) ** 2.5) + 307 for x in t.tolist()]
+    assert torch.equal(text.rows(t), window(torch.tensor(start), torch.tensor(stop), 384))
+
+
+@pytest.mark.parametrize("router", [RTR(), CDTR(clusters=7), TimeShuffledDTR(), MaxRoaming()])
+def test_tables_without_a_formula_read_the_nearest_task(router):
+    router.build(WIDTHS, 24)
+    t = torch.tensor([0.4, 0.6, 142.4, 142.7, 998.6])
+    assert_same_routes(router, torch.tensor([0, 1, 142, 143, 999]), t)
+
+
+def test_a_free_window_moves_where_its_knots_rise():
+    router = FreeWindow([0, 0, 1, 1], beta=0.5, tasks=10)
+    router.build([24], 24)
+    offsets = router.table(0).int().argmax(1)
+    assert offsets.tolist() == [0, 0, 0, 0, 4, 8, 12, 12, 12, 12]
+
+
+@pytest.mark.parametrize(
+    "make_wrong, message",
+    [
+        (lambda: CDTR(clusters=9, tasks=8), "clusters must lie in 1 to 8"),
+        (lambda: CDTR(clusters=0), "clusters must lie in 1 to 1000"),
+        (lambda: ERCDT(clusters=1001), "clusters must lie in 1 to 1000"),
+        (lambda: small(ERCDT(clusters=13)), "24 channels, .* valid: 1 to 12"),
+        (lambda: MaxRoaming(clusters=0), "clusters must lie in 1 to 1000"),
+        (lambda: MaxRoaming(interval=0), "interval must be at least 1"),
+        (lambda: small(MaxRoaming(clusters=1)), "cannot cover 24 channels; valid: .* at least 2"),
+        (lambda: WeightsOnly(alpha=0), "alpha must be a positive"),
+        (lambda: TimeShuffledDTR(beta=2), "beta must lie in"),
+        (lambda: FreeWindow([0.5]), "knots must be two or more"),
+        (lambda: FreeWindow([0, 0.6, 0.5]), "none below the one before"),
+        (lambda: FreeWindow([-0.1, 1]), "numbers in"),
+        (lambda: FreeWindow([0, float("nan"), 1]), "numbers in"),
+        (lambda: FreeWindow([0, float("inf")]), "numbers in"),
+    ],
+)
+def test_a_mistake_is_told_with_what_is_valid(make_wrong, message):
+    with pytest.raises(UserError, match=message):
+        make_wrong()
+
+
+def test_a_table_of_the_wrong_size_is_a_bug():
+    router = DTR()
+    router.mask = lambda channels, block: torch.ones(3, channels, dtype=torch.bool)
+    with pytest.raises(AssertionError):
+        router.build([24], 24)

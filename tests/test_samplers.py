@@ -12,10 +12,10 @@ from torch import Tensor
 
 from dtr_lightning.diffusion import Diffusion
 from dtr_lightning.errors import UserError
-from dtr_lightning.samplers import DDIM, DDPM, IndexedNoise, Sampler
+from dtr_lightning.samplers import DDIM, DDPM, GaussianSampler, IndexedNoise
 
 GOLDEN = Path(__file__).parent / "golden" / "diffusion"
-SAMPLERS = Sampler.__subclasses__()
+SAMPLERS = GaussianSampler.__subclasses__()
 
 
 def golden(name: str) -> dict[str, Tensor]:
@@ -97,7 +97,10 @@ def oracle(diffusion: Diffusion, mu: float, s: float) -> Callable[[Tensor, Tenso
 
 
 def moments(
-    sampler: Sampler, model: Callable[[Tensor, Tensor], Tensor], diffusion: Diffusion, mu_s: tuple
+    sampler: GaussianSampler,
+    model: Callable[[Tensor, Tensor], Tensor],
+    diffusion: Diffusion,
+    mu_s: tuple,
 ) -> tuple[float, float]:
     """Exact mean and variance of the samples of a linear model: one response per unit of noise.
 

@@ -2,6 +2,7 @@
 
 from dtr_lightning.data.base import Data, to_float, to_uint8
 from dtr_lightning.data.digits import Digits
+from dtr_lightning.data.digits_captions import DigitsCaptions
 from dtr_lightning.data.image_folder import ImageFolder
 
-__all__ = ["Data", "Digits", "ImageFolder", "to_float", "to_uint8"]
+__all__ = ["Data", "Digits", "DigitsCaptions", "ImageFolder", "to_float", "to_uint8"]

@@ -18,6 +18,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
+from dtr_lightning.captions import Captions
 from dtr_lightning.errors import UserError
 
 Split = Literal["train", "held_out"]
@@ -137,6 +138,7 @@ class Data(LightningDataModule, ABC):
     image_size: int
     num_classes: int
     class_names: tuple[str, ...]
+    captions: Captions | None = None  # what a text-conditional network is told in place of labels
     seed: int = 0
 
     def __init__(self, batch_size: int = 256, flip: bool = True, workers: int = 0) -> None:

@@ -1,6 +1,8 @@
 """Denoising networks."""
 
+from dtr_lightning.models.adm import ADM
 from dtr_lightning.models.base import Denoiser
 from dtr_lightning.models.dit import DiT, DiT_B, DiT_L, DiT_S, DiT_XL
+from dtr_lightning.models.text_dit import TextDiT
 
-__all__ = ["Denoiser", "DiT", "DiT_B", "DiT_L", "DiT_S", "DiT_XL"]
+__all__ = ["ADM", "Denoiser", "DiT", "DiT_B", "DiT_L", "DiT_S", "DiT_XL", "TextDiT"]

@@ -3,7 +3,9 @@
 __all__ = ["Denoiser"]
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from dtr_lightning.routers import NoRouting, Router
@@ -12,15 +14,20 @@ from dtr_lightning.routers import NoRouting, Router
 class Denoiser(nn.Module, ABC):
     """A network that predicts from (x_t, t, y); a subclass is a choice of `--model` by its name.
 
-    Data give `input_size`, `in_channels` and `num_classes`; the diffusion gives `learn_sigma`; the
-    router comes from its own axis. `num_classes` 1 is unconditional. With `class_dropout_prob` > 0
-    the index `num_classes` is the null class, which guidance needs; labels are dropped by the
-    training step, never in here.
+    The experiment gives sizes and classes of the data, the output's channels and the router, each
+    under the name that the backbone's own publication has (`input_size` or `image_size`). With
+    `num_classes` 1 it is unconditional. With `class_dropout_prob` > 0 the index `num_classes` is
+    the null class, which guidance needs; labels are dropped by the training step, never in here.
     """
 
+    takes_text: ClassVar[bool] = False  # tokens (N, L_text, C_text) in place of labels y (N,)
     num_classes: int
     class_dropout_prob: float
     router: Router
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(_switch_names)
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -29,12 +36,29 @@ class Denoiser(nn.Module, ABC):
         C_out is 2 C_in with a learned variance (its half comes last), else C_in. No side effects.
         """
 
+    @abstractmethod
+    def embed(self, t: Tensor) -> Tensor:
+        """Returns the embedding (N, C) of timesteps t (N,), which routers see: no label in it."""
+
     @property
-    def null_class(self) -> int | None:
-        """The label index that stands for no label, None where the network was given none."""
-        return self.num_classes if self.class_dropout_prob > 0 else None
+    def has_null(self) -> bool:
+        """Whether the network knows a condition that stands for none, which guidance needs."""
+        return self.class_dropout_prob > 0
+
+    def null(self, y: Tensor) -> Tensor:
+        """Returns the condition that stands for none, shaped like y: the label `num_classes`."""
+        return torch.full_like(y, self.num_classes)
 
     @staticmethod
     def router_or_none(router: Router | None) -> Router:
         """Returns the router, or plain NoRouting for None."""
         return NoRouting() if router is None else router
+
+
+def _switch_names(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Reads Switch-DiT's checkpoints: routers at the top, beside two tables that are derived."""
+    top = f"{prefix}routers."
+    for name in [name for name in state if name.startswith(top)]:
+        state[f"{prefix}router.{name.removeprefix(prefix)}"] = state.pop(name)
+        for derived in ("full_time", "prior._unit_mapping"):
+            state.pop(prefix + derived, None)

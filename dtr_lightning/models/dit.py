@@ -6,7 +6,7 @@ they are. Routing follows Eq. 8 of the DTR paper.
 
 __all__ = ["DiT", "DiT_B", "DiT_L", "DiT_S", "DiT_XL"]
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,8 @@ class DiT(Denoiser):
     by 4 (the position table has four parts).
     """
 
+    block: ClassVar[type[nn.Module]] = DiTBlock
+
     def __init__(
         self,
         input_size: int = 32,
@@ -113,7 +115,7 @@ class DiT(Denoiser):
         positions = sincos_2d(hidden_size, input_size // patch_size)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList(
-            DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth)
+            self.block(hidden_size, num_heads, mlp_ratio) for _ in range(depth)
         )
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self._initialise()
@@ -135,15 +137,23 @@ class DiT(Denoiser):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    def embed(self, t: Tensor) -> Tensor:
+        """Returns the embedding (N, C) of timesteps t (N,)."""
+        return self.t_embedder(t)
+
+    def condition(self, emb: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """Returns the condition c (N, C) of adaLN, and whatever else blocks are told of y."""
+        return (emb + self.y_embedder(y),)
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Returns the prediction (N, C_out, H, W) for x (N, C_in, H, W), original t, y (N,)."""
         h, w = x.shape[-2:]
         x = self.x_embedder(x) + self.pos_embed  # (N, L, C)
-        emb = self.t_embedder(t)  # (N, C)
-        c = emb + self.y_embedder(y)
+        emb = self.embed(t)  # (N, C)
+        c, *tokens = self.condition(emb, y)
         routes = self.router(t, emb)
         for block, route in zip(self.blocks, routes, strict=True):
-            x = block(x, c, route)
+            x = block(x, c, route, *tokens)
         return self._unpatchify(self.final_layer(x, c), h, w)
 
     def _unpatchify(self, x: Tensor, h: int, w: int) -> Tensor:

@@ -5,7 +5,7 @@ paper's Eq. 8 is `x + F(route(x))`. A router makes one route per block, once per
 plain function of the features, so blocks never see a mask, a task, alpha or beta.
 """
 
-__all__ = ["NoRouting", "Route", "Router"]
+__all__ = ["Embed", "NoRouting", "Route", "Router"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Route = Callable[[Tensor], Tensor]
+Embed = Callable[[Tensor], Tensor]  # timesteps (N,) -> their embedding (N, C), no label in it
 
 
 class Router(nn.Module, ABC):
@@ -36,15 +37,16 @@ class Router(nn.Module, ABC):
     def forward(self, t: Tensor, emb: Tensor) -> list[Route]:
         """Returns one route per block from the original timesteps t (N,) and their embedding.
 
+        t is an integer, or fractional in [0, T - 1] where time is continuous: tau = t / (T - 1).
         emb (N, C) is the timestep embedding without the label. State is never written here.
         """
 
-    def penalty(self, t: Tensor) -> Tensor:
+    def penalty(self, t: Tensor, embed: Embed) -> Tensor:
         """Returns the auxiliary loss that training adds, a scalar: zero by default."""
         return torch.zeros((), device=t.device)
 
-    def advance(self, step: int) -> None:
-        """Changes the masks between steps, the only place where a router may."""
+    def advance(self, step: int, embed: Embed) -> None:
+        """Takes the state to that of a step, a function of (seed, step): only here it changes."""
 
     def table(self, block: int) -> Tensor | None:
         """Returns the mask table bool[tasks, channels] of a block, or None without fixed masks."""

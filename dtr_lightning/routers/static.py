@@ -1,10 +1,9 @@
 """Routers with fixed masks: DTR and R-TR (Sections 4.2 and 4.3), and any table given."""
 
-__all__ = ["DTR", "RTR", "FixedMasks", "MaskRouter"]
+__all__ = ["DTR", "RTR", "FixedMasks", "MaskRouter", "WindowRouter", "masked"]
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,12 +14,28 @@ from dtr_lightning.errors import UserError
 from dtr_lightning.routers.base import Route, Router
 
 
+def masked(mask: Tensor, channel_dim: int) -> Route:
+    """Returns z -> m * z for masks m (N, C), in the dtype of the features z."""
+
+    def route(z: Tensor) -> Tensor:
+        shape = [mask.shape[0]] + [1] * (z.ndim - 1)
+        shape[channel_dim] = mask.shape[1]
+        return z * mask.view(shape).to(z.dtype)
+
+    return route
+
+
 class MaskRouter(Router):
     """Multiplies what a block reads by row t of a table; a subclass gives the table.
 
-    Equal tables are stored once (bool, non-persistent: masks are derived, not learned), and each is
-    read once per step.
+    Equal tables are stored once, all side by side in one buffer (bool, non-persistent: masks are
+    derived, not learned), which is read once per step. A fractional t reads the nearest task's row.
     """
+
+    @property
+    def height(self) -> int:
+        """The number of rows of a table: T, one per task."""
+        return self.tasks
 
     @abstractmethod
     def mask(self, channels: int, block: int) -> Tensor:
@@ -37,56 +52,73 @@ class MaskRouter(Router):
         keys = [self.key(channels, block) for block, channels in enumerate(widths)]
         distinct = list(dict.fromkeys(keys))
         self.table_of_block = [distinct.index(key) for key in keys]
-        for i, key in enumerate(distinct):
-            block = keys.index(key)
-            table = self.mask(widths[block], block)
-            assert table.shape == (self.tasks, widths[block]) and table.dtype == torch.bool
-            self.register_buffer(f"table_{i}", table, persistent=False)
-        self.num_tables = len(distinct)
+        readers = [keys.index(key) for key in distinct]  # the first block of each table
+        self.widths = [widths[block] for block in readers]
+        tables = [self.mask(widths[block], block) for block in readers]
+        for table, channels in zip(tables, self.widths, strict=True):
+            assert table.shape == (self.height, channels) and table.dtype == torch.bool
+        self.register_buffer("tables", torch.cat(tables, 1), persistent=False)
 
     def table(self, block: int) -> Tensor:
-        """Returns the mask table bool[tasks, channels] of a block."""
-        return self.get_buffer(f"table_{self.table_of_block[block]}")
+        """Returns the mask table bool[tasks, channels] of a block, a view of the stored one."""
+        return self.tables.split(self.widths, 1)[self.table_of_block[block]]
+
+    def rows(self, t: Tensor) -> Tensor:
+        """Returns the masks of tasks t, those of all tables side by side: bool (N, sum of C)."""
+        return self.tables.index_select(0, t.round().long() if t.is_floating_point() else t)
 
     def forward(self, t: Tensor, emb: Tensor) -> list[Route]:
         """Returns z -> m_t * z for every block, the mask in the dtype of the features."""
-        routes = [
-            self._route(self.get_buffer(f"table_{i}")[t], emb) for i in range(self.num_tables)
-        ]
+        # what blocks read is float32 under autocast, whatever the embedding is by then
+        mixed = torch.is_autocast_enabled(emb.device.type)
+        rows = self.rows(t).to(torch.float32 if mixed else emb.dtype)
+        routes = [masked(mask, self.channel_dim) for mask in rows.split(self.widths, 1)]
         return [routes[i] for i in self.table_of_block]
 
-    def _route(self, mask: Tensor, emb: Tensor) -> Route:
-        mask = mask.to(emb.dtype)  # (N, C)
 
-        def route(z: Tensor) -> Tensor:
-            shape = [mask.shape[0]] + [1] * (z.ndim - 1)
-            shape[self.channel_dim] = mask.shape[1]
-            return z * mask.view(shape).to(z.dtype)
+class WindowRouter(MaskRouter):
+    """Reads a window of channels whose place is a formula of t; the same in all blocks.
 
-        return route
+    For a fractional t the window is computed, not looked up.
+    """
+
+    @abstractmethod
+    def bounds(self, t: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+        """Returns the windows [start, stop) of tasks t (N,): int64, each (N,)."""
+
+    def mask(self, channels: int, block: int) -> Tensor:
+        """Returns the windows of all tasks."""
+        return masks.window(*self.bounds(torch.arange(self.tasks), channels), channels)
+
+    def rows(self, t: Tensor) -> Tensor:
+        """Returns the masks of tasks t, by formula where t is fractional."""
+        if not t.is_floating_point():
+            return super().rows(t)
+        return torch.cat([masks.window(*self.bounds(t, c), c) for c in self.widths], 1)
 
 
-class DTR(MaskRouter):
+class DTR(WindowRouter):
     """Denoising task routing: one window that slides over the channels as t grows (Section 4.3).
 
     alpha > 0 shapes the shift over time, beta in (0, 1] is the share of active channels; `linspace`
-    is the official code's window, `eq4` the text's. The table is the same in all blocks.
+    is the official code's window, `eq4` the text's. alpha = 1 is the control "affinity only":
+    neighbouring tasks overlap most, and all tasks get an equal share of the shift.
     """
 
     def __init__(
         self,
         alpha: float = 4.0,
         beta: float = 0.8,
-        formula: Literal["linspace", "eq4"] = "linspace",
+        formula: masks.Formula = "linspace",
         tasks: int = 1000,
     ) -> None:
         super().__init__(tasks)
         self.alpha, self.beta, self.formula = alpha, beta, formula
         masks.dtr(1, 1000, alpha, beta, formula)  # a wrong value is told here, not in the model
 
-    def mask(self, channels: int, block: int) -> Tensor:
-        """Returns DTR's table."""
-        return masks.dtr(self.tasks, channels, self.alpha, self.beta, self.formula)
+    def bounds(self, t: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+        """Returns DTR's windows of tasks t."""
+        return masks.bounds(t, self.tasks, channels, self.alpha, self.beta, self.formula)
 
 
 class RTR(MaskRouter):
@@ -120,15 +152,15 @@ class FixedMasks(MaskRouter):
         super().__init__(tasks)
         self.path = path
         try:
-            tables = np.load(path, allow_pickle=False)
+            given = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise UserError(f"masks cannot be read from {path}: {error}") from error
-        if tables.ndim != 3 or tables.shape[1] != tasks:
+        if given.ndim != 3 or given.shape[1] != tasks:
             raise UserError(
-                f"{path} holds an array of shape {tables.shape}; "
+                f"{path} holds an array of shape {given.shape}; "
                 f"needed: [blocks, {tasks} tasks, channels]"
             )
-        self.tables = torch.from_numpy(tables).bool()
+        self.given = torch.from_numpy(given).bool()
 
     def key(self, channels: int, block: int) -> object:
         """Returns the block: every block has its own table."""
@@ -136,10 +168,10 @@ class FixedMasks(MaskRouter):
 
     def mask(self, channels: int, block: int) -> Tensor:
         """Returns the given table; a UserError if the model's block is of another size."""
-        if block >= len(self.tables) or self.tables.shape[2] != channels:
-            blocks, _, width = self.tables.shape
+        if block >= len(self.given) or self.given.shape[2] != channels:
+            blocks, _, width = self.given.shape
             raise UserError(
                 f"{self.path} holds masks for {blocks} blocks of {width} channels; "
                 f"the model's block {block} reads {channels} channels"
             )
-        return self.tables[block]
+        return self.given[block]

@@ -1,24 +1,25 @@
-"""Gaussian diffusion over T denoising tasks: schedules, posterior, learned variance, losses.
+"""Gaussian diffusion over T denoising tasks: posterior, learned variance, losses.
 
 Equations are those of DDPM (Ho et al. 2020), IDDPM (Nichol & Dhariwal 2021) and DDIM (Song et al.
-2021). With abar_t = prod_{s <= t} (1 - beta_s), task t predicts the noise eps in
-x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. t is 0-based; t = 0 is the cleanest task. beta_t is
-the noise schedule here, not the router's share of active channels.
+2021). With abar_t = prod_{s <= t} (1 - beta_s), task t denoises
+x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps.
 """
 
-__all__ = ["Diffusion", "Prediction", "cosine_betas", "linear_betas", "space"]
+__all__ = ["Diffusion", "Prediction"]
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate, islice, repeat
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dtr_lightning.errors import UserError, choices
+from dtr_lightning.diffusion.process import Factors, Process
+from dtr_lightning.diffusion.schedules import SCHEDULES, space
+from dtr_lightning.errors import choices
 
 Variance = Literal["learned_range", "fixed_large", "fixed_small"]
+Predicted = Literal["eps", "x0", "v"]
 
 
 class Prediction(NamedTuple):
@@ -30,72 +31,16 @@ class Prediction(NamedTuple):
     x0: Tensor
 
 
-def linear_betas(T: int) -> Tensor:
-    """Returns betas float64[T], for T = 1000 from 1e-4 to 0.02, else times 1000 / T (DDPM 4)."""
-    if T < 21:
-        raise UserError(f"the linear schedule needs T of at least 21 (else beta >= 1); got {T}")
-    return torch.linspace(0.1 / T, 20 / T, T, dtype=torch.float64)
-
-
-def cosine_betas(T: int) -> Tensor:
-    """Returns betas float64[T] of abar(u) = cos^2((u + .008)/1.008 pi/2), clipped (IDDPM 17)."""
-    u = torch.arange(T + 1, dtype=torch.float64) / T
-    abar = torch.cos((u + 0.008) / 1.008 * math.pi / 2).square()
-    return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
-
-
-SCHEDULES = {"cosine": cosine_betas, "linear": linear_betas}
-
-
-def space(T: int, steps: int | str | Sequence[int]) -> list[int]:
-    """Returns the ascending tasks that a shorter diffusion keeps of T (IDDPM Section 4).
-
-    `steps` is a count (250 or "250": evenly from 0 to T - 1, rounded), a count for each of several
-    equal sections ("10,15,20"), or "ddimN" (an integer stride from 0, DDIM Section 4.2). UserError
-    if that cannot be had, or keeps fewer than two tasks, which leaves no posterior.
-    """
-    ddim = isinstance(steps, str) and steps.startswith("ddim")
-    try:
-        text = steps.removeprefix("ddim").split(",") if isinstance(steps, str) else steps
-        counts = [int(count) for count in ([text] if isinstance(text, int) else text)]
-    except ValueError:
-        valid = '250 (evenly), "10,15,20" (sections), "ddim25" (integer stride)'
-        raise UserError(f"unknown steps {steps!r}; valid: {valid}") from None
-    if ddim:
-        stride = -(-T // max(counts[0], 1))  # rounded up: no smaller one keeps so few
-        kept = list(range(0, T, stride))
-        if [len(kept)] != counts:
-            near = [f"ddim{len(range(0, T, s))}" for s in (stride, stride - 1) if 0 < s < T]
-            raise UserError(f"no integer stride makes {steps!r} of T = {T}; try {', '.join(near)}")
-    else:
-        kept = _sections(T, counts)
-    if len(kept) < 2:
-        raise UserError(f"steps {steps!r} keeps {len(kept)} of T = {T} tasks; 2 are the least")
-    return kept
-
-
-def _sections(T: int, counts: list[int]) -> list[int]:
-    kept, start = [], 0
-    for i, count in enumerate(counts):
-        size = T // len(counts) + (i < T % len(counts))
-        if not 0 <= count <= size:
-            raise UserError(f"cannot keep {count} of {size} tasks; valid: 0 to {size}")
-        # a running sum, because its rounding error decides to which side a half falls
-        stride = (size - 1) / (count - 1) if count > 1 else 1.0
-        positions = accumulate(repeat(stride), initial=0.0)
-        kept += [start + round(position) for position in islice(positions, count)]
-        start += size
-    return kept
-
-
-class Diffusion(nn.Module):
+class Diffusion(Process):
     """Gaussian diffusion over T denoising tasks; the network predicts eps (DDPM Section 3.2).
 
     `schedule` gives the betas. `variance` is that of p(x_{t-1} | x_t): fixed_large (beta_t),
     fixed_small (the posterior's), or learned_range (between both, IDDPM Eq. 15), for which the
-    network's output has 2C channels, eps and v. The arrays (betas, alphas_cumprod, ..., snr) are
-    float64[len(self)] on the CPU; the device's float32 tables are not part of the state_dict.
-    Every t is an index in 0..len(self)-1; the network's own t is `timestep_map[t]`.
+    network's output has 2C channels, the prediction and v. `prediction` may also be x0, or
+    v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans & Ho 2022). The arrays (betas,
+    alphas_cumprod, ..., snr) are float64[len(self)] on the CPU; the device's float32 tables are not
+    part of the state_dict. Every t is an index in 0..len(self)-1; the network's own t is
+    `timestep_map[t]`. `tasks` restricts training to a range, for experts.
     """
 
     def __init__(
@@ -103,15 +48,17 @@ class Diffusion(nn.Module):
         schedule: Literal["cosine", "linear"] = "cosine",
         T: int = 1000,
         variance: Variance = "learned_range",
+        prediction: Predicted = "eps",
+        tasks: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(T, tasks)
         if schedule not in SCHEDULES:
             raise choices("schedule", schedule, SCHEDULES)
         if variance not in get_args(Variance):
             raise choices("variance", variance, get_args(Variance))
-        if T < 2:
-            raise UserError(f"T must be at least 2; got {T}")
-        self.schedule, self.T, self.variance = schedule, T, variance
+        if prediction not in get_args(Predicted):
+            raise choices("prediction", prediction, get_args(Predicted))
+        self.schedule, self.variance, self.prediction = schedule, variance, prediction
         self._tabulate(SCHEDULES[schedule](T), list(range(T)))
 
     def _tabulate(self, betas: Tensor, timestep_map: list[int]) -> None:
@@ -131,8 +78,13 @@ class Diffusion(nn.Module):
         self.posterior_mean_coef1 = betas * prev.sqrt() / (1 - abar)
         self.posterior_mean_coef2 = (1 - prev) * (1 - betas).sqrt() / (1 - abar)
         large = torch.cat([self.posterior_variance[1:2], betas[1:]])
-        # mean of q - mean of p = k (eps_hat - eps)
-        k = self.posterior_mean_coef1 * self.sqrt_recipm1_alphas_cumprod
+        # true - predicted x_0 = miss (prediction - target), mean of q - mean of p = k (the same)
+        miss = {
+            "eps": self.sqrt_recipm1_alphas_cumprod,
+            "x0": -torch.ones_like(abar),
+            "v": self.sqrt_one_minus_alphas_cumprod,
+        }[self.prediction]
+        k = self.posterior_mean_coef1 * miss
         self.k_0, self.log_variance_0 = k[0].item(), log_variance[0].item()
         tables = {
             "q_table": (self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod),
@@ -141,6 +93,7 @@ class Diffusion(nn.Module):
             "small_table": (self.posterior_variance, log_variance),
             "large_table": (large, large.log()),
             "kl_table": ((betas.log() - log_variance) / 2, k.square() / log_variance.exp()),
+            "factor_table": (self.snr, miss.square(), miss.square() * self.snr),
         }
         for name, columns in tables.items():
             self.register_buffer(name, torch.stack(columns, 1).float(), persistent=False)
@@ -155,16 +108,38 @@ class Diffusion(nn.Module):
         return self.variance == "learned_range"
 
     def respaced(self, steps: int | str | Sequence[int]) -> "Diffusion":
-        """Returns the diffusion over the tasks that `space` keeps, with the same abar there.
+        """Returns the diffusion over the tasks that `space` keeps."""
+        return self.keeping(space(len(self), steps))
+
+    def keeping(self, kept: Sequence[int]) -> "Diffusion":
+        """Returns the diffusion over the tasks `kept`, ascending, with the same abar there.
 
         Its betas are 1 - abar_t / abar_prev(t) over the kept tasks (IDDPM Eq. 19).
         """
-        kept = space(len(self), steps)
         abar = self.alphas_cumprod[kept]
         betas = 1 - abar / torch.cat([torch.ones_like(abar[:1]), abar[:-1]])
-        short = Diffusion(self.schedule, self.T, self.variance)
+        short = Diffusion(self.schedule, self.T, self.variance, self.prediction)
         short._tabulate(betas, [self.timestep_map[t] for t in kept])
         return short.to(self.q_table.device)
+
+    def timesteps(
+        self, n: int, device: torch.device, tasks: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Draws integer tasks (n,) of [low, high) uniformly from the global generator."""
+        return torch.randint(*(tasks or self.tasks), (n,), device=device)
+
+    def spread(self, u: Tensor) -> Tensor:
+        """Returns the tasks int64 (n,) at the shares u (n,) in [0, 1) of the range."""
+        low, high = self.tasks
+        return (low + u * (high - low)).long()
+
+    def factors(self, t: Tensor) -> Factors:
+        """Returns SNR_t, |x_0 error|^2 and |eps error|^2 per |prediction's error|^2, each (N,)."""
+        return Factors(*self.factor_table[t].unbind(1))
+
+    def log_snr(self) -> Tensor:
+        """Returns log SNR of all tasks, float64[T], decreasing."""
+        return self.snr.log()
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Returns x_t ~ q(x_t | x_0) for x0, noise (N, C, H, W) and t (N,) (DDPM Eq. 4)."""
@@ -182,12 +157,17 @@ class Diffusion(nn.Module):
     ) -> Prediction:
         """Returns p(x_{t-1} | x_t) from the network's output (N, C or 2C, H, W) at x_t.
 
-        The mean is the posterior's with x_0 = sqrt(1/abar) x_t - sqrt(1/abar - 1) eps in place of
-        the truth (DDPM Eq. 9, 11); `clip` first limits that x_0 to [-1, 1], the range of pixels.
+        The mean is the posterior's with the predicted x_0 in place of the truth, for eps
+        x_0 = sqrt(1/abar) x_t - sqrt(1/abar - 1) eps (DDPM Eq. 9, 11); `clip` first limits that x_0
+        to [-1, 1], the range of pixels.
         """
-        eps, v = self._split(output, x_t)
-        a, b = _rows(self.x0_table, t)
-        x0 = a * x_t - b * eps
+        x0, v = self._split(output, x_t)
+        if self.prediction == "eps":
+            a, b = _rows(self.x0_table, t)
+            x0 = a * x_t - b * x0
+        elif self.prediction == "v":
+            signal, sigma = _rows(self.q_table, t)
+            x0 = signal * x_t - sigma * x0
         if clip:
             x0 = x0.clamp(-1, 1)
         mean, variance, log_variance = self.posterior(x0, x_t, t)
@@ -200,14 +180,14 @@ class Diffusion(nn.Module):
         return Prediction(mean, variance, log_variance, x0)
 
     def losses(self, output: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns per-sample mse (N,) of eps and variational bound vb (N,) in bits per dimension.
+        """Returns per-sample mse (N,) and variational bound vb (N,) in bits per dimension.
 
         `output` (N, C or 2C, H, W) is the network's at x_t = q_sample(x0, t, noise); x_t itself
         cancels. vb is KL(q(x_{t-1} | x_t, x_0) || p), at t = 0 -log p(x_0 | x_1) (DDPM Eq. 5); it
         trains v only, its mean is detached (IDDPM Section 3.1). With a fixed variance it is 0.
         """
-        eps, v = self._split(output, noise)
-        error = eps - noise
+        predicted, v = self._split(output, noise)
+        error = predicted - self._target(x0, t, noise)
         squared = error.square()
         mse = squared.mean((1, 2, 3))
         if v is None:
@@ -234,6 +214,12 @@ class Diffusion(nn.Module):
         upper = torch.where(x0 > 0.999, 1, _normal_cdf((centred + 1 / 255) * inverse_std))
         lower = torch.where(x0 < -0.999, 0, _normal_cdf((centred - 1 / 255) * inverse_std))
         return -(upper - lower).clamp(min=1e-12).log().mean((1, 2, 3))
+
+    def _target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        if self.prediction == "v":
+            signal, sigma = _rows(self.q_table, t)
+            return signal * noise - sigma * x0
+        return noise if self.prediction == "eps" else x0
 
     def _split(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         assert output.shape[1] == (1 + self.learns_variance) * x.shape[1], output.shape

@@ -1,0 +1,63 @@
+"""Loss weights that are fixed functions of the signal-to-noise ratio: Min-SNR and P2.
+
+They weight the mse and not vb, and hold for every prediction: SNR-weighted losses of x_0, eps and v
+are one loss up to the factors that `Process.factors` gives.
+"""
+
+__all__ = ["P2", "MinSNR"]
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from dtr_lightning.errors import UserError
+from dtr_lightning.loss_weights.base import LossWeight
+
+
+class _OfSNR(LossWeight):
+    @abstractmethod
+    def weight(self, t: Tensor) -> Tensor:
+        """Returns the weight (N,) of the mse at tasks t (N,)."""
+
+    def forward(self, mse: Tensor, vb: Tensor, t: Tensor) -> Tensor:
+        """Returns the mean of the weighted mse plus vb."""
+        return (self.weight(t) * mse + vb).mean()
+
+
+class MinSNR(_OfSNR):
+    """min(SNR, gamma) times the squared error of x_0 (Hang et al. 2023, Section 3.4).
+
+    So the mse of eps has the weight min(SNR, gamma) / SNR, of x_0 min(SNR, gamma), of v
+    min(SNR, gamma) / (SNR + 1).
+    """
+
+    def __init__(self, gamma: float = 5.0) -> None:
+        super().__init__()
+        if not gamma > 0:
+            raise UserError(f"gamma must be positive; got {gamma}")
+        self.gamma = gamma
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Returns the weight (N,) of the mse at tasks t (N,)."""
+        snr, x0, _ = self.process.factors(t)
+        return snr.clamp(max=self.gamma) * x0
+
+
+class P2(_OfSNR):
+    """The squared error of eps over (k + SNR)^gamma (Choi et al. 2022, Eq. 8), sample by sample.
+
+    The official DTR code multiplies every sample's weight with every sample's error, which cancels
+    the weighting over time; its published P2 column may come from that. Here a batch is the mean of
+    its samples.
+    """
+
+    def __init__(self, gamma: float = 1.0, k: float = 1.0) -> None:
+        super().__init__()
+        if not (gamma >= 0 and k > 0):
+            raise UserError(f"P2 needs gamma of at least 0 and a positive k; got {gamma}, {k}")
+        self.gamma, self.k = gamma, k
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Returns the weight (N,) of the mse at tasks t (N,)."""
+        snr, _, eps = self.process.factors(t)
+        return eps / (self.k + snr) ** self.gamma

@@ -1,0 +1,69 @@
+"""Controls that the paper's reviewers asked for: DTR with one of its properties taken away.
+
+DTR differs from random routing in three: neighbouring tasks overlap most (affinity), tasks get
+different amounts of channels of their own (weights), and all blocks agree. Affinity without weights
+is DTR with alpha = 1. The definitions are ours: nobody has published these.
+"""
+
+__all__ = ["BlockPermutedDTR", "DTRControl", "TimeShuffledDTR", "WeightsOnly"]
+
+import torch
+from torch import Tensor
+
+from dtr_lightning import masks
+from dtr_lightning.routers.static import MaskRouter
+
+
+class DTRControl(MaskRouter):
+    """What the controls share: DTR's alpha and beta, and a seed, which is the run's."""
+
+    def __init__(
+        self, alpha: float = 4.0, beta: float = 0.8, seed: int = 0, tasks: int = 1000
+    ) -> None:
+        super().__init__(tasks)
+        self.alpha, self.beta, self.seed = alpha, beta, seed
+        masks.dtr(1, 1000, alpha, beta)
+
+
+class WeightsOnly(DTRControl):
+    """DTR's allocation without its affinity: a random mask where DTR has one window.
+
+    Tasks that share a window in DTR share a random set of C_beta channels, drawn independently of
+    all others: the timeline is divided as in DTR, overlaps are as in random routing and do not
+    depend on the distance in time. The same in all blocks. Against DTR it isolates affinity,
+    against RTR with `shared` the division of the timeline.
+    """
+
+    def mask(self, channels: int, block: int) -> Tensor:
+        """Returns random masks on DTR's timeline."""
+        generator = masks.seeded(self.seed)
+        return masks.weights_only(self.tasks, channels, self.alpha, self.beta, generator)
+
+
+class TimeShuffledDTR(DTRControl):
+    """DTR's masks dealt out to the tasks in a random order, the same in all blocks.
+
+    Every mask serves as many tasks as in DTR, but not neighbours: it isolates the order in time.
+    """
+
+    def mask(self, channels: int, block: int) -> Tensor:
+        """Returns DTR's table with its rows in random order."""
+        order = torch.randperm(self.tasks, generator=masks.seeded(self.seed))
+        return masks.dtr(self.tasks, channels, self.alpha, self.beta)[order]
+
+
+class BlockPermutedDTR(DTRControl):
+    """DTR with the channels of every block in a random order of its own.
+
+    Within a block all overlaps are DTR's, but blocks no longer agree on what a task reads: it
+    isolates that agreement, which RTR lacks as well.
+    """
+
+    def key(self, channels: int, block: int) -> object:
+        """Returns the block: every block has its own order."""
+        return block
+
+    def mask(self, channels: int, block: int) -> Tensor:
+        """Returns DTR's table with its channels in the block's order."""
+        order = torch.randperm(channels, generator=masks.seeded(self.seed, block))
+        return masks.dtr(self.tasks, channels, self.alpha, self.beta)[:, order]
