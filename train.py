@@ -16,7 +16,7 @@ from dtr_lightning.errors import UserError
 def main() -> int:
     """Reads the options, trains, evaluates and prints the results."""
     from dtr_lightning.bar import Bar
-    from dtr_lightning.config import make_parser, parse, run_name
+    from dtr_lightning.config import expert_configs, make_parser, parse, run_name
     from dtr_lightning.fit import run
     from dtr_lightning.progress import Progress
 
@@ -31,7 +31,7 @@ def main() -> int:
         run(config, out, stop=stop)
         return 0
     print(f"run: {out}", flush=True)
-    steps = config["trainer"]["max_steps"]
+    steps = config["trainer"]["max_steps"] * max(1, len(expert_configs(config)))
     with Bar("starting") as bar:
 
         def show(state: Progress) -> None:

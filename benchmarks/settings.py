@@ -1,6 +1,6 @@
 """The networks and data that are measured: the same for every side of a comparison."""
 
-__all__ = ["SETTINGS", "SameBatch", "Setting"]
+__all__ = ["DIT", "SETTINGS", "SameBatch", "Setting"]
 
 import itertools
 from collections.abc import Iterable
@@ -52,6 +52,25 @@ SETTINGS = {
     "dit_s4": Setting(
         4, 32, 1000, 8, 2, 3, {"patch_size": 4, "hidden_size": 384, "depth": 12, "num_heads": 6}
     ),
+}
+
+# The paper's networks on 4x32x32 latents at batch 32: patch size, channels, blocks, heads.
+DIT = {
+    name: Setting(
+        4,
+        32,
+        1000,
+        32,
+        2,
+        1,
+        dict(zip(("patch_size", "hidden_size", "depth", "num_heads"), sizes, strict=True)),
+    )
+    for name, sizes in {
+        "S/4": (4, 384, 12, 6),
+        "S/2": (2, 384, 12, 6),
+        "B/2": (2, 768, 12, 12),
+        "L/2": (2, 1024, 24, 16),
+    }.items()
 }
 
 

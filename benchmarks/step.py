@@ -59,6 +59,13 @@ def our_step(
     router = DTR() if routed else NoRouting()
     model = DiT(**setting.model_options(), router=router)
     module = DiffusionModule(model, Diffusion(), Constant(), compile=compile).to(device)
+    return training_step(module, setting, context, device)
+
+
+def training_step(
+    module: DiffusionModule, setting: Setting, context: Context, device: torch.device
+) -> Callable[[], None]:
+    """Returns one whole step of a module: loss, backward, AdamW, average of the weights."""
     batch = setting.batch(device)
     optimizer = module.configure_optimizers()
     ema = EMA(EMA_DECAY, warmup=False)

@@ -9,6 +9,7 @@ __all__ = [
     "Config",
     "Parser",
     "build",
+    "expert_configs",
     "make_parser",
     "parse",
     "resolve",
@@ -16,6 +17,7 @@ __all__ = [
     "valid_choices",
 ]
 
+import copy
 import importlib
 import inspect
 import json
@@ -27,6 +29,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
+from dtr_lightning import tasks
 from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
 from dtr_lightning.errors import UserError, choices
@@ -98,6 +101,12 @@ def make_parser(description: str | None = None) -> Parser:
     parser = Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches, tasks and noise")
+    parser.add_argument(
+        "--experts",
+        type=int | list[tuple[int, int]],
+        default=1,
+        help="networks for as many equal ranges of the tasks, or for these [low, high] (App. D)",
+    )
     for axis, (base, linked) in AXES.items():
         parser.add_subclass_arguments(base, axis, skip=linked, required=True)
     linked = {"model", "diffusion", "loss_weight", "gradients", "captions", "seed"}
@@ -161,10 +170,32 @@ def check(config: Config) -> None:
         raise choices("trainer.precision", precision, PRECISIONS)
     if steps < 1:
         raise UserError(f"trainer.max_steps must be at least 1; got {steps}")
+    if config["evaluation"]["n"] == 0 and process.tasks == (0, process.T):
+        raise UserError("evaluation.n must be at least 2; 0 is for an expert, a part of the tasks")
+    for expert in expert_configs(config):
+        check(expert)
     bounds = {"seed": 0, "trainer.log_every_n_steps": 1, "checkpoint.every": 1}
     for key, least in (bounds | {"checkpoint.milestones": 0}).items():
         if (value := flatten(config)[key]) is None or value < least:
             raise UserError(f"{key} must be at least {least}; got {value}")
+
+
+def expert_configs(config: Config) -> list[Config]:
+    """Returns the configs of a run's experts, none for an ordinary run (Appendix D).
+
+    Each is of a run on a range of the tasks, with the run's own seed, that is never sampled from.
+    """
+    process: Process = build(Process, config["diffusion"])
+    ranges = tasks.ranges(process.T, config["experts"])
+    if len(ranges) == 1:
+        return []
+    if process.tasks != (0, process.T):
+        raise UserError("experts divide all tasks: leave out diffusion.tasks, or use experts 1")
+    configs = [copy.deepcopy(config) | {"experts": 1} for _ in ranges]
+    for expert, interval in zip(configs, ranges, strict=True):
+        expert["diffusion"].setdefault("init_args", {})["tasks"] = list(interval)
+        expert["evaluation"]["n"] = 0
+    return configs
 
 
 def run_name(config: Config, file: str | Path, overrides: Mapping[str, Any] | None = None) -> str:

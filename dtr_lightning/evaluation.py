@@ -31,10 +31,10 @@ def silent(images: int) -> None:
 class Protocol:
     """How a run is scored; the sampler and the features are axes of their own.
 
-    n samples at the end; on the way every `every` steps (0: never) with `every_n` samples. They are
-    compared with `reference` training images, evenly spaced (0: all). guidance 1 is the conditional
-    model; guidance_channels are all, or the first three as the official DiT has it. batch_size is
-    of sampling, seed of the samples' noise.
+    n samples at the end (0: no score, for an expert); on the way every `every` steps (0: never)
+    with `every_n` samples. They are compared with `reference` training images, evenly spaced (0:
+    all). guidance 1 is the conditional model; guidance_channels are all, or the first three as the
+    official DiT has it. batch_size is of sampling, seed of the samples' noise.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Protocol:
         seed: int = 0,
     ) -> None:
         for name, value in (("n", n), ("every_n", every_n), ("batch_size", batch_size)):
-            if value < 2:
+            if value < 2 and (name, value) != ("n", 0):
                 raise UserError(f"evaluation.{name} must be at least 2; got {value}")
         if seed < 0:
             raise UserError(f"evaluation.seed must be 0 or more; got {seed}")

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from dtr_lightning import tasks
 from dtr_lightning.callbacks import AtomicCheckpointIO, Checkpoints, by_task, over_ranks, scalars
 from dtr_lightning.config import Config, build
 from dtr_lightning.data import Data, to_float
@@ -21,7 +22,7 @@ from dtr_lightning.gradients import Gradients
 from dtr_lightning.loss_weights import LossWeight
 from dtr_lightning.metrics import Features
 from dtr_lightning.metrics.scores import Scorer
-from dtr_lightning.models import Denoiser
+from dtr_lightning.models import Denoiser, Experts
 from dtr_lightning.module import DiffusionModule
 from dtr_lightning.naming import flatten
 from dtr_lightning.routers import Router
@@ -44,32 +45,17 @@ class Experiment:
         self.data.seed = config["seed"]
         self.data.check()
         process: Process = build(Process, config["diffusion"])
-        seed, learn_sigma = config["seed"], process.learns_variance
-        captions = self.data.captions
-        torch.manual_seed(seed)
-        model: Denoiser = build(
-            Denoiser,
-            config["model"],
-            input_size=self.data.image_size,
-            image_size=self.data.image_size,
-            in_channels=self.data.in_channels,
-            out_channels=self.data.in_channels * (1 + learn_sigma),
-            num_classes=self.data.num_classes,
-            learn_sigma=learn_sigma,
-            null_text=None if captions is None else captions.null,
-            router=build(
-                Router,
-                config["router"],
-                tasks=process.T,
-                seed=seed,
-                steps=config["trainer"]["max_steps"],
-            ),
-        )
+        seed, captions = config["seed"], self.data.captions
+        ranges = tasks.ranges(process.T, config["experts"])
+        networks = [self._network(process) for _ in ranges]
+        model = Experts(networks, ranges) if len(networks) > 1 else networks[0]
+        self.networks = len(networks)
         if model.takes_text != (captions is not None):
             needs = "captions" if model.takes_text else "class labels"
             raise UserError(
-                f"{type(model).__name__} needs data with {needs}, which {type(self.data).__name__} "
-                "has not; TextDiT with DigitsCaptions go together, other models with other data"
+                f"{type(networks[0]).__name__} needs data with {needs}, which "
+                f"{type(self.data).__name__} has not; TextDiT with DigitsCaptions go together, "
+                "other models with other data"
             )
         self.module = DiffusionModule(
             model,
@@ -88,6 +74,23 @@ class Experiment:
         self.features: Features = build(Features, config["features"])
         self._scorer: Scorer | None = None
 
+    def _network(self, process: Process) -> Denoiser:
+        config, captions = self.config, self.data.captions
+        seed, steps = config["seed"], config["trainer"]["max_steps"]
+        torch.manual_seed(seed)
+        return build(
+            Denoiser,
+            config["model"],
+            input_size=self.data.image_size,
+            image_size=self.data.image_size,
+            in_channels=self.data.in_channels,
+            out_channels=self.data.in_channels * (1 + process.learns_variance),
+            num_classes=self.data.num_classes,
+            learn_sigma=process.learns_variance,
+            null_text=None if captions is None else captions.null,
+            router=build(Router, config["router"], tasks=process.T, seed=seed, steps=steps),
+        )
+
     @torch.no_grad()
     def check(self) -> None:
         """Raises UserError for features that do not fit the images, or devices that are not there.
@@ -99,8 +102,10 @@ class Experiment:
         self.features(torch.zeros(1, self.data.in_channels, pixels, pixels, dtype=torch.uint8))
 
     def trainer(self, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> Trainer:
-        """Returns the Lightning trainer of the config."""
+        """Returns the Lightning trainer of the config; of several experts it trains none."""
         options = dict(self.config["trainer"])
+        if self.networks > 1:
+            options["max_steps"] = 0
         if not self.module.automatic_optimization:  # Lightning leaves the clipping to the module
             self.module.clip = options.pop("gradient_clip_val")
         try:
@@ -170,15 +175,21 @@ class Experiment:
     def work(self, upto: int | None = None) -> int:
         """Returns the network evaluations of single images up to a step; None: in the whole run."""
         steps = self.config["trainer"]["max_steps"] if upto is None else upto
-        every = self.protocol.every
+        every = self.protocol.every if self.protocol.n and self.networks == 1 else 0
         on_the_way = steps // every * self.protocol.every_n if every else 0
         final = self.protocol.n if upto is None else 0
         return self.training_work(steps) + self.sampling_work(on_the_way + final)
 
     def training_work(self, steps: int | None = None) -> int:
-        """Returns those of training steps: per image one forward pass and two of the backward."""
+        """Returns those of training steps, of every expert: one forward and two of the backward."""
         steps = self.config["trainer"]["max_steps"] if steps is None else steps
-        return 3 * self.data.batch_size * steps
+        return 3 * self.data.batch_size * steps * self.networks
+
+    def steps(self, step: int | None = None) -> dict[str, int]:
+        """Returns the `steps` of all training up to a step, and those per expert if there are."""
+        step = self.config["trainer"]["max_steps"] if step is None else step
+        each = {"steps_per_expert": step} if self.networks > 1 else {}
+        return {"steps": step * self.networks, **each}
 
     def sampling_work(self, n: int | None = None) -> int:
         """Returns the network evaluations of single images that n samples take."""

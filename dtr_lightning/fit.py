@@ -15,51 +15,24 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
 
-from dtr_lightning.callbacks import (
-    Checkpoints,
-    EvaluateOnTheWay,
-    JSONLLogger,
-    Record,
-)
+from dtr_lightning.callbacks import Checkpoints, EvaluateOnTheWay, JSONLLogger, Record
 from dtr_lightning.config import Config
 from dtr_lightning.ema import EMA
-from dtr_lightning.errors import Stopped, UserError
+from dtr_lightning.errors import Stopped
 from dtr_lightning.experiment import Experiment
+from dtr_lightning.experts import train_experts
 from dtr_lightning.naming import flatten
 from dtr_lightning.pictures import image_grid, log_masks, save_samples
 from dtr_lightning.progress import Progress, Reporter
 from dtr_lightning.provenance import provenance
 from dtr_lightning.run import Run
+from dtr_lightning.weights import load_average, read_checkpoint
 
 KEPT_SAMPLES = 100
-
-
-def read_checkpoint(path: Path, module: nn.Module | None = None) -> dict[str, Any]:
-    """Returns a checkpoint as tensors and plain values; UserError if it is anything else.
-
-    Nothing in the file is ever executed (weights_only). With a module its weights must fit that.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        weights = {name: w.shape for name, w in content["state_dict"].items()}
-        assert isinstance(content["global_step"], int)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: the run has no checkpoint yet") from None
-    except Exception as error:  # torch raises half a dozen types for a bad file
-        reason = (str(error).strip().splitlines() or ["unreadable"])[0][:160]
-        raise UserError(
-            f"checkpoint {path} is truncated or no plain checkpoint, and was not loaded "
-            f"({reason}); remove it to start the run anew"
-        ) from error
-    if module and weights != {name: w.shape for name, w in module.state_dict().items()}:
-        raise UserError(f"checkpoint {path} holds the weights of another network")
-    return content
 
 
 def run(
@@ -68,12 +41,11 @@ def run(
     report: Callable[[Progress], None] = lambda progress: None,
     stop: Event | None = None,
 ) -> dict[str, Any]:
-    """Trains and evaluates the run at a path and returns its results.
+    """Trains and evaluates the run at a path, with its experts if any, and returns its results.
 
     Done already: returns them at once. Interrupted before: goes on from last.ckpt. Raises Stopped
     when `stop` was set, at the end of the step or of an evaluation on the way, after saving
-    last.ckpt; UserError if the directory holds another config or
-    is in use.
+    last.ckpt; UserError if the directory holds another config or is in use.
     """
     directory = Run(path)
     leader = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
@@ -115,8 +87,6 @@ def _train_and_evaluate(
     stop: Event,
 ) -> dict[str, Any]:
     config, module = experiment.config, experiment.module
-    resumed = directory.last.exists()
-    start = read_checkpoint(directory.last, module)["global_step"] if resumed else 0
     if leader:
         directory.update_meta(status="running", traceback=None, **provenance())
     reporter = Reporter(experiment, report)
@@ -126,33 +96,85 @@ def _train_and_evaluate(
         if stop.is_set():
             raise Stopped
 
-    def evaluate_on_the_way(trainer: Trainer) -> dict[str, float]:
-        n = experiment.protocol.every_n
-        scores, images, _ = experiment.evaluate(
-            trainer, ema.module, n, KEPT_SAMPLES, reporter.sampled
-        )
+    if experiment.networks > 1:
+        times = train_experts(experiment, directory, run, report, stop)
         if leader:
-            grid = image_grid(images, experiment.data.num_classes)
-            tensorboard.experiment.add_image("samples", grid, trainer.global_step)
-        losses = experiment.held_out(trainer, ema.module)
+            directory.update_meta(**times)
+            directory.cut_metrics(0)
+        tensorboard = _tensorboard(directory, 0)
+        trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], [])
+        trainer.fit(module, datamodule=experiment.data)  # no step: starts devices and processes
+    else:
+        tensorboard, trainer = _train(experiment, directory, leader, reporter, stop)
+    began, steps = time.perf_counter(), experiment.steps()
+    load_average(directory, module)
+    module.to(trainer.strategy.root_device)
+    done = experiment.work(upto=config["trainer"]["max_steps"])
+    reporter.tell(stage="evaluate", done=done, step=steps["steps"])
+    scores: dict[str, Any] = {"tasks": list(module.diffusion.tasks)}
+    if n := experiment.protocol.n:
+        scores, images, labels = experiment.evaluate(trainer, module, n, KEPT_SAMPLES, stoppable)
+    losses = experiment.held_out(trainer, module)
+    meta = directory.meta
+    timed, train_seconds = meta.get("timed_steps"), meta.get("train_seconds")
+    results = {
+        **scores,
+        "loss": losses["val/loss"],
+        "seed": config["seed"],
+        **steps,
+        "parameters": experiment.parameters(),
+        "seconds": meta.get("seconds", 0.0) + time.perf_counter() - began,
+        "steps_per_second": timed / train_seconds if timed else None,
+        **({"protocol": experiment.describe()} if n else {}),
+    }
+    if leader:
+        classes = experiment.data.num_classes
+        if experiment.networks > 1:
+            for logger in trainer.loggers:
+                logger.log_metrics(losses, steps["steps"])
+            grid = image_grid(images, classes)
+            tensorboard.experiment.add_image("samples", grid, steps["steps"])
+        if n:
+            save_samples(directory, images, labels, classes)
+        hyperparameters = {k: v for k, v in flatten(config).items() if v is not None}
+        shown = ("score", "accuracy", "loss")
+        final = {k: results[k] for k in shown if results.get(k) is not None}
+        tensorboard.log_hyperparams(hyperparameters, metrics=final)
+        tensorboard.finalize("success")
+    return results
+
+
+def _train(
+    experiment: Experiment, directory: Run, leader: bool, reporter: Reporter, stop: Event
+) -> tuple[TensorBoardLogger, Trainer]:
+    config, module = experiment.config, experiment.module
+    resumed = directory.last.exists()
+    start = read_checkpoint(directory.last, module)["global_step"] if resumed else 0
+
+    def evaluate_on_the_way(trainer: Trainer) -> dict[str, float]:
+        losses, scores = experiment.held_out(trainer, ema.module), {}
+        if experiment.protocol.n:
+            n = experiment.protocol.every_n
+            scores, images, _ = experiment.evaluate(
+                trainer, ema.module, n, KEPT_SAMPLES, reporter.sampled
+            )
+            if leader:
+                grid = image_grid(images, experiment.data.num_classes)
+                tensorboard.experiment.add_image("samples", grid, trainer.global_step)
         reporter.tell(loss=losses["val/loss"], score=scores.get("score"))
         shown = ("score", "accuracy", "copies", "kid", "n")
-        return losses | {f"eval/{k}": scores[k] for k in shown if scores[k] is not None}
+        return losses | {f"eval/{k}": scores[k] for k in shown if scores.get(k) is not None}
 
     options = config["module"]
     ema = EMA(options["ema_decay"], options["ema_warmup"])
-    tensorboard = TensorBoardLogger(
-        directory.tensorboard, name="", version="", purge_step=start + 1 if start else 0
-    )
+    tensorboard = _tensorboard(directory, start)
     began, earlier = time.perf_counter(), directory.meta
 
-    def seconds() -> float:
-        return earlier.get("seconds", 0.0) + time.perf_counter() - began
-
     def saved(step: int) -> None:
-        trained = time.perf_counter() - reporter.began - on_the_way.seconds
+        now = time.perf_counter()
+        trained = now - reporter.began - on_the_way.seconds
         directory.update_meta(
-            seconds=seconds(),
+            seconds=earlier.get("seconds", 0.0) + now - began,
             train_seconds=earlier.get("train_seconds", 0.0) + trained,
             timed_steps=earlier.get("timed_steps", 0) + step - start,
         )
@@ -168,46 +190,25 @@ def _train_and_evaluate(
     trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], callbacks)
     if leader and not start:
         log_masks(tensorboard.experiment, module.model.router)
-
     trainer.fit(
         module,
         datamodule=experiment.data,
         ckpt_path=directory.last if start else None,
         weights_only=True,
     )
-    checkpoint = read_checkpoint(directory.last)
-    module.load_state_dict(checkpoint["state_dict"])
-    module.to(trainer.strategy.root_device)
-    reporter.tell(done=experiment.work(upto=trainer.max_steps), step=trainer.max_steps)
-    scores, images, labels = experiment.evaluate(
-        trainer, module, experiment.protocol.n, KEPT_SAMPLES, stoppable
+    return tensorboard, trainer
+
+
+def _tensorboard(directory: Run, start: int) -> TensorBoardLogger:
+    return TensorBoardLogger(
+        directory.tensorboard, name="", version="", purge_step=start + 1 if start else 0
     )
-    losses = experiment.held_out(trainer, module)
-    meta = directory.meta
-    steps, train_seconds = meta.get("timed_steps"), meta.get("train_seconds")
-    results = {
-        **scores,
-        "loss": losses["val/loss"],
-        "seed": config["seed"],
-        "steps": trainer.max_steps,
-        "parameters": experiment.parameters(),
-        "seconds": seconds(),
-        "steps_per_second": steps / train_seconds if steps else None,
-        "protocol": experiment.describe(),
-    }
-    if leader:
-        save_samples(directory, images, labels, experiment.data.num_classes)
-        hyperparameters = {k: v for k, v in flatten(config).items() if v is not None}
-        final = {k: results[k] for k in ("score", "accuracy", "loss") if results[k] is not None}
-        tensorboard.log_hyperparams(hyperparameters, metrics=final)
-        tensorboard.finalize("success")
-    return results
 
 
 def seconds_per_step(config: Config, steps: int = 20) -> float:
     """Returns the measured duration of a training step, in seconds, of a config on this machine."""
     few = copy.deepcopy(config)
-    few["trainer"]["max_steps"] = steps
+    few["trainer"]["max_steps"], few["experts"] = steps, 1
     experiment = Experiment(few)
     times: list[float] = []
     clock = LambdaCallback(on_train_batch_end=lambda *_: times.append(time.perf_counter()))

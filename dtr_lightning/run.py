@@ -5,6 +5,7 @@ meta.json       command, commit, versions, device, times, status; traceback if i
 metrics.jsonl   append-only scalars, one JSON object per logged step
 tb/             TensorBoard events
 ckpt/           last.ckpt and milestones step=N.ckpt
+experts/        LOW-HIGH/, the run of each expert, if there are several
 samples/        sample sheets and arrays
 artifacts/      further evaluations
 results.json    final numbers with their protocol; written last: its presence means done
@@ -62,6 +63,10 @@ class Run:
         if not run.config_file.is_file():
             raise UserError(f"{path} is not a run directory: it has no config.yaml")
         return run
+
+    def expert(self, tasks: tuple[int, int]) -> "Run":
+        """Returns the run, inside this one, of the expert for the tasks [low, high)."""
+        return Run(self.path / "experts" / "{}-{}".format(*tasks))
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raises UserError if the directory holds another config, or something else than a run."""
@@ -197,10 +202,13 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Returns all runs at or below the paths, sorted; UserError for a path that does not exist."""
+    """Returns all runs at or below the paths, sorted; UserError for a path that does not exist.
+
+    A run inside a run, as an expert is, is a part of that.
+    """
     found = set()
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path} is not a directory")
         found |= {file.parent.resolve() for file in path.rglob("config.yaml")}
-    return [Run(path) for path in sorted(found)]
+    return [Run(path) for path in sorted(found) if found.isdisjoint(path.parents)]

@@ -15,6 +15,7 @@ __all__ = [
     "cluster_of",
     "equal",
     "intervals",
+    "ranges",
     "read_affinity",
     "shares",
     "stratified",
@@ -143,6 +144,30 @@ def cluster_of(t: Tensor, bounds: Tensor) -> Tensor:
 def intervals(bounds: Tensor) -> list[Interval]:
     """Returns the half-open interval of every cluster."""
     return list(pairwise(bounds.tolist()))
+
+
+def ranges(tasks: int, experts: int | Sequence[Sequence[int]]) -> list[Interval]:
+    """Returns the half-open ranges of experts: equally long for a number, or those that are given.
+
+    UserError names the first gap or overlap of given ranges, which must cover 0..T in order.
+    """
+    if isinstance(experts, int):
+        if not 1 <= experts <= tasks:
+            raise UserError(f"experts must lie in 1..{tasks}, the number of tasks; got {experts}")
+        return intervals(equal(tasks, experts))
+    valid = f"valid: [low, high] in order from 0 to T = {tasks}, each from where the last one ends"
+    covered = 0
+    for low, high in experts:
+        if not 0 <= low < high <= tasks:
+            raise UserError(f"experts: [{low}, {high}] is no range of tasks; {valid}")
+        if low > covered:
+            raise UserError(f"experts leave a gap at [{covered}, {low}]; {valid}")
+        if low < covered:
+            raise UserError(f"experts overlap in [{low}, {min(covered, high)}]; {valid}")
+        covered = high
+    if covered < tasks:
+        raise UserError(f"experts leave a gap at [{covered}, {tasks}]; {valid}")
+    return [(low, high) for low, high in experts]
 
 
 def shares(n: int, clusters: int) -> list[int]:

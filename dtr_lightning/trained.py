@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from dtr_lightning.config import Config, make_parser, parse
-from dtr_lightning.errors import UserError, choices
+from dtr_lightning.errors import UserError
 from dtr_lightning.evaluation import Report, silent
 from dtr_lightning.experiment import Experiment
-from dtr_lightning.fit import KEPT_SAMPLES, read_checkpoint
+from dtr_lightning.fit import KEPT_SAMPLES
 from dtr_lightning.naming import flatten
 from dtr_lightning.run import Run
+from dtr_lightning.weights import load_average
 
 PROTOCOL = ("sampler", "features", "evaluation", "trainer.accelerator")
 
@@ -44,25 +45,23 @@ def same_protocol(a: Config, b: Config) -> bool:
 
 
 class TrainedRun:
-    """The network of a run with its average weights, on one device.
+    """The network of a run, or its experts, with average weights, on one device.
 
-    checkpoint is "last", or "step=N" where a milestone was kept.
+    checkpoint is "last", or "step=N" where a milestone was kept (by every expert).
     """
 
     def __init__(self, run: Run, config: Config, checkpoint: str = "last") -> None:
-        path = run.checkpoints / f"{checkpoint}.ckpt"
-        kept = sorted(file.stem for file in run.checkpoints.glob("*.ckpt"))
-        if not kept:
-            raise UserError(f"{run.path} has no checkpoint yet")
-        if checkpoint not in kept:
-            raise choices(f"checkpoint of {run.path}", checkpoint, kept)
         trainer = config["trainer"] | {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         self.experiment = Experiment(config | {"trainer": trainer})
         self.trainer = self.experiment.trainer([], [])
         self.module = self.experiment.module
-        state = read_checkpoint(path, self.module)
-        self.run, self.step = run, state["global_step"]
-        self.module.load_state_dict(state["state_dict"])
+        process = self.module.diffusion
+        if process.tasks != (0, process.T):
+            low, high = process.tasks
+            raise UserError(
+                f"{run.path} is an expert for [{low}, {high}): alone it cannot draw images"
+            )
+        self.run, self.step = run, load_average(run, self.module, checkpoint)
         self.module.to(self.device)
 
     @property
@@ -86,6 +85,7 @@ class TrainedRun:
             return stored
         n = self.experiment.protocol.n
         scores, *_ = self.experiment.evaluate(self.trainer, self.module, n, KEPT_SAMPLES, report)
-        results = {**scores, "steps": self.step, "protocol": dict(self.experiment.describe())}
+        steps = self.experiment.steps(self.step)
+        results = {**scores, **steps, "protocol": dict(self.experiment.describe())}
         self.run.write_evaluation(self.name, results)
         return results

@@ -16,10 +16,11 @@ LAYERS = [
     {"routers", "data", "samplers", "loss_weights", "gradients"},
     {"models", "metrics"},
     {"module", "pictures"},
-    {"callbacks", "ema", "evaluation", "bar"},
+    {"callbacks", "ema", "evaluation", "bar", "weights"},
     {"config"},
     {"experiment"},
     {"progress"},
+    {"experts"},
     {"fit"},
     {"trained"},
 ]

@@ -1,0 +1,43 @@
+"""A run of several experts: every one is a run of its own, inside the directory of the whole."""
+
+__all__ = ["train_experts"]
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from dtr_lightning.config import Config, expert_configs
+from dtr_lightning.errors import Stopped
+from dtr_lightning.experiment import Experiment
+from dtr_lightning.progress import Progress
+from dtr_lightning.run import Run
+
+Report = Callable[[Progress], None]
+Train = Callable[[Config, Path, Report, Event], dict[str, Any]]
+
+
+def train_experts(
+    experiment: Experiment, directory: Run, train: Train, report: Report, stop: Event
+) -> dict[str, float]:
+    """Trains what is missing of a run's experts, one after another; returns their times in all.
+
+    `train` is how a run is computed. Progress is that of the whole run. Raises Stopped between two
+    experts when `stop` was set, and whatever `train` raises.
+    """
+    whole, steps = experiment.work(), experiment.config["trainer"]["max_steps"]
+    share = experiment.training_work() // experiment.networks
+    times = {"seconds": 0.0, "train_seconds": 0.0, "timed_steps": 0}
+    for i, config in enumerate(expert_configs(experiment.config)):
+        if stop.is_set():
+            raise Stopped
+
+        def tell(progress: Progress, i: int = i) -> None:
+            done, step = i * share + progress.done, i * steps + progress.step
+            report(progress._replace(done=done, total=whole, step=step))
+
+        expert = directory.expert(experiment.module.model.intervals[i])
+        times["seconds"] += train(config, expert.path, tell, stop)["seconds"]
+        for key in ("train_seconds", "timed_steps"):
+            times[key] += expert.meta.get(key, 0)
+    return times
