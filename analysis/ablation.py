@@ -18,14 +18,14 @@ NAME = "ablation"
 
 
 def _with_alpha(runs: Sequence[Finished]) -> list[Finished]:
-    return [run for run in runs if "router.alpha" in run.flat and math.isfinite(run.score)]
+    return [run for run in runs if run.choice("router") == "DTR" and math.isfinite(run.score)]
 
 
 def needs(runs: Sequence[Finished]) -> str | None:
-    """Says what is missing: a finished run, with a finite score, whose router has an alpha."""
+    """Says what is missing: a finished run of DTR with a finite score."""
     if _with_alpha(runs):
         return None
-    return "needs a finished run of a router with alpha: --router DTR --router.alpha 4"
+    return "needs a finished run of DTR: --router DTR --router.alpha 4"
 
 
 def _comparable(run: Finished) -> tuple:

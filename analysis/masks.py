@@ -15,6 +15,7 @@ from dtr_lightning import masks
 
 NAME = "masks"
 BETA = 0.8
+WIDTHS = {"DiT_S": 384, "DiT_B": 768, "DiT_L": 1024, "DiT_XL": 1152}
 PANELS = {
     "random": None,
     f"0 < {ALPHA} < 1  ({ALPHA} = 0.5)": 0.5,
@@ -51,7 +52,8 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     The numbers are the window [start, stop) of every stretch of tasks.
     """
     flat = runs[0].flat if runs else {}
-    channels = int(flat.get("model.hidden_size", 768))
+    by_name = WIDTHS.get(runs[0].choice("model"), 768) if runs else 768
+    channels = int(flat.get("model.hidden_size", by_name))
     tasks = int(flat.get("diffusion.T", 1000))
     figure = new_figure(WIDE, 2.05)
     axes = figure.subplots(1, len(PANELS), sharey=True)

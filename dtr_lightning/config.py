@@ -225,10 +225,19 @@ def build(base: type, choice: Mapping[str, Any], **linked: Any) -> Any:
         cls = getattr(importlib.import_module(module), name)
     else:
         cls = valid_choices(base)[path]
-    takes = inspect.signature(cls).parameters
-    variadic = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-    linked = {key: value for key, value in linked.items() if variadic or key in takes}
+    linked = {key: value for key, value in linked.items() if key in _arguments(cls)}
     return cls(**(choice.get("init_args") or {}), **linked)
+
+
+def _arguments(cls: type) -> set[str]:
+    """Returns the names of a constructor's arguments, and of its bases' where it has **kwargs."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        takes = inspect.signature(base.__init__).parameters
+        names |= takes.keys()
+        if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+            break
+    return names
 
 
 def _shorten(config: Config) -> None:

@@ -165,34 +165,26 @@ class DiT(Denoiser):
 class DiT_S(DiT):
     """DiT-S: 12 blocks, 384 channels, 6 heads."""
 
-    def __init__(
-        self, hidden_size: int = 384, depth: int = 12, num_heads: int = 6, **kwargs: Any
-    ) -> None:
-        super().__init__(hidden_size=hidden_size, depth=depth, num_heads=num_heads, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(hidden_size=384, depth=12, num_heads=6, **kwargs)
 
 
 class DiT_B(DiT):
     """DiT-B: 12 blocks, 768 channels, 12 heads."""
 
-    def __init__(
-        self, hidden_size: int = 768, depth: int = 12, num_heads: int = 12, **kwargs: Any
-    ) -> None:
-        super().__init__(hidden_size=hidden_size, depth=depth, num_heads=num_heads, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(hidden_size=768, depth=12, num_heads=12, **kwargs)
 
 
 class DiT_L(DiT):
     """DiT-L: 24 blocks, 1024 channels, 16 heads."""
 
-    def __init__(
-        self, hidden_size: int = 1024, depth: int = 24, num_heads: int = 16, **kwargs: Any
-    ) -> None:
-        super().__init__(hidden_size=hidden_size, depth=depth, num_heads=num_heads, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(hidden_size=1024, depth=24, num_heads=16, **kwargs)
 
 
 class DiT_XL(DiT):
     """DiT-XL: 28 blocks, 1152 channels, 16 heads."""
 
-    def __init__(
-        self, hidden_size: int = 1152, depth: int = 28, num_heads: int = 16, **kwargs: Any
-    ) -> None:
-        super().__init__(hidden_size=hidden_size, depth=depth, num_heads=num_heads, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(hidden_size=1152, depth=28, num_heads=16, **kwargs)
