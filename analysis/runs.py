@@ -139,14 +139,18 @@ class Setting:
 
 
 def _differing(runs: Sequence[Finished]) -> list[str]:
-    """Returns the keys, beyond the table's own columns, that have several values in these runs."""
+    """Returns the keys, beyond the table's own columns, that have several values in these runs.
+
+    An option of a choice, such as `router.clusters`, counts among runs of that choice alone.
+    """
     own = {"seed", "router", "router.alpha", "router.beta", "loss_weight", *MACHINE_KEYS}
     values = defaultdict(set)
     for run in runs:
         for key, value in run.flat.items():
             if key not in own:
-                values[key].add(json.dumps(value, sort_keys=True))
-    return sorted(key for key, distinct in values.items() if len(distinct) > 1)
+                choice = run.flat.get(key.split(".")[0]) if "." in key else None
+                values[key, choice].add(json.dumps(value, sort_keys=True))
+    return sorted({key for (key, _), distinct in values.items() if len(distinct) > 1})
 
 
 def settings(runs: Sequence[Finished]) -> list[Setting]:

@@ -154,7 +154,10 @@ def console_table(frame: pd.DataFrame) -> Table:
     head, rows = _text(frame, run=False)
     result = Table(caption=caption(frame), caption_justify="left", box=None, header_style="bold")
     for name in head:
-        result.add_column(name, justify="right" if name in ("alpha", "beta", *MEASURED) else "left")
+        right = name in ("alpha", "beta", *MEASURED)
+        # what tells the rows apart may take several lines, numbers stay whole
+        whole = {"no_wrap": True} if right or name == "router" else {"overflow": "fold"}
+        result.add_column(name, justify="right" if right else "left", **whole)
     for i, row in enumerate(rows):
         result.add_row(*row, style="bold" if i == 0 and frame.score.notna().any() else None)
     return result

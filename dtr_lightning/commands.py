@@ -111,8 +111,13 @@ def stop_on_signals() -> Event:
 
 def quiet() -> None:
     """Silences what Lightning says of every trainer; warnings that a person can act on stay."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # importing Lightning resets the level of the packages, but not of the modules that speak
+    for module in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.trainer.connectors.checkpoint_connector",
+        "lightning.fabric.utilities.rank_zero",
+    ):
+        logging.getLogger(module).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*You passed in a `val_dataloader` but have no `validation_step`.*",

@@ -25,6 +25,9 @@ def explain(message: str, options: Sequence[str], axes: dict[str, Sequence[str]]
         return " ".join(message.removeprefix("Parser key ").split())
     name = key[1].rpartition(".")[2]
     details = [line.strip()[2:] for line in message.splitlines() if line.strip()[:2] == "- "]
+    for absent in (line.strip("'") for line in details if line[:1] == "'"):
+        if f"{absent}=None" in given[1]:
+            return f"give --{key[1]}.{absent}; it has no default"
     inner = [line for line in details if line.startswith(("unknown option", "bad value"))]
     if inner:
         return f"{name}: {inner[0]}"

@@ -199,6 +199,8 @@ def resolve_all(recipe: Recipe) -> Sweep:
     base = resolve(recipe.config, recipe.overrides)
     points: dict[str, Point] = {}
     for assignment in recipe.assignments:
+        # of every point means of those too whose own entry says otherwise
+        assignment = {key: recipe.overrides.get(key, own) for key, own in assignment.items()}
         config = resolve(recipe.config, recipe.overrides | assignment)
         name = run_name(config, recipe.config, recipe.overrides)
         point = Point(name, assignment, config)

@@ -73,6 +73,7 @@ def preview(
         return
     import torch
 
+    from dtr_lightning.config import expert_configs
     from dtr_lightning.experiment import Experiment
     from dtr_lightning.fit import seconds_per_step
 
@@ -84,7 +85,7 @@ def preview(
     experiment = Experiment(sweep.config)
     evaluated = experiment.work() / experiment.training_work()
     steps = sum(
-        point.config["trainer"]["max_steps"]
+        point.config["trainer"]["max_steps"] * max(1, len(expert_configs(point.config)))
         for point, state in zip(sweep.points, states, strict=True)
         if state == "waiting"
     )

@@ -21,7 +21,7 @@ def given(*options):
     return parse(make_parser(), ["--config", DIGITS, *options]).config
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda f: f.stem)
 def test_every_recipe_resolves_and_says_what_it_is(file):
     config = resolve(file)
     assert set(AXES) < set(config)
@@ -126,6 +126,28 @@ def test_mistakes_in_a_file(tmp_path, text, message):
         given("--config", str(tmp_path / "bad.yaml"))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_recipe_overrides_its_base(tmp_path):
+    (tmp_path / "a.yaml").write_text(f"base: {DIGITS}\nrouter: DTR\nmodule: {{lr: 0.5}}\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nrouter: {class_path: CDTR}\n")
+    config, base = resolve(tmp_path / "b.yaml"), resolve(DIGITS)
+    assert config["router"]["class_path"] == "CDTR"
+    assert config["module"] == base["module"] | {"lr": 0.5}
+    assert config["model"] == base["model"]
+    assert run_name(config, tmp_path / "b.yaml").startswith("cdtr-alpha=4-beta=0.8-seed=0-")
+
+
+def test_a_base_that_is_wrong_is_one_line(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    with pytest.raises(UserError, match=r"b\.yaml cannot be read"):
+        resolve(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(UserError, match="is its own base"):
+        resolve(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("base: [1]\n")
+    with pytest.raises(UserError, match="base is to be the path"):
+        resolve(tmp_path / "a.yaml")
 
 
 def test_an_axis_that_is_missing():

@@ -44,6 +44,38 @@ def test_every_shipped_sweep_resolves_and_smoke_is_shorter():
         assert steps[0] < steps[1]
 
 
+def test_options_of_the_command_are_those_of_every_point(light, tmp_path):
+    path = write(tmp_path, "config: b\ngrid: [{router: DTR, pace: 3}, {router: RTR}]")
+    sweep = plan.resolve_all(plan.read(path, options=["pace=0.5"]))
+    assert [point.params.get("pace") for point in sweep.points] == [0.5, None]
+    assert all(point.config["pace"] == 0.5 for point in sweep.points)
+
+
+@pytest.mark.parametrize(
+    ("option", "says"), [("pace", "takes OPTION=VALUE"), ("seed=3", "use --seeds N")]
+)
+def test_an_option_that_is_wrong_is_refused(tmp_path, option, says):
+    path = write(tmp_path, "config: b\ngrid: [{router: DTR}]")
+    with pytest.raises(UserError, match=says):
+        plan.read(path, options=[option])
+
+
+def test_paper_trains_the_published_sizes():
+    recipe = plan.read("size", paper=True, options=["data.root=."])
+    assert [point["model"] for point in recipe.assignments] == [
+        "DiT_S",
+        "DiT_S",
+        "DiT_B",
+        "DiT_B",
+        "DiT_L",
+        "DiT_L",
+    ]
+    names = {point.config["model"]["class_path"] for point in plan.resolve_all(recipe).points}
+    assert names == {"DiT_S", "DiT_B", "DiT_L"}
+    with pytest.raises(UserError, match="no key `paper`"):
+        plan.read("alpha_beta", paper=True)
+
+
 def test_alpha_beta_is_figure_4():
     points = plan.read("alpha_beta").assignments
     routers = [point["router"] for point in points]
