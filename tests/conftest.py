@@ -53,3 +53,15 @@ def max_relative(a, b):
     """Returns max |a - b| / max |b|."""
     a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
     return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def counting_graphs(model):
+    """Returns the model compiled into whole graphs, and the list that they are noted in."""
+    torch.compiler.reset()  # the limit of recompilations counts those of other tests too
+    graphs = []
+
+    def count(graph, example):
+        graphs.append(graph)
+        return graph.forward
+
+    return torch.compile(model, fullgraph=True, backend=count), graphs

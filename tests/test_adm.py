@@ -18,7 +18,7 @@ from dtr_lightning.models.adm_blocks import (
     Upsample,
 )
 from dtr_lightning.routers import DTR, RTR
-from tests.conftest import GOLDEN, golden, max_relative
+from tests.conftest import GOLDEN, counting_graphs, golden, max_relative
 from tests.test_dit import check_gradients
 from tests.test_routers import open_gates
 
@@ -166,13 +166,7 @@ class TestRouted:
 
     def test_compiles_into_one_graph_for_all_t(self, options, router):
         model = open_gates(small(router, **options))
-        graphs = []
-
-        def count(graph, example):
-            graphs.append(graph)
-            return graph.forward
-
-        compiled = torch.compile(model, fullgraph=True, backend=count)
+        compiled, graphs = counting_graphs(model)
         x, t, y = inputs()
         for shift in (0, 3, 700):
             moved = (t + shift) % 1000

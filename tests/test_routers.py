@@ -26,6 +26,7 @@ from dtr_lightning.routers import (
 
 WIDTHS = [24, 24, 24]
 STATEFUL = ("MaxRoaming", "Switch")
+from tests.conftest import counting_graphs
 
 
 @pytest.fixture
@@ -106,15 +107,8 @@ class TestEveryRouter:
         torch.testing.assert_close(model(x, t, y), alone, rtol=1e-5, atol=1e-5)
 
     def test_compiles_into_one_graph_for_all_t(self, make, cls):
-        torch.compiler.reset()  # the limit of recompilations counts the other routers' too
         model = open_gates(small(make(cls), depth=2))
-        graphs = []
-
-        def count(graph, example):
-            graphs.append(graph)
-            return graph.forward
-
-        compiled = torch.compile(model, fullgraph=True, backend=count)
+        compiled, graphs = counting_graphs(model)
         x, t, y = inputs()
         for shift in (0, 3, 700):
             moved = (t + shift) % 1000

@@ -13,7 +13,7 @@ from dtr_lightning.errors import UserError
 from dtr_lightning.models import DiT
 from dtr_lightning.routers import NoRouting, Switch
 from dtr_lightning.routers.switch import costs, jsd, match
-from tests.conftest import GOLDEN, golden, max_relative
+from tests.conftest import GOLDEN, counting_graphs, golden, max_relative
 
 WIDTHS = [16, 24, 8]
 SIZES = ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads")
@@ -241,13 +241,7 @@ def test_penalty_reaches_gates_and_embedding_but_no_expert():
 
 def test_compiles_into_one_graph_for_all_t():
     model = opened(small(Switch()))
-    graphs = []
-
-    def count(graph, example):
-        graphs.append(graph)
-        return graph.forward
-
-    compiled = torch.compile(model, fullgraph=True, backend=count)
+    compiled, graphs = counting_graphs(model)
     x, t, y = inputs()
     for shift in (0, 3, 700):
         moved = (t + shift) % 1000

@@ -16,7 +16,7 @@ from dtr_lightning.models.text_dit import TextDiTBlock
 from dtr_lightning.routers import DTR, RTR, NoRouting
 from dtr_lightning.run import Run
 from dtr_lightning.samplers import guided
-from tests.conftest import ROOT, TINY, max_relative
+from tests.conftest import ROOT, TINY, counting_graphs, max_relative
 from tests.test_routers import open_gates
 
 CAPTIONS = TinyCaptions()
@@ -144,13 +144,7 @@ class TestNetwork:
 
     def test_compiles_into_one_graph_for_all_t(self):
         model = open_gates(small(DTR()))
-        graphs = []
-
-        def count(graph, example):
-            graphs.append(graph)
-            return graph.forward
-
-        compiled = torch.compile(model, fullgraph=True, backend=count)
+        compiled, graphs = counting_graphs(model)
         x, t, y = inputs()
         for shift in (0, 3, 700):
             moved = (t + shift) % 1000
