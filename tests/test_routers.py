@@ -23,10 +23,10 @@ from dtr_lightning.routers import (
     TimeShuffledDTR,
     WeightsOnly,
 )
+from tests.conftest import counting_graphs
 
 WIDTHS = [24, 24, 24]
 STATEFUL = ("MaxRoaming", "Switch")
-from tests.conftest import counting_graphs
 
 
 @pytest.fixture
