@@ -190,6 +190,15 @@ def test_every_task_reads_c_beta_channels(cls, beta):
         assert (router.table(block).sum(1) == active_channels(channels, beta)).all()
 
 
+@pytest.mark.parametrize(
+    "cls", [DTR, CDTR, ERCDT, FreeWindow, WeightsOnly, TimeShuffledDTR], ids=lambda c: c.__name__
+)
+def test_masks_take_one_bool_table_per_distinct_width(cls):
+    router = cls()
+    router.build([24, 32, 24, 32], 24)
+    assert sum(b.nbytes for b in router.buffers()) == 1000 * (24 + 32)
+
+
 def test_a_block_reads_masked_channels_as_zero_and_writes_all():
     router = DTR(alpha=1, beta=0.5)
     router.build([24], 24)
