@@ -111,13 +111,15 @@ class Setting:
     loss_weight: str
     other: str
     runs: tuple[Finished, ...]
+    several_weights: bool = False  # whether the loss weight tells it from its neighbours
 
     @property
     def line(self) -> str:
         """What a line over alpha shares, for instance `DTR β=0.8`."""
         beta = "" if math.isnan(self.beta) else f" β={self.beta:g}"
+        weight = f" {self.loss_weight}" if self.several_weights else ""
         other = f" {self.other}" if self.other else ""
-        return f"{DISPLAY_NAMES.get(self.router, self.router)}{beta}{other}"
+        return f"{DISPLAY_NAMES.get(self.router, self.router)}{beta}{weight}{other}"
 
     @property
     def label(self) -> str:
@@ -153,6 +155,13 @@ def _differing(runs: Sequence[Finished]) -> list[str]:
     return sorted({key for (key, _), distinct in values.items() if len(distinct) > 1})
 
 
+def _shown(key: str, value: Any) -> str:
+    """Returns an option as a reader knows it: PCGrad, hidden_size=64; nothing for what is usual."""
+    if "." not in key and isinstance(value, str):
+        return "" if value == "Joint" else value.rsplit(".", 1)[-1]
+    return f"{key.rsplit('.', 1)[-1]}={value}"
+
+
 def settings(runs: Sequence[Finished]) -> list[Setting]:
     """Groups runs over their seeds: no routing first, R-TR, DTR, then others by name."""
     groups = defaultdict(list)
@@ -163,16 +172,16 @@ def settings(runs: Sequence[Finished]) -> list[Setting]:
     found = []
     for group in groups.values():
         first = group[0]
-        other = [first.choice("loss_weight")] if several_weights else []
-        other += [f"{k.rsplit('.', 1)[-1]}={first.flat[k]}" for k in differing if k in first.flat]
+        other = [_shown(k, first.flat[k]) for k in differing if k in first.flat]
         found.append(
             Setting(
                 router=first.choice("router"),
                 alpha=float(first.flat.get("router.alpha", math.nan)),
                 beta=float(first.flat.get("router.beta", math.nan)),
                 loss_weight=first.choice("loss_weight"),
-                other=" ".join(other),
+                other=" ".join(filter(None, other)),
                 runs=tuple(sorted(group, key=lambda run: run.seed)),
+                several_weights=several_weights,
             )
         )
     order = {"NoRouting": 0, "RTR": 1, "DTR": 2}

@@ -152,11 +152,22 @@ def latex(frame: pd.DataFrame) -> str:
 def console_table(frame: pd.DataFrame) -> Table:
     """Returns the table over seeds for a terminal of 80 columns; the best row is bold."""
     head, rows = _text(frame, run=False)
-    result = Table(caption=caption(frame), caption_justify="left", box=None, header_style="bold")
-    for name in head:
+    told = caption(frame)
+    floors = {row[head.index("floor")] for row in rows}
+    if len(floors) == 1:
+        told = told.replace("floor: ", f"floor {floors.pop()}: ")
+    dull = ["floor", "seconds"] if "floor " in told else ["seconds"]
+    keep = [name for name in head if name not in dull]
+    rows = [[row[head.index(name)] for name in keep] for row in rows]
+    result = Table(caption=told, caption_justify="left", box=None, header_style="bold")
+    for name in keep:
         right = name in ("alpha", "beta", *MEASURED)
         # what tells the rows apart may take several lines, numbers stay whole
-        whole = {"no_wrap": True} if right or name == "router" else {"overflow": "fold"}
+        whole = (
+            {"no_wrap": True}
+            if right or name in ("router", "loss weight")
+            else {"overflow": "fold"}
+        )
         result.add_column(name, justify="right" if right else "left", **whole)
     for i, row in enumerate(rows):
         result.add_row(*row, style="bold" if i == 0 and frame.score.notna().any() else None)
