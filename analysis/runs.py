@@ -194,12 +194,12 @@ def settings(runs: Sequence[Finished]) -> list[Setting]:
 
 
 def chosen(found: Sequence[Setting]) -> list[Setting]:
-    """Returns the settings to stand out: all of up to five, else four that tell the story.
+    """Returns the settings to stand out: all of up to eight, else four that tell the story.
 
     These are no routing, R-TR at beta = 0.8 (the best R-TR if there is none), DTR's defaults
     alpha = 4, beta = 0.8, and the best routed setting that is not R-TR.
     """
-    if len(found) <= 5:
+    if len(found) <= 8:
         return list(found)
     rules = [
         lambda s: s.router == "NoRouting",

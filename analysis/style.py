@@ -35,7 +35,20 @@ NARROW, WIDE = 3.25, 6.75  # inches: one column and two columns of a paper
 GREY = {"color": "0.72", "linewidth": 0.6}
 
 # Okabe and Ito's palette; yellow is left to the masks, it is too pale for a line.
-ROUTERS = {"NoRouting": ("#000000", "s"), "RTR": ("#D55E00", "^"), "DTR": ("#0072B2", "o")}
+# Of one sweep every router has its own: the alternatives of Table 8, then the controls.
+ROUTERS = {
+    "NoRouting": ("#000000", "s"),
+    "RTR": ("#D55E00", "^"),
+    "DTR": ("#0072B2", "o"),
+    "MaxRoaming": ("#CC79A7", "v"),
+    "ERCDT": ("#E69F00", "P"),
+    "CDTR": ("#56B4E9", "X"),
+    "Switch": ("#009E73", "D"),
+    "WeightsOnly": ("#E69F00", "v"),
+    "TimeShuffledDTR": ("#56B4E9", "P"),
+    "BlockPermutedDTR": ("#CC79A7", "X"),
+    "FreeWindow": ("#009E73", "h"),
+}
 OTHERS = [("#009E73", "D"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X")]
 DASHES = ["-", "--", ":", "-."]
 
@@ -104,7 +117,10 @@ def lines(settings: Sequence[Setting]) -> list[dict[str, Any]]:
 
 
 def legend(figure: Figure) -> None:
-    """Puts the first axes' labels below the figure, in as many columns as their length allows."""
+    """Puts the first axes' labels below the figure, in as many columns as their length allows.
+
+    More than two rows make the figure higher, and not the axes lower.
+    """
     handles, names = figure.axes[0].get_legend_handles_labels()
 
     def width(columns: int) -> float:  # inches: handles and gaps, and 7 pt text
@@ -113,6 +129,8 @@ def legend(figure: Figure) -> None:
 
     fitting = [n for n in range(1, len(names) + 1) if width(n) <= figure.get_figwidth()]
     columns = max(fitting, default=1)
+    rows = -(-len(names) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.15 * max(0, rows - 2))
     figure.legend(handles, names, loc="outside lower center", ncols=columns)
 
 
