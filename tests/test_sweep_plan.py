@@ -38,7 +38,7 @@ def test_every_shipped_sweep_resolves_and_smoke_is_shorter():
         whole, smoke = (plan.read(name, smoke=smoke) for smoke in (False, True))
         assert len(whole.assignments) == len(smoke.assignments)
         points = plan.resolve_all(smoke).points
-        assert len(points) == len(smoke.assignments)
+        assert 1 < len(points) <= len(smoke.assignments)  # points that differ in steps are one
         whole = plan.resolve_all(whole)
         steps = [p.config["trainer"]["max_steps"] for p in (points[0], whole.points[0])]
         assert steps[0] < steps[1]
