@@ -180,15 +180,26 @@ def weights_only(
     channels: int,
     alpha: float = 4.0,
     beta: float = 0.8,
+    clusters: int = 8,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Returns random masks on DTR's timeline: bool[tasks, channels].
+    """Returns random masks in which clusters own as many channels as DTR gives them.
 
-    Tasks share a mask where they share one in DTR, and every such mask is drawn independently.
+    With o_i the offsets of DTR's table for T = K, cluster i owns a_i = o_i - o_{i-1} channels of a
+    random pool of d, which all its tasks read and no other; each task fills up to C_beta with a
+    random set of the C_beta channels outside the pool. bool[tasks, channels].
     """
-    start, _ = bounds(torch.arange(tasks), tasks, channels, alpha, beta)
-    distinct, group = start.unique(return_inverse=True)
-    return random(len(distinct), channels, beta, generator)[group]
+    generator = generator or Generator().manual_seed(0)
+    cluster = clusters_of_tasks(tasks, clusters)
+    start, _ = bounds(torch.arange(clusters), clusters, channels, alpha, beta)
+    own = start.diff(prepend=start.new_zeros(1))  # a_i
+    owner = torch.full((channels,), -1)
+    pool = torch.randperm(channels, generator=generator)[: int(own.sum())]
+    owner[pool] = torch.arange(clusters).repeat_interleave(own)
+    scores = _scores(tasks, channels, generator)
+    mine = owner == cluster[:, None]
+    scores = scores + 2 * mine.double() - 2 * ((owner >= 0) & ~mine).double()
+    return _highest(scores, active_channels(channels, beta))
 
 
 def cover(

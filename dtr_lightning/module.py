@@ -42,8 +42,9 @@ class DiffusionModule(LightningModule):
     rank), so a resumed run equals an uninterrupted one and routers are compared in pairs.
 
     lr, betas, weight_decay: AdamW's. ema_decay: of the weights that evaluation uses; with
-    ema_warmup it starts at 1/10 and rises as (1 + n) / (10 + n). compile: use torch.compile.
-    gradients other than Joint take one step by manual optimisation. captions turn labels into text.
+    ema_warmup that of update n = 1, 2, ... is at most (1 + n) / (10 + n). compile: use
+    torch.compile. gradients other than Joint take their step by manual optimisation. captions turn
+    labels into text.
     """
 
     def __init__(

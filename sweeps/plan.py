@@ -132,12 +132,16 @@ def read(
     number = content.get("seeds", 1) if seeds is None else seeds
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise UserError(f"seeds is to be a whole number from 1, not {number!r}")
+    own = dict(map(_option, options))
+    for key in own:
+        if any(key in entry for entry in content.get("grid") or [] if isinstance(entry, Mapping)):
+            raise UserError(f"--set {key}: the grid of {path} sets it already; change it there")
     overrides = content.get("smoke", SMOKE) or {}
     _check_options(overrides, f"{path}: smoke")
     return Recipe(
         name=path.stem,
         config=path.parent / content["config"],
-        overrides=(dict(overrides) if smoke else {}) | dict(map(_option, options)),
+        overrides=(dict(overrides) if smoke else {}) | own,
         assignments=[
             {**assignment, "seed": seed}
             for seed in range(number)
@@ -199,7 +203,7 @@ def resolve_all(recipe: Recipe) -> Sweep:
     base = resolve(recipe.config, recipe.overrides)
     points: dict[str, Point] = {}
     for assignment in recipe.assignments:
-        # of every point means of those too whose own entry says otherwise
+        # a smoke run is short for those points too whose own entry says otherwise
         assignment = {key: recipe.overrides.get(key, own) for key, own in assignment.items()}
         config = resolve(recipe.config, recipe.overrides | assignment)
         name = run_name(config, recipe.config, recipe.overrides)

@@ -17,6 +17,8 @@ LAYERS = [
     {"models", "metrics"},
     {"module", "pictures"},
     {"callbacks", "ema", "evaluation", "bar", "weights"},
+    {"building"},
+    {"checks"},
     {"config"},
     {"experiment"},
     {"progress"},

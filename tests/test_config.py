@@ -145,6 +145,9 @@ def test_a_base_that_is_wrong_is_one_line(tmp_path):
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")
     with pytest.raises(UserError, match="is its own base"):
         resolve(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text(f"base: {DIGITS}\nrouter: Foo\n")
+    with pytest.raises(UserError, match=r"^\S*a\.yaml: unknown router 'Foo'"):
+        resolve(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text("base: [1]\n")
     with pytest.raises(UserError, match="base is to be the path"):
         resolve(tmp_path / "a.yaml")

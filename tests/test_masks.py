@@ -69,25 +69,27 @@ def test_ercdt_shares_half_and_splits_the_rest(channels, clusters):
         assert (table.sum(1) == 432).all()
 
 
-def test_weights_only_has_the_groups_of_dtr_and_the_overlaps_of_random_masks():
-    table, reference = masks.weights_only(1000, 384), masks.dtr(1000, 384)
-    same = (table[:, None] == table).all(2)
-    assert torch.equal(same, (reference[:, None] == reference).all(2))
-    rows = table.unique(dim=0).float()
-    overlap = (rows @ rows.T).triu(1)
-    n = len(rows)
-    assert n == 78
-    mean = (overlap.sum() / (n * (n - 1) / 2)).item()
-    assert mean == pytest.approx(307**2 / 384, rel=3e-3)
+def test_weights_only_gives_clusters_as_many_channels_of_their_own_as_dtr():
+    table = masks.weights_only(1000, 768)
+    assert (table.sum(1) == 614).all()
+    clusters = torch.stack([part.any(0) for part in table.split(125)])  # who reads what at all
+    always = torch.stack([part.all(0) for part in table.split(125)])
+    alone = clusters.sum(0) == 1
+    assert (clusters & alone).sum(1).tolist() == [0, 0, 1, 4, 11, 24, 43, 71]
+    assert torch.equal(clusters & alone, always & alone)  # what a cluster owns all its tasks read
+    assert (clusters.sum(0) > 0).all() and set(clusters.sum(0).tolist()) == {1, 8}
 
 
 def test_weights_only_overlaps_do_not_depend_on_the_distance_in_time():
-    rows = masks.weights_only(1000, 384)[::25].float()
-    overlap = rows @ rows.T
-    distance = (torch.arange(40)[:, None] - torch.arange(40)).abs()
-    other = overlap < 307
-    near, far = (overlap[other & part].mean() for part in (distance < 10, distance > 20))
-    assert near.item() == pytest.approx(far.item(), rel=1e-2)
+    table = masks.weights_only(1000, 768, generator=masks.seeded(3)).double()
+    overlap = table @ table.T
+    near = torch.stack([overlap[t, t + 1] for t in range(0, 249)]).mean()
+    far = overlap[:125, 125:250].mean()  # the first two clusters own nothing: random masks
+    assert near.item() == pytest.approx(614**2 / 614, abs=1e-9)  # all of the C_beta shared ones
+    assert far.item() == pytest.approx(near.item(), abs=1e-9)
+    own, rest = 71, 614 - 71  # in the last cluster: its own channels and random others
+    pairs = overlap[875:, 875:][~torch.eye(125, dtype=torch.bool)]
+    assert pairs.mean().item() == pytest.approx(own + rest**2 / 614, rel=2e-3)
 
 
 @pytest.mark.parametrize("tasks, channels", [(1000, 24), (8, 90), (2, 25), (3, 90)])

@@ -62,7 +62,9 @@ def test_clipping_spares_learned_loss_weights(tiny, gradients):
 
 @pytest.mark.parametrize("options", [{"loss_weight": "UW"}, {"gradients": "PCGrad"}])
 def test_a_batch_with_less_than_one_sample_per_cluster_is_refused(tiny, options):
-    experiment = Experiment(tiny(data__batch_size=7, **options))
+    config = tiny(data__batch_size=14, **options)
+    config["trainer"] |= {"devices": 2, "strategy": "ddp", "accelerator": "cpu"}
+    experiment = Experiment(config)
     with pytest.raises(UserError, match=r"7 samples .* 8 clusters"):
         experiment.check()
 

@@ -157,7 +157,7 @@ def test_beta_one_is_no_routing(router):
     "router, same",
     [
         *((router, True) for router in (DTR(), RTR(shared=True), CDTR(), ERCDT(), FreeWindow())),
-        *((router, True) for router in (WeightsOnly(), TimeShuffledDTR())),
+        *((router, True) for router in (WeightsOnly(shared=True), TimeShuffledDTR())),
         *((router, False) for router in (RTR(), BlockPermutedDTR(), MaxRoaming())),
     ],
     ids=lambda value: type(value).__name__,
@@ -191,7 +191,7 @@ def test_every_task_reads_c_beta_channels(cls, beta):
 
 
 @pytest.mark.parametrize(
-    "cls", [DTR, CDTR, ERCDT, FreeWindow, WeightsOnly, TimeShuffledDTR], ids=lambda c: c.__name__
+    "cls", [DTR, CDTR, ERCDT, FreeWindow, TimeShuffledDTR], ids=lambda c: c.__name__
 )
 def test_masks_take_one_bool_table_per_distinct_width(cls):
     router = cls()
@@ -233,6 +233,16 @@ def test_masks_of_a_file_must_fit(tmp_path):
         FixedMasks(str(tmp_path / "masks.npy"), tasks=10)
     with pytest.raises(UserError, match="cannot be read"):
         FixedMasks(str(tmp_path / "none.npy"))
+
+
+@pytest.mark.parametrize("value", [0.3, np.nan, 2, "on"])
+def test_masks_of_a_file_are_0_or_1(tmp_path, value):
+    np.save(tmp_path / "masks.npy", np.full((1, 10, 24), value))
+    with pytest.raises(UserError, match="other than 0 and 1"):
+        FixedMasks(str(tmp_path / "masks.npy"), tasks=10)
+    np.savez(tmp_path / "masks.npz", masks=np.ones((1, 10, 24)))
+    with pytest.raises(UserError, match="one array"):
+        FixedMasks(str(tmp_path / "masks.npz"), tasks=10)
 
 
 def test_time_shuffled_dtr_deals_out_the_same_masks():

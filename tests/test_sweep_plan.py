@@ -45,14 +45,18 @@ def test_every_shipped_sweep_resolves_and_smoke_is_shorter():
 
 
 def test_options_of_the_command_are_those_of_every_point(light, tmp_path):
-    path = write(tmp_path, "config: b\ngrid: [{router: DTR, pace: 3}, {router: RTR}]")
+    path = write(tmp_path, "config: b\ngrid: [{router: DTR}, {router: RTR}]")
     sweep = plan.resolve_all(plan.read(path, options=["pace=0.5"]))
-    assert [point.params.get("pace") for point in sweep.points] == [0.5, None]
-    assert all(point.config["pace"] == 0.5 for point in sweep.points)
+    assert [point.config["pace"] for point in sweep.points] == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(
-    ("option", "says"), [("pace", "takes OPTION=VALUE"), ("seed=3", "use --seeds N")]
+    ("option", "says"),
+    [
+        ("pace", "takes OPTION=VALUE"),
+        ("seed=3", "use --seeds N"),
+        ("router=DTR", "the grid of .* sets it already"),
+    ],
 )
 def test_an_option_that_is_wrong_is_refused(tmp_path, option, says):
     path = write(tmp_path, "config: b\ngrid: [{router: DTR}]")

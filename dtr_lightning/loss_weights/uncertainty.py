@@ -66,8 +66,8 @@ class UW(LossWeight):
 class CUW(LossWeight):
     """Continuous uncertainty weighting: exp(-u(tau)) (mse + vb) + u(tau) (EDM2, Section 2.3).
 
-    u is linear in 128 fixed random Fourier features of tau = t / (T - 1) and starts at 0. It is UW
-    without clusters, for batches of any size and for continuous time.
+    u is linear in 128 fixed random Fourier features of tau = t / (T - 1), together of length one,
+    and starts at 0. It is UW without clusters, for batches of any size and for continuous time.
     """
 
     optimizer_options: ClassVar[dict[str, Any]] = OPTIONS
@@ -87,7 +87,9 @@ class CUW(LossWeight):
     def log_variance(self, t: Tensor) -> Tensor:
         """Returns u (N,) at tasks t (N,)."""
         tau = t / (self.process.T - 1)
-        features = torch.cos(tau[:, None] * self.frequencies + self.phases) * math.sqrt(2)
+        features = torch.cos(tau[:, None] * self.frequencies + self.phases) * math.sqrt(
+            2 / len(self.phases)
+        )
         return features @ self.weight + self.bias
 
     def forward(self, mse: Tensor, vb: Tensor, t: Tensor) -> Tensor:

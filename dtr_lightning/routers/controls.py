@@ -26,18 +26,36 @@ class DTRControl(MaskRouter):
 
 
 class WeightsOnly(DTRControl):
-    """DTR's allocation without its affinity: a random mask where DTR has one window.
+    """DTR's task weights without its affinity: random masks with channels of their own.
 
-    Tasks that share a window in DTR share a random set of C_beta channels, drawn independently of
-    all others: the timeline is divided as in DTR, overlaps are as in random routing and do not
-    depend on the distance in time. The same in all blocks. Against DTR it isolates affinity,
-    against RTR with `shared` the division of the timeline.
+    Each of K clusters of tasks owns as many channels as DTR's window moves by from the cluster
+    before (a_i = 0, 0, 1, 4, 11, 24, 43, 71 of 768 for K = 8); the rest of C_beta is random for
+    every task, so overlaps do not depend on the distance in time. Drawn per block as in RTR, or
+    once when `shared`: against RTR it isolates the weights.
     """
 
+    def __init__(
+        self,
+        alpha: float = 4.0,
+        beta: float = 0.8,
+        clusters: int = 8,
+        shared: bool = False,
+        seed: int = 0,
+        tasks: int = 1000,
+    ) -> None:
+        super().__init__(alpha, beta, seed, tasks)
+        self.clusters, self.shared = clusters, shared
+        masks.clusters_of_tasks(tasks, clusters)
+
+    def key(self, channels: int, block: int) -> object:
+        """Returns the width, and the block unless masks are shared."""
+        return channels if self.shared else (channels, block)
+
     def mask(self, channels: int, block: int) -> Tensor:
-        """Returns random masks on DTR's timeline."""
-        generator = masks.seeded(self.seed)
-        return masks.weights_only(self.tasks, channels, self.alpha, self.beta, generator)
+        """Returns random masks with channels of the clusters' own."""
+        generator = masks.seeded(self.seed, block)
+        alpha, beta = self.alpha, self.beta
+        return masks.weights_only(self.tasks, channels, alpha, beta, self.clusters, generator)
 
 
 class TimeShuffledDTR(DTRControl):

@@ -4,6 +4,7 @@ __all__ = ["DTR", "RTR", "FixedMasks", "MaskRouter", "WindowRouter", "masked"]
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -153,14 +154,18 @@ class FixedMasks(MaskRouter):
         self.path = path
         try:
             given = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise UserError(f"masks cannot be read from {path}: {error}") from error
+        if not isinstance(given, np.ndarray):
+            raise UserError(f"{path} does not hold one array; save it by numpy.save")
         if given.ndim != 3 or given.shape[1] != tasks:
             raise UserError(
                 f"{path} holds an array of shape {given.shape}; "
                 f"needed: [blocks, {tasks} tasks, channels]"
             )
-        self.given = torch.from_numpy(given).bool()
+        if given.dtype.kind not in "buif" or not np.isin(given, (0, 1)).all():
+            raise UserError(f"{path} holds values other than 0 and 1")
+        self.given = torch.from_numpy(given.astype(bool))
 
     def key(self, channels: int, block: int) -> object:
         """Returns the block: every block has its own table."""

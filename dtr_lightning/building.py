@@ -1,0 +1,41 @@
+"""From a choice, a name and its arguments, to the object: classes are found by what they extend."""
+
+__all__ = ["build", "valid_choices"]
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+
+def valid_choices(base: type) -> dict[str, type]:
+    """Returns the classes that can be chosen on an axis by their name."""
+    found: dict[str, type] = {}
+    for subclass in base.__subclasses__():
+        if not inspect.isabstract(subclass):
+            found[subclass.__name__] = subclass
+        found |= valid_choices(subclass)
+    return dict(sorted(found.items()))
+
+
+def build(base: type, choice: Mapping[str, Any], **linked: Any) -> Any:
+    """Returns the object of a choice {class_path, init_args}, with the linked ones it takes."""
+    path = choice["class_path"]
+    if "." in path:
+        module, _, name = path.rpartition(".")
+        cls = getattr(importlib.import_module(module), name)
+    else:
+        cls = valid_choices(base)[path]
+    linked = {key: value for key, value in linked.items() if key in _arguments(cls)}
+    return cls(**(choice.get("init_args") or {}), **linked)
+
+
+def _arguments(cls: type) -> set[str]:
+    """Returns the names of a constructor's arguments, and of its bases' where it has **kwargs."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        takes = inspect.signature(base.__init__).parameters
+        names |= takes.keys()
+        if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+            break
+    return names
