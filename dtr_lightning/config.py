@@ -156,10 +156,14 @@ def resolve(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
 def run_name(config: Config, file: str | Path, overrides: Mapping[str, Any] | None = None) -> str:
     """Returns the directory name of a run: what differs from its recipe, the seed and a hash.
 
-    The recipe is a YAML file, with overrides, and with the run's own choice on every axis.
+    The recipe is a YAML file, with overrides; of a choice that differs, the options that differ
+    from that choice's own defaults are named.
     """
     chosen = {axis: config[axis]["class_path"] for axis in AXES}
-    return slug(config, resolve(file, {**(overrides or {}), **chosen}))
+    base, recipe = resolve(file, {**(overrides or {}), **chosen}), resolve(file, overrides)
+    for axis in AXES:
+        base[axis] = base[axis] | {"class_path": recipe[axis]["class_path"]}
+    return slug(config, base)
 
 
 def _shorten(config: Config) -> None:

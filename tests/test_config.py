@@ -58,6 +58,8 @@ def test_the_hash_ignores_the_machine_and_sees_everything_else():
 def test_a_run_is_named_by_what_differs():
     name = run_name(given("--router=DTR", "--router.alpha=2", "--module.lr=0.5"), DIGITS)
     assert name.startswith("dtr-alpha=2-beta=0.8-lr=0.5-seed=0-")
+    name = run_name(given("--loss_weight=UW", "--loss_weight.clusters=5"), DIGITS)
+    assert name.startswith("norouting-loss_weight=UW-clusters=5-seed=0-")
     assert run_name(given("--router=RTR"), DIGITS).startswith("rtr-beta=0.8-seed=0-")
     shared = run_name(given("--router=RTR", "--router.shared=true"), DIGITS)
     assert shared.startswith("rtr-beta=0.8-shared=True-seed=0-")
