@@ -30,6 +30,11 @@ def needs(runs: Sequence[Finished]) -> str | None:
     return None
 
 
+def _width(run: Finished) -> int | None:
+    width = run.flat.get("model.hidden_size", WIDTHS.get(run.choice("model")))
+    return None if width is None else int(width)
+
+
 def _offsets(table: Tensor, panel: str, alpha: float | None) -> pd.DataFrame:
     """Returns the stretches of tasks with an equal mask; random masks have no window to tell."""
     row = {"panel": panel, "alpha": alpha, "beta": BETA, "channels": table.shape[1]}
@@ -52,8 +57,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     The numbers are the window [start, stop) of every stretch of tasks.
     """
     flat = runs[0].flat if runs else {}
-    by_name = WIDTHS.get(runs[0].choice("model"), 768) if runs else 768
-    channels = int(flat.get("model.hidden_size", by_name))
+    channels = next(filter(None, map(_width, runs)), 768)
     tasks = int(flat.get("diffusion.T", 1000))
     figure = new_figure(WIDE, 2.05)
     axes = figure.subplots(1, len(PANELS), sharey=True)

@@ -5,6 +5,7 @@ __all__ = ["console_table", "latex", "markdown", "over_seeds", "table", "write_t
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.table import Table
@@ -163,12 +164,10 @@ def console_table(frame: pd.DataFrame) -> Table:
     for name in keep:
         right = name in ("alpha", "beta", *MEASURED)
         # what tells the rows apart may take several lines, numbers stay whole
-        whole = (
-            {"no_wrap": True}
-            if right or name in ("router", "loss weight")
-            else {"overflow": "fold"}
-        )
-        result.add_column(name, justify="right" if right else "left", **whole)
+        options: dict[str, Any] = {"overflow": "fold", "min_width": 16 if name == "other" else None}
+        if right or name in ("router", "loss weight"):
+            options = {"no_wrap": True}
+        result.add_column(name, justify="right" if right else "left", **options)
     for i, row in enumerate(rows):
         result.add_row(*row, style="bold" if i == 0 and frame.score.notna().any() else None)
     return result

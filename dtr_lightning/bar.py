@@ -3,6 +3,8 @@
 __all__ = ["Bar"]
 
 import sys
+import time
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,7 +22,7 @@ class Bar:
         )
         self.bar = Progress(*columns, console=Console(stderr=True))
         self.task = self.bar.add_task(text, total=None)
-        self.told = -1
+        self.told, self.began = -1, (0, 0.0)  # work done and seconds at the first call
 
     def __enter__(self) -> "Bar":
         if self.bar.console.is_terminal:
@@ -35,5 +37,11 @@ class Bar:
         if self.bar.console.is_terminal:
             self.bar.update(self.task, description=text, completed=done, total=total)
         elif (tenth := 10 * done // total) > self.told:
+            now = time.monotonic()
+            if self.told < 0:
+                self.began = (done, now)
+            first, then = self.began
+            left = round((now - then) * (total - done) / (done - first)) if done > first else None
+            eta = f"  {timedelta(seconds=left)} left" if left else ""
             self.told = tenth
-            print(f"{10 * tenth:3d} %  {text}", file=sys.stderr, flush=True)
+            print(f"{10 * tenth:3d} %  {text}{eta}", file=sys.stderr, flush=True)

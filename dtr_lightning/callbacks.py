@@ -77,7 +77,7 @@ def scalars(sums: Tensor, tasks: int, name: str) -> dict[str, float]:
 
 
 class Record(Callback):
-    """Logs, every n steps, the training losses since the last time, per task too, and speed.
+    """Logs training losses since the last time, per task too, every n steps and at the last step.
 
     The window and the gradient norm are part of a checkpoint, so a resumed run logs the same
     numbers. Speed goes to TensorBoard alone: the record holds what a repetition would reproduce.
@@ -99,7 +99,7 @@ class Record(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Takes the norm of the gradient at the steps that are logged."""
-        if (trainer.global_step + 1) % self.every == 0:
+        if self._due(trainer, trainer.global_step + 1):
             grads = [p.grad for p in pl_module.model.parameters() if p.grad is not None]
             self.grad_norm = torch.nn.utils.get_total_norm(grads).item()
 
@@ -109,7 +109,7 @@ class Record(Callback):
         """Adds the step to the window, and logs the window when it is full."""
         self.window.append(outputs["losses"])
         step, tasks = trainer.global_step, pl_module.diffusion.T
-        if step % self.every:
+        if not self._due(trainer, step):
             return
         sums = by_task(Losses(*map(torch.cat, zip(*self.window, strict=True))), tasks)
         self.window.clear()
@@ -122,6 +122,9 @@ class Record(Callback):
             if not isinstance(logger, JSONLLogger):
                 speed = (step - before) / (now[1] - then)
                 logger.log_metrics({"train/steps_per_second": speed}, step)
+
+    def _due(self, trainer: Trainer, step: int) -> bool:
+        return step % self.every == 0 or step == trainer.max_steps
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the window as three tensors."""

@@ -96,9 +96,11 @@ def _fail(message: str) -> int:
 
 def stop_on_signals() -> Event:
     """Returns an event that SIGINT and SIGTERM set; a second Ctrl-C is immediate."""
-    stop = Event()
+    stop, own = Event(), os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != own:  # a data worker: whoever made it tells it to end
+            return
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()

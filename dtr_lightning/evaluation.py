@@ -70,7 +70,8 @@ def check_guidance(model: Denoiser, guidance: float) -> None:
     if guidance != 1 and not model.has_null:
         raise UserError(
             f"guidance {guidance:g} needs a conditional model trained with label dropout "
-            "(class_dropout_prob > 0); this one allows only guidance 1"
+            "(class_dropout_prob > 0); this one (images without class folders have no classes) "
+            "allows only --evaluation.guidance 1"
         )
 
 

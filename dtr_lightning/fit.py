@@ -132,8 +132,9 @@ def _train_and_evaluate(
         if experiment.networks > 1:
             for logger in trainer.loggers:
                 logger.log_metrics(losses, steps["steps"])
-            grid = image_grid(images, classes)
-            tensorboard.experiment.add_image("samples", grid, steps["steps"])
+        every, last = experiment.protocol.every, steps["steps"]
+        if n and (experiment.networks > 1 or not every or last % every):
+            tensorboard.experiment.add_image("samples", image_grid(images, classes), last)
         if n:
             save_samples(directory, images, labels, classes)
         hyperparameters = {k: v for k, v in flatten(config).items() if v is not None}

@@ -55,7 +55,10 @@ def slug(config: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     parts = [str(flat.pop("router", "run")).rsplit(".", 1)[-1].lower()]
     seed = flat.pop("seed", 0)
     flat_base.pop("seed", None)
-    for key, value in flat.items():
+    # what an experiment is about comes first: long names are cut
+    about = ("router", "loss_weight", "gradients", "diffusion", "experts", "model")
+    order = {axis: rank for rank, axis in enumerate(about)}
+    for key, value in sorted(flat.items(), key=lambda item: order.get(item[0].split(".")[0], 9)):
         if value != flat_base.get(key) or key in ("router.alpha", "router.beta"):
             value = f"{value:g}" if isinstance(value, float) else value
             parts.append(f"{key.rsplit('.', 1)[-1]}={value}")

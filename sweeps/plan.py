@@ -4,6 +4,7 @@ config: ../configs/digits.yaml      the base, relative to this file
 grid:                               each entry is the product of its lists;
   - {router: NoRouting}             keys are the dotted options of train.py
   - {router: DTR, router.alpha: [1, 4], router.beta: [0.6, 0.8]}
+  - {router: FreeWindow, router.knots: [[0, 1], [0, 0.2, 1]]}     values that are lists
 seeds: 1                            every point is trained with the seeds 0 .. seeds - 1
 metric: score                       a number of results.json
 direction: minimize
@@ -14,6 +15,7 @@ paper: {config: .., grid: [..]}     what --paper trains instead: the published s
 __all__ = ["Point", "Recipe", "Sweep", "find", "names", "read", "resolve_all"]
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,13 +180,19 @@ def _expand(grid: Any, path: Path) -> list[dict[str, Any]]:
         _check_options(entry, f"{path}: entry {number} of grid")
         if "seed" in entry:
             raise UserError(f"{path}: entry {number} of grid sets seed; use seeds instead")
-        axes = [value if isinstance(value, list) else [value] for value in entry.values()]
+        axes = [
+            [json.dumps(x) if isinstance(x, list) else x for x in value]
+            if isinstance(value, list)
+            else [value]
+            for value in entry.values()
+        ]
         for key, axis in zip(entry, axes, strict=True):
             for value in axis or [None]:
                 if not isinstance(value, str | int | float):
                     raise UserError(
                         f"{path}: {key} in entry {number} of grid is to be a number, a word or "
-                        f"a list of these, not {value!r}"
+                        f"a list of these, not {value!r}; an option that is a list itself, such as "
+                        "router.knots, is a list in that list: [[0, 1]]"
                     )
         assignments += [
             dict(zip(entry, values, strict=True)) for values in itertools.product(*axes)

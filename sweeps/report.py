@@ -57,6 +57,10 @@ def _up_to_date(folder: Folder, times: list[float]) -> bool:
     return drawn and folder.table.stat().st_mtime >= max(times)
 
 
+def _networks(experts: int | list[Any]) -> int:
+    return experts if isinstance(experts, int) else len(experts)
+
+
 def preview(
     sweep: Sweep, folder: Folder, workers: Workers, number: int | None, console: Console
 ) -> None:
@@ -73,7 +77,6 @@ def preview(
         return
     import torch
 
-    from dtr_lightning.config import expert_configs
     from dtr_lightning.experiment import Experiment
     from dtr_lightning.fit import seconds_per_step
 
@@ -85,7 +88,7 @@ def preview(
     experiment = Experiment(sweep.config)
     evaluated = experiment.work() / experiment.training_work()
     steps = sum(
-        point.config["trainer"]["max_steps"] * max(1, len(expert_configs(point.config)))
+        point.config["trainer"]["max_steps"] * _networks(point.config.get("experts", 1))
         for point, state in zip(sweep.points, states, strict=True)
         if state == "waiting"
     )

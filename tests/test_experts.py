@@ -254,7 +254,7 @@ class TestRun:
             assert own.config == expert
             assert (own.results["tasks"], own.results["steps"]) == (tasks, 6)
             assert not {"score", "n", "protocol"} & own.results.keys()
-            assert [r["step"] for r in own.metrics()] == [3, 4, 6]
+            assert [r["step"] for r in own.metrics()] == [3, 4, 6, 6]
             low, high = tasks
             for record in own.metrics():
                 for key in record:
