@@ -9,7 +9,7 @@ import json
 import sys
 
 from dtr_lightning.commands import Options, command, stop_on_signals
-from dtr_lightning.errors import Stopped
+from dtr_lightning.errors import Stopped, refuse_diverged
 
 
 @command
@@ -26,9 +26,11 @@ def main() -> int:
 
     run = Run.existing(given.run)
     config = other_protocol(run, options)
-    if given.checkpoint == "last" and run.results and same_protocol(config, run.config):
-        print(json.dumps(run.results, indent=1))
-        return 0
+    if given.checkpoint == "last":
+        refuse_diverged(run.path, run.results)
+        if run.results and same_protocol(config, run.config):
+            print(json.dumps(run.results, indent=1))
+            return 0
     stop = stop_on_signals()
     trained = TrainedRun(run, config, given.checkpoint)
     total, done = trained.experiment.sampling_work(), 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtr_lightning.commands import Options, command, stop_on_signals
-from dtr_lightning.errors import Stopped, UserError
+from dtr_lightning.errors import Stopped, UserError, refuse_diverged
 
 if TYPE_CHECKING:
     from dtr_lightning.data import Data
@@ -51,6 +51,8 @@ def main() -> int:
     from dtr_lightning.trained import TrainedRun, other_protocol
 
     run = Run.existing(given.run)
+    if given.checkpoint == "last":
+        refuse_diverged(run.path, run.results)
     stop = stop_on_signals()
     trained = TrainedRun(run, other_protocol(run, options), given.checkpoint)
     data, protocol = trained.experiment.data, trained.experiment.protocol

@@ -1,8 +1,9 @@
-"""Trains a grid of settings and draws the figures: `python sweep.py` is the paper's alpha x beta.
+"""Trains a grid of settings, or searches one: `python sweep.py` is the paper's alpha x beta.
 
     python sweep.py                          on the digits that scikit-learn ships
     python sweep.py --smoke                  the same path in under a minute
     python sweep.py my_sweep.yaml --seeds 3 --workers 4 --out runs/mine
+    python sweep.py search --status          from another terminal or node
 
 The same command again goes on where it stopped, and trains nothing when all is done.
 """
@@ -14,37 +15,41 @@ import sys
 from dtr_lightning.commands import Options
 from dtr_lightning.errors import UserError
 
+READING = ("seeds", "trials", "hours", "smoke", "paper")
+
 
 def parse() -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = Options(__doc__)
-    parser.add_argument(
-        "sweep", nargs="?", default="alpha_beta", help="a name in sweeps/ or a YAML's path"
-    )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="trainings at once (default: GPUs, else CPU cores)"
-    )
-    parser.add_argument(
-        "--seeds", type=int, metavar="N", help="train every point with the seeds 0 .. N - 1"
-    )
-    parser.add_argument("--smoke", action="store_true", help="a few steps per point")
-    parser.add_argument(
-        "--paper", action="store_true", help="the published sizes, where a sweep has smaller ones"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("sweep", nargs="?", default="alpha_beta", help="a name in sweeps/ or a YAML's path")
+    add("--workers", type=int, metavar="N", help="trainings at once (default: GPUs, else cores)")
+    add("--per-gpu", type=int, metavar="N", help="trainings at once on each GPU")
+    add("--seeds", type=int, metavar="N", help="train every point with the seeds 0 .. N - 1")
+    add("--trials", type=int, metavar="N", help="settings that a search tries")
+    add("--hours", type=float, metavar="H", help="or its hours of training, all workers together")
+    add("--smoke", action="store_true", help="a few steps per point")
+    add("--paper", action="store_true", help="the published sizes, where a sweep has smaller ones")
+    add(
         "--set",
         metavar="OPTION=VALUE",
         action="append",
         default=[],
         help="an option of train.py for every point, such as data.root=images; repeatable",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print points and an estimate of the time only"
+    add("--dry-run", action="store_true", help="print points and their cost only")
+    add("--retry-failed", action="store_true", help="train again what failed")
+    add("--finish-pruned", action="store_true", help="train what was pruned to its end")
+    add("--status", action="store_true", help="show how far a sweep is, wherever it runs")
+    add(
+        "--stop",
+        nargs="?",
+        const="finish",
+        choices=("finish", "save"),
+        help="ask a running sweep to leave when its trials end (finish) or have saved (save)",
     )
-    parser.add_argument(
-        "--storage", metavar="URL", help="Optuna's database (default: study.db in --out)"
-    )
-    parser.add_argument("--out", metavar="DIR", help="default: runs/NAME, NAME-paper or NAME-smoke")
+    add("--storage", metavar="URL", help="Optuna's database (default: study.db in --out)")
+    add("--out", metavar="DIR", help="default: runs/NAME, NAME-paper or NAME-smoke")
     return parser.parse_args()
 
 
@@ -55,16 +60,33 @@ def main() -> int:
         options = parse()
         from rich.console import Console
 
-        from sweeps.driver import prepare, run_sweep
-        from sweeps.report import preview
+        reading = {name: getattr(options, name) for name in READING} | {"options": options.set}
+        if options.status or options.stop:
+            from sweeps.status import status, stop
 
-        same = {name: getattr(options, name) for name in ("seeds", "smoke", "paper", "out")}
-        same["options"] = options.set
-        if options.dry_run:
-            sweep, folder, workers = prepare(options.sweep, **same, warm=False)
-            preview(sweep, folder, workers, options.workers, Console())
+            if options.stop:
+                stop(options.sweep, options.out, options.stop, Console(), **reading)
+            else:
+                status(options.sweep, options.out, options.storage, Console(), **reading)
             return 0
-        outcome = run_sweep(options.sweep, workers=options.workers, storage=options.storage, **same)
+        from sweeps.driver import prepare, run_sweep
+
+        if options.dry_run:
+            from sweeps.preview import preview
+
+            parts = prepare(options.sweep, out=options.out, warm=False, **reading)
+            preview(*parts, options.workers, Console(), options.per_gpu)
+            return 0
+        outcome = run_sweep(
+            options.sweep,
+            out=options.out,
+            workers=options.workers,
+            per_gpu=options.per_gpu,
+            storage=options.storage,
+            retry_failed=options.retry_failed,
+            finish_pruned=options.finish_pruned,
+            **reading,
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 from dtr_lightning.commands import command, stop_on_signals
-from dtr_lightning.errors import UserError
+from dtr_lightning.errors import Diverged, UserError
 
 
 @command
 def main() -> int:
-    """Reads the options, trains, evaluates and prints the results."""
+    """Reads the options, trains, evaluates and prints the results; exit code 1 if it diverged."""
     from dtr_lightning.bar import Bar
     from dtr_lightning.config import expert_configs, make_parser, parse, run_name
     from dtr_lightning.fit import run
@@ -39,9 +39,12 @@ def main() -> int:
             bar(state.done, state.total, f"{state.stage}  step {state.step}/{steps}{score}")
 
         results = run(config, out, show, stop)
+    diverged = "diverged_at" in results
+    if diverged:
+        print(f"diverged: {Diverged(results['diverged_at'])}")
     print(json.dumps(results, indent=1))
     print(f"tensorboard --logdir {out}")
-    return 0
+    return int(diverged)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """From a choice, a name and its arguments, to the object: classes are found by what they extend."""
 
-__all__ = ["build", "valid_choices"]
+__all__ = ["build", "options", "valid_choices"]
 
 import importlib
 import inspect
@@ -20,22 +20,23 @@ def valid_choices(base: type) -> dict[str, type]:
 
 def build(base: type, choice: Mapping[str, Any], **linked: Any) -> Any:
     """Returns the object of a choice {class_path, init_args}, with the linked ones it takes."""
-    path = choice["class_path"]
-    if "." in path:
-        module, _, name = path.rpartition(".")
-        cls = getattr(importlib.import_module(module), name)
-    else:
-        cls = valid_choices(base)[path]
-    linked = {key: value for key, value in linked.items() if key in _arguments(cls)}
-    return cls(**(choice.get("init_args") or {}), **linked)
+    linked = {k: value for k, value in linked.items() if k in options(base, choice["class_path"])}
+    return _find(base, choice["class_path"])(**(choice.get("init_args") or {}), **linked)
 
 
-def _arguments(cls: type) -> set[str]:
-    """Returns the names of a constructor's arguments, and of its bases' where it has **kwargs."""
+def options(base: type, path: str) -> set[str]:
+    """Returns the names of a class's arguments, and of its bases' where it has **kwargs."""
     names: set[str] = set()
-    for base in cls.__mro__:
-        takes = inspect.signature(base.__init__).parameters
+    for cls in _find(base, path).__mro__:
+        takes = inspect.signature(cls.__init__).parameters
         names |= takes.keys()
         if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
             break
     return names
+
+
+def _find(base: type, path: str) -> type:
+    if "." not in path:
+        return valid_choices(base)[path]
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)

@@ -7,6 +7,7 @@ started again repeats nothing in its record.
 
 __all__ = ["Checkpoints", "EvaluateOnTheWay", "JSONLLogger", "Record"]
 
+import math
 import os
 import shutil
 import time
@@ -23,7 +24,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from dtr_lightning.errors import Stopped
+from dtr_lightning.errors import Diverged, Stopped
 from dtr_lightning.module import Losses
 from dtr_lightning.run import Run
 
@@ -106,7 +107,10 @@ class Record(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Adds the step to the window, and logs the window when it is full."""
+        """Adds the step to the window, and logs the window when it is full.
+
+        Raises Diverged, on all ranks alike, if the loss of the window is not finite.
+        """
         self.window.append(outputs["losses"])
         step, tasks = trainer.global_step, pl_module.diffusion.T
         if not self._due(trainer, step):
@@ -122,6 +126,8 @@ class Record(Callback):
             if not isinstance(logger, JSONLLogger):
                 speed = (step - before) / (now[1] - then)
                 logger.log_metrics({"train/steps_per_second": speed}, step)
+        if not math.isfinite(logged["train/loss"]):
+            raise Diverged(step)
 
     def _due(self, trainer: Trainer, step: int) -> bool:
         return step % self.every == 0 or step == trainer.max_steps
@@ -174,7 +180,7 @@ class Checkpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves if this is a step to save; raises Stopped if asked to stop."""
-        step, stop = trainer.global_step, self.stop.is_set()
+        step, stop = trainer.global_step, self._stops(trainer)
         milestone = self.milestones and step % self.milestones == 0
         if stop or milestone or step % self.every == 0 or step >= trainer.max_steps:
             trainer.save_checkpoint(self.run.last)
@@ -184,6 +190,15 @@ class Checkpoints(Checkpoint):
             shutil.copy2(self.run.last, self.run.checkpoints / f"step={step}.ckpt")
         if stop and step < trainer.max_steps:
             raise Stopped
+
+    def _stops(self, trainer: Trainer) -> bool:
+        """Returns whether any process was asked to stop, which all learn at logged steps only."""
+        step = trainer.global_step
+        if trainer.world_size == 1:
+            return self.stop.is_set()
+        if step % trainer.log_every_n_steps and step < trainer.max_steps:
+            return False
+        return trainer.strategy.reduce_boolean_decision(self.stop.is_set(), all=False)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -15,12 +15,14 @@ __all__ = [
     "parse",
     "resolve",
     "run_name",
+    "takes",
     "valid_choices",
 ]
 
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +30,11 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
-from dtr_lightning.building import build, valid_choices
+from dtr_lightning.building import build, options, valid_choices
 from dtr_lightning.checks import Config, check, expert_configs
 from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
-from dtr_lightning.errors import UserError
+from dtr_lightning.errors import UserError, choices
 from dtr_lightning.evaluation import Protocol
 from dtr_lightning.gradients import Gradients
 from dtr_lightning.loss_weights import LossWeight
@@ -150,7 +152,13 @@ def resolve(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
     arguments = [f"--config={file}"]
     for key, value in (overrides or {}).items():
         arguments.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
-    return parse(make_parser(), arguments).config
+    return parse(_parser(), arguments).config
+
+
+@cache
+def _parser() -> Parser:
+    """Returns one parser for all configs of a sweep: to make one takes as long as to use it."""
+    return make_parser()
 
 
 def run_name(config: Config, file: str | Path, overrides: Mapping[str, Any] | None = None) -> str:
@@ -159,11 +167,31 @@ def run_name(config: Config, file: str | Path, overrides: Mapping[str, Any] | No
     The recipe is a YAML file, with overrides; of a choice that differs, the options that differ
     from that choice's own defaults are named.
     """
-    chosen = {axis: config[axis]["class_path"] for axis in AXES}
-    base, recipe = resolve(file, {**(overrides or {}), **chosen}), resolve(file, overrides)
+    chosen = tuple((axis, config[axis]["class_path"]) for axis in AXES)
+    return slug(config, _base(str(file), json.dumps(overrides or {}), chosen))
+
+
+@lru_cache(1024)
+def _base(file: str, overrides: str, chosen: tuple[tuple[str, str], ...]) -> Config:
+    """Returns the recipe with the defaults of the choices that a run made; a sweep has few."""
+    recipe = resolve(file, json.loads(overrides))
+    base = resolve(file, {**json.loads(overrides), **dict(chosen)})
     for axis in AXES:
         base[axis] = base[axis] | {"class_path": recipe[axis]["class_path"]}
-    return slug(config, base)
+    return base
+
+
+def takes(axis: str, choice: str, option: str) -> bool:
+    """Returns whether a class, by name or import path, has an option; for no axis, True.
+
+    UserError for a choice that is not valid.
+    """
+    if axis not in AXES:
+        return True
+    base, linked = AXES[axis]
+    if "." not in choice and choice not in (valid := valid_choices(base)):
+        raise choices(axis, choice, valid)
+    return option in options(base, choice) - linked
 
 
 def _shorten(config: Config) -> None:

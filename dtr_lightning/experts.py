@@ -7,6 +7,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from torch import distributed
+
 from dtr_lightning.config import Config, expert_configs
 from dtr_lightning.errors import Stopped
 from dtr_lightning.experiment import Experiment
@@ -19,17 +21,19 @@ Train = Callable[[Config, Path, Report, Event], dict[str, Any]]
 
 def train_experts(
     experiment: Experiment, directory: Run, train: Train, report: Report, stop: Event
-) -> dict[str, float]:
-    """Trains what is missing of a run's experts, one after another; returns their times in all.
+) -> tuple[dict[str, float], int | None]:
+    """Trains what is missing of a run's experts, one after another, until one diverges.
 
-    `train` is how a run is computed. Progress is that of the whole run. Raises Stopped between two
-    experts when `stop` was set, and whatever `train` raises.
+    Returns their times in all, and the step of the whole run, over all experts, at which one
+    diverged. `train` is how a run is computed. Progress is that of the whole run. Raises Stopped
+    between two experts when `stop` was set, and whatever `train` raises.
     """
     whole, steps = experiment.work(), experiment.config["trainer"]["max_steps"]
     share = experiment.training_work() // experiment.networks
     times = {"seconds": 0.0, "train_seconds": 0.0, "timed_steps": 0}
     for i, config in enumerate(expert_configs(experiment.config)):
-        if stop.is_set():
+        ranks = distributed.is_available() and distributed.is_initialized()
+        if stop.is_set() and not ranks:  # they stop together, in a step
             raise Stopped
 
         def tell(progress: Progress, i: int = i) -> None:
@@ -37,7 +41,10 @@ def train_experts(
             report(progress._replace(done=done, total=whole, step=step))
 
         expert = directory.expert(experiment.module.model.intervals[i])
-        times["seconds"] += train(config, expert.path, tell, stop)["seconds"]
+        results = train(config, expert.path, tell, stop)
+        times["seconds"] += results["seconds"]
         for key in ("train_seconds", "timed_steps"):
             times[key] += expert.meta.get(key, 0)
-    return times
+        if "diverged_at" in results:
+            return times, i * steps + results["diverged_at"]
+    return times, None

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from dtr_lightning.callbacks import Checkpoints, EvaluateOnTheWay, JSONLLogger, Record
 from dtr_lightning.config import Config
 from dtr_lightning.ema import EMA
-from dtr_lightning.errors import Stopped
+from dtr_lightning.errors import Diverged, Stopped
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.experts import train_experts
 from dtr_lightning.naming import flatten
@@ -45,7 +45,9 @@ def run(
 
     Done already: returns them at once. Interrupted before: goes on from last.ckpt. Raises Stopped
     when `stop` was set, at the end of the step or of an evaluation on the way, after saving
-    last.ckpt; UserError if the directory holds another config or is in use.
+    last.ckpt; several processes stop together, at a step that is logged, when that of any was set.
+    A loss that is not finite ends the run as diverged, with neither score nor loss. UserError if
+    the directory holds another config or is in use.
     """
     directory = Run(path)
     leader = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
@@ -60,9 +62,11 @@ def run(
             directory.prepare(config)
         if (results := directory.results) is not None:
             return results
-        stop = stop or Event()
+        stop, status = stop or Event(), "done"
         try:
             results = _train_and_evaluate(experiment, directory, leader, report, stop)
+        except Diverged as error:
+            results, status = _diverged(experiment, directory, error.step), "diverged"
         except SystemExit as error:  # what Lightning makes of a second Ctrl-C
             if leader:
                 directory.update_meta(status="stopped")
@@ -74,7 +78,7 @@ def run(
                 directory.update_meta(status=status, traceback=trace)
             raise
         if leader:
-            directory.update_meta(status="done", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+            directory.update_meta(status=status, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
             directory.write_results(results)
         return results
 
@@ -93,14 +97,16 @@ def _train_and_evaluate(
 
     def stoppable(images: int) -> None:
         reporter.sampled(images)
-        if stop.is_set():
+        if stop.is_set() and trainer.world_size == 1:  # ranks must not leave one another waiting
             raise Stopped
 
     if experiment.networks > 1:
-        times = train_experts(experiment, directory, run, report, stop)
+        times, diverged_at = train_experts(experiment, directory, run, report, stop)
         if leader:
             directory.update_meta(**times)
             directory.cut_metrics(0)
+        if diverged_at is not None:
+            raise Diverged(diverged_at)
         tensorboard = _tensorboard(directory, 0)
         trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], [])
         trainer.fit(module, datamodule=experiment.data)  # no step: starts devices and processes
@@ -162,7 +168,8 @@ def _train(
             if leader:
                 grid = image_grid(images, experiment.data.num_classes)
                 tensorboard.experiment.add_image("samples", grid, trainer.global_step)
-        reporter.tell(loss=losses["val/loss"], score=scores.get("score"))
+        step = trainer.global_step
+        reporter.tell(loss=losses["val/loss"], score=scores.get("score"), evaluated=step)
         shown = ("score", "accuracy", "copies", "kid", "n")
         return losses | {f"eval/{k}": scores[k] for k in shown if scores.get(k) is not None}
 
@@ -191,13 +198,37 @@ def _train(
     trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], callbacks)
     if leader and not start:
         log_masks(tensorboard.experiment, module.model.router)
-    trainer.fit(
-        module,
-        datamodule=experiment.data,
-        ckpt_path=directory.last if start else None,
-        weights_only=True,
-    )
+    try:
+        trainer.fit(
+            module,
+            datamodule=experiment.data,
+            ckpt_path=directory.last if start else None,
+            weights_only=True,
+        )
+    except Diverged as error:
+        if leader:
+            saved(error.step)  # its times alone: they count although no checkpoint is written
+        raise
     return tensorboard, trainer
+
+
+def _diverged(experiment: Experiment, directory: Run, step: int) -> dict[str, Any]:
+    """Returns the results of a run that diverged: null where there is no number."""
+    meta, n = directory.meta, experiment.protocol.n
+    score = {"score_name": experiment.features.name, "score": None, "n": n} if n else {}
+    timed, train_seconds = meta.get("timed_steps"), meta.get("train_seconds")
+    return {
+        **score,
+        "tasks": list(experiment.module.diffusion.tasks),
+        "loss": None,
+        "diverged_at": step,
+        "seed": experiment.config["seed"],
+        "steps": step,
+        "parameters": experiment.parameters(),
+        "seconds": meta.get("seconds", 0.0),
+        "steps_per_second": timed / train_seconds if timed else None,
+        **({"protocol": experiment.describe()} if n else {}),
+    }
 
 
 def _tensorboard(directory: Run, start: int) -> TensorBoardLogger:

@@ -20,6 +20,7 @@ class Progress(NamedTuple):
     step: int
     loss: float | None = None
     score: float | None = None
+    evaluated: int | None = None  # the step of this loss and score
 
 
 class Reporter(Callback):
@@ -32,9 +33,10 @@ class Reporter(Callback):
         self.began = time.perf_counter()
 
     def tell(self, **changes: Any) -> None:
-        """Changes the state and reports it if it is time to."""
+        """Changes the state and reports it if it is time to; a new score always is."""
         self.state = self.state._replace(**changes)
-        if (now := time.monotonic()) >= self.due or self.state.done >= self.state.total:
+        due = "score" in changes or self.state.done >= self.state.total
+        if (now := time.monotonic()) >= self.due or due:
             self.due = now + 0.2
             self.report(self.state)
 

@@ -26,6 +26,10 @@ import yaml
 from dtr_lightning.errors import UserError
 from dtr_lightning.naming import science
 
+LOADER = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)  # libyaml's, if PyYAML has it: 7 times faster
+
 
 def _write_atomically(path: Path, text: str) -> None:
     """Writes beside, flushes to the disk and renames: a reader sees the old file or the new one."""
@@ -121,7 +125,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The resolved config."""
         with _readable(self.config_file):
-            config = yaml.safe_load(self.config_file.read_text())
+            config = yaml.load(self.config_file.read_text(), Loader=LOADER)
             if not isinstance(config, dict) or not all(isinstance(k, str) for k in config):
                 raise ValueError("it holds no options")
             return config
@@ -210,5 +214,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path} is not a directory")
-        found |= {file.parent.resolve() for file in path.rglob("config.yaml")}
+        for directory, below, files in os.walk(path.resolve()):
+            if "config.yaml" in files:
+                found.add(Path(directory))
+                below.clear()
     return [Run(path) for path in sorted(found) if found.isdisjoint(path.parents)]

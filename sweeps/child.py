@@ -4,6 +4,7 @@ __all__ = ["Message", "Train", "main", "train_run"]
 
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dtr_lightning.errors import UserError
+from dtr_lightning.run import Run
 
 # Trains a config in a run directory and returns its results; None if it was stopped.
 Train = Callable[
@@ -37,9 +39,15 @@ def train_run(
     report: Callable[[Mapping[str, Any]], None],
     stop: threading.Event,
 ) -> dict[str, Any] | None:
-    """Trains and evaluates a run; the default `Train`."""
+    """Trains and evaluates a run; the default `Train`.
+
+    On several devices this process is the first of a group: Lightning starts the others as
+    `python train.py` of the same run, not as another sweep.
+    """
     from dtr_lightning.fit import Stopped, run
 
+    command = Path(__file__).parent.parent / "train.py"
+    sys.argv = [str(command), f"--config={Run(path).config_file}", f"--out={path}"]
     try:
         return run(config, path, lambda progress: report(progress._asdict()), stop)
     except Stopped:
@@ -98,8 +106,6 @@ def _print_to(log: Path) -> None:
 
 
 def _use_threads(threads: int) -> None:
-    import sys
-
     # A training without torch, as the tests' stand-in is, need not wait for its import.
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(threads)

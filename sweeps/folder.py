@@ -1,7 +1,7 @@
 """The sweep's directory: its runs, its plan and the locks of the commands that work in it.
 
 <run>/          one run directory per point (dtr_lightning.run)
-sweep.yaml      whose sweep this is: base config, metric, direction
+sweep.yaml      whose sweep this is: its name in a database, metrics, base config
 study.db        Optuna's study, unless --storage names another database
 logs/           what the trials printed
 figures/, results.csv, table.md, table.tex    written by analysis
@@ -14,6 +14,7 @@ import fcntl
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -35,6 +36,23 @@ class Folder:
         self.table = self.path / "results.csv"
         self._owners = self.path / ".owners"
 
+    @property
+    def study(self) -> str:
+        """What the names of this directory's studies begin with, in any database."""
+        return self.stored()["study"]
+
+    def stored(self) -> dict[str, Any]:
+        """Returns what sweep.yaml holds; UserError if there is none or it is damaged."""
+        try:
+            stored = yaml.safe_load(self.sweep_file.read_text())
+        except FileNotFoundError:
+            raise UserError(f"{self.path} holds no sweep") from None
+        except (yaml.YAMLError, ValueError, OSError) as error:
+            raise UserError(f"{self.sweep_file} is damaged; choose another --out") from error
+        if not isinstance(stored, dict) or not {"study", "metric", "config"} <= stored.keys():
+            raise UserError(f"{self.sweep_file} is damaged; choose another --out")
+        return stored
+
     def run(self, point: Point) -> Run:
         """Returns the run of a point, which may not exist yet."""
         return Run(self.path / point.name)
@@ -53,8 +71,9 @@ class Folder:
                     return
                 content = {
                     "name": sweep.name,
-                    "metric": sweep.metric,
-                    "direction": sweep.direction,
+                    "kind": sweep.recipe.kind,
+                    "study": f"{sweep.name}-{uuid.uuid4().hex[:6]}",
+                    "metric": sweep.recipe.objectives,
                     "config": sweep.config,
                 }
                 part = self.sweep_file.with_suffix(".part")
@@ -64,18 +83,19 @@ class Folder:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
 
     def _refuse_another(self, sweep: Sweep) -> None:
+        stored = self.stored()
         try:
-            stored = yaml.safe_load(self.sweep_file.read_text())
-            theirs = {"metric": stored["metric"], "direction": stored["direction"]}
-            base = stored["config"]
-            same = config_hash(base) == config_hash(sweep.config)
-            theirs |= flatten(base)
-        except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+            same = config_hash(stored["config"]) == config_hash(sweep.config)
+            theirs = {key: stored.get(key) for key in ("name", "kind", "metric")}
+            theirs |= flatten(stored["config"])
+        except (TypeError, AttributeError) as error:
             raise UserError(f"{self.sweep_file} is damaged; choose another --out") from error
-        mine = {"metric": sweep.metric, "direction": sweep.direction, **flatten(sweep.config)}
+        recipe = sweep.recipe
+        mine = {"name": sweep.name, "kind": recipe.kind, "metric": recipe.objectives}
+        mine |= flatten(sweep.config)
         differ = [
             key
-            for key in sorted(mine | theirs)
+            for key in mine | theirs
             if key not in MACHINE_KEYS and mine.get(key) != theirs.get(key)
         ]
         if differ or not same:
@@ -101,17 +121,34 @@ class Folder:
             try:
                 yield path.name
             finally:
-                path.unlink(missing_ok=True)
+                self._forget(path.name)
 
     def alive(self, owner: str) -> bool:
         """Returns whether a command of this machine still runs; a dead one's trace is removed."""
-        path = self._owners / owner
         try:
-            with path.open("r") as file:
+            with (self._owners / owner).open("r") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             return False
         except BlockingIOError:
             return True
-        path.unlink(missing_ok=True)
+        self._forget(owner)
         return False
+
+    def _forget(self, owner: str) -> None:
+        for name in (owner, f"{owner}.stop"):
+            (self._owners / name).unlink(missing_ok=True)
+
+    def ask_to_stop(self, save: bool) -> int:
+        """Asks all commands to leave, when their trials end or have saved; returns how many."""
+        owners = [path for path in self._owners.glob("*") if path.suffix != ".stop"]
+        for path in owners:
+            path.with_suffix(".stop").write_text("save" if save else "finish")
+        return len(owners)
+
+    def asked_to_stop(self, owner: str) -> str | None:
+        """Returns `finish` or `save` if a person asked this command to leave."""
+        try:
+            return (self._owners / f"{owner}.stop").read_text()
+        except OSError:
+            return None

@@ -1,37 +1,26 @@
-"""Optuna keeps the plan: one trial per point, waiting, running or finished.
+"""Optuna keeps what became of a sweep's points: a trial per training, running, waiting or finished.
 
-Points are added once with their parameters and are claimed by one atomic change of state, so two
-commands share a plan without a scheduler. What is done is read from the run directories; the study
-follows them. A trial whose owner died goes back to waiting: at once on the owner's machine, where
-a free lock tells, and after `GRACE` seconds without a heartbeat elsewhere.
+A point has no trial until a command takes it: a trial is made, or taken up again, in one step under
+a lock, so any number of commands share a plan without a scheduler. What is done is read from the
+run directories; the study follows them. A trial whose owner died goes back to waiting: at once on
+the owner's machine, where a free lock tells, elsewhere when it gave no sign of life for `GRACE`
+seconds of the observer's own clock: clocks are never compared.
 """
 
-__all__ = ["HEARTBEAT", "Claim", "Study"]
+__all__ = ["Claim", "Study"]
 
-import contextlib
-import math
-import socket
-import sqlite3
-import warnings
-from collections.abc import Iterator
-from datetime import datetime
-from hashlib import sha256
+import json
 from typing import Any, NamedTuple
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.exceptions import ExperimentalWarning, OptunaError, UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from optuna.trial import FrozenTrial, TrialState
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.naming import config_hash
-from sweeps.folder import Folder
-from sweeps.plan import Point, Sweep
+from sweeps.database import patient
+from sweeps.optimisers import make_sampler
+from sweeps.plan import Point
+from sweeps.records import Records
 
-HEARTBEAT = 30.0  # seconds between two signs of life
-GRACE = 300  # seconds without one until another machine's trial counts as dead
+REPEATS = 50  # settings in a row that were tried before: a search has nothing new to try
 
 
 class Claim(NamedTuple):
@@ -41,185 +30,157 @@ class Claim(NamedTuple):
     point: Point
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+class Study(Records):
+    """The plan of a sweep: what waits, who takes it, what a search tries next."""
 
+    @patient
+    def plan(self, retry: bool = False, whole: bool = False) -> None:
+        """Brings the study up to date with the run directories.
 
-def _distributions(points: tuple[Point, ...]) -> dict[str, BaseDistribution]:
-    """Returns Optuna's space: a range where all values of an axis are numbers, else choices."""
-    axes: dict[str, list[Any]] = {}
-    for point in points:
-        for key, value in point.params.items():
-            axes.setdefault(key, []).append(value)
-    return {
-        key: FloatDistribution(min(values), max(values))
-        if all(map(_number, values))
-        else CategoricalDistribution(sorted(set(map(str, values))))
-        for key, values in axes.items()
-    }
-
-
-class Study:
-    """The plan of one sweep in one directory, as one command (its `owner`) sees it."""
-
-    def __init__(self, sweep: Sweep, folder: Folder, owner: str, url: str | None = None) -> None:
-        self.sweep, self.folder, self.owner = sweep, folder, owner
-        self.host = socket.gethostname()
-        self.url = url or f"sqlite:///{folder.database.resolve()}"
-        self.points = {point.name: point for point in sweep.points}
-        self.distributions = _distributions(sweep.points)
-        with self.guard(), folder.lock():
-            self.storage, self.study = self._open()
-
-    @contextlib.contextmanager
-    def guard(self) -> Iterator[None]:
-        """Turns what a database can raise into one line that names it, without its password."""
-        try:
-            yield
-        except (OptunaError, SQLAlchemyError, ImportError, RuntimeError, sqlite3.Error) as error:
-            try:
-                url = make_url(self.url).render_as_string(hide_password=True)
-            except SQLAlchemyError:
-                url = repr(self.url)
-            cause = " ".join(str(error.__cause__ or error).split("\n")[0].split())
-            raise UserError(f"the database {url} cannot be used: {cause}") from error
-
-    def _open(self) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
-        arguments = {}
-        if make_url(self.url).get_backend_name() == "sqlite":
-            arguments = {"connect_args": {"timeout": 60}}
-            with contextlib.closing(sqlite3.connect(make_url(self.url).database)) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        storage = optuna.storages.RDBStorage(
-            self.url, arguments, heartbeat_interval=int(2 * HEARTBEAT), grace_period=GRACE
-        )
-        # Optuna holds the choices of a study fixed: a grid with new ones gets a study beside.
-        fixed = sorted(
-            (key, value.choices)
-            for key, value in self.distributions.items()
-            if isinstance(value, CategoricalDistribution)
-        )
-        text = repr((config_hash(self.sweep.config), self.sweep.metric, fixed))
-        study = optuna.create_study(
-            storage=storage,
-            study_name=f"{self.sweep.name}-{sha256(text.encode()).hexdigest()[:6]}",
-            direction=self.sweep.direction,
-            load_if_exists=True,
-        )
-        return storage, study
-
-    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        trials = self.study.get_trials(deepcopy=False, states=states or None)
-        return [trial for trial in trials if trial.user_attrs.get("point") in self.points]
-
-    def plan(self) -> None:
-        """Adds a trial for every point that has none; failed points wait again.
-
-        A point whose run is done gets a finished trial if it lacks one.
+        `retry` lets failed points wait again, `whole` pruned ones, which then go on to their end.
         """
-        with self.folder.lock():
+        with self.database.lock():
+            for params in self.sweep.starts():
+                self.study.enqueue_trial(params, skip_if_exists=True)
             self._recover()
-            known = {trial.user_attrs["point"]: trial for trial in self._trials()}
+            last = {trial.user_attrs["point"]: trial for trial in self.trials()}
             for name, point in self.points.items():
-                trial, results = known.get(name), self.folder.run(point).results
-                finished = trial is not None and (
-                    trial.state == TrialState.COMPLETE or "diverged" in trial.user_attrs
-                )
-                if results is None and (trial is None or trial.state.is_finished()):
-                    self._add(point)
-                elif results is not None and trial is not None and not trial.state.is_finished():
-                    if trial.state == TrialState.WAITING:
-                        self.finish(trial._trial_id, results)
-                elif results is not None and not finished:
-                    self._add(point, results)
+                trial = last.get(name)
+                state = trial.state if trial else None
+                if state == TrialState.COMPLETE or (trial and "diverged" in trial.user_attrs):
+                    continue
+                if (results := self.folder.run(point).results) is not None:
+                    if state == TrialState.WAITING:
+                        self._finish(trial._trial_id, results)
+                    elif state != TrialState.RUNNING:
+                        self._add(point, results)
+                elif (retry and state == TrialState.FAIL) or (whole and state == TrialState.PRUNED):
+                    self._add(point, like=trial, **({"whole": True} if whole else {}))
 
-    def _add(self, point: Point, results: dict[str, Any] | None = None) -> None:
-        numbers = {key for key, d in self.distributions.items() if isinstance(d, FloatDistribution)}
-        trial = create_trial(
-            state=TrialState.WAITING,
-            params={k: v if k in numbers else str(v) for k, v in point.params.items()},
-            distributions={key: self.distributions[key] for key in point.params},
-            user_attrs={"point": point.name},
-        )
-        if results is None:
-            self.study.add_trial(trial)
-            return
-        score = results.get(self.sweep.metric)
-        trial.datetime_start = trial.datetime_complete = datetime.now()
-        if _number(score) and math.isfinite(score):
-            trial.state, trial.values = TrialState.COMPLETE, [score]
-        else:
-            trial.state = TrialState.FAIL
-            trial.set_user_attr("diverged", True)
-        self.study.add_trial(trial)
+    @patient
+    def claim(self, mine: set[int]) -> Claim | None:
+        """Takes one point for this command, whose trials are `mine`; None if nothing waits."""
+        with self.database.lock():
+            trials = self.trials()
+            for trial in trials:
+                trial_id, state = trial._trial_id, trial.state
+                if state == TrialState.RUNNING and trial.user_attrs.get("owner") == self.owner:
+                    if trial_id not in mine:  # made just before the database went away
+                        return self._claim(trial_id, trial.user_attrs["point"])
+                elif state == TrialState.WAITING and self._take(trial_id):
+                    return self._claim(trial_id, trial.user_attrs["point"])
+            point = self._next(trials)
+            if point is not None:
+                trial_id = self._add(point, owner=self.owner)
+                self.points[point.name] = point
+                return self._claim(trial_id, point.name)
+            return self._ask(trials)
 
-    def claim(self) -> Claim | None:
-        """Takes one waiting trial for this command; None if nothing waits."""
-        with self.folder.lock():
-            for trial in self._trials(TrialState.WAITING):
-                trial_id = trial._trial_id
-                if self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
-                    self.storage.record_heartbeat(trial_id)
-                    self.storage.set_trial_user_attr(trial_id, "host", self.host)
-                    self.storage.set_trial_user_attr(trial_id, "owner", self.owner)
-                    return Claim(trial_id, self.points[trial.user_attrs["point"]])
+    def _claim(self, trial_id: int, name: str) -> Claim:
+        if self.points[name].config is None:
+            for point in self.sweep.points_of(self.points[name].assignment):
+                self.points[point.name] = point
+        return Claim(trial_id, self.points[name])
+
+    def _next(self, trials: list[FrozenTrial]) -> Point | None:
+        """Returns the first point without a trial; of a search, a known setting's next seed."""
+        known = {trial.user_attrs["point"] for trial in trials}
+        if not self.sweep.recipe.space:
+            return next((p for p in self.sweep.points if p.name not in known), None)
+        seeds: dict[str, list[Point]] = {}
+        for name in known:
+            seeds.setdefault(self.points[name].setting, []).append(self.points[name])
+        for points in seeds.values():
+            if len(points) < self.sweep.recipe.seeds:
+                every = self.sweep.points_of(points[0].assignment)
+                return next(point for point in every if point.name not in known)
         return None
 
-    def beat(self, trial_id: int) -> None:
-        """Records that a trial is alive."""
-        self.storage.record_heartbeat(trial_id)
-
-    def finish(self, trial_id: int, results: dict[str, Any]) -> None:
-        """Records the results of a trial; a score that is not finite marks it as diverged."""
-        score = results.get(self.sweep.metric)
-        with contextlib.suppress(UpdateFinishedTrialError):  # another machine gave it up
-            if _number(score) and math.isfinite(score):
-                self.storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [score])
-            else:
-                self.storage.set_trial_user_attr(trial_id, "diverged", True)
+    def _ask(self, trials: list[FrozenTrial]) -> Claim | None:
+        """Returns a setting that the search proposes; one that was tried before is answered."""
+        values = {trial.user_attrs["point"]: trial.values for trial in trials}
+        for _ in range(REPEATS):
+            if not self._budget(trials):
+                return None
+            self.study.sampler = make_sampler(self.sweep.recipe, len(self.study.trials))
+            trial = self.study.ask()
+            trial_id = trial._trial_id
+            try:
+                point = self.sweep.points_of(self.sweep.ask(trial))[0]
+            except UserError as error:
+                self._set(trial_id, reason=str(error))
                 self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+                self.database.say(f"not a valid setting, not tried: {error}")
+                continue
+            if point.name in values:
+                found = values[point.name]
+                state = TrialState.FAIL if found is None else TrialState.COMPLETE
+                self._set(trial_id, repeats=point.name)
+                self.storage.set_trial_state_values(trial_id, state, found)
+                continue
+            self._set(trial_id, owner=self.owner, host=self.host)
+            self._set(trial_id, params=json.dumps(point.params), point=point.name)
+            self.points[point.name] = point
+            return Claim(trial_id, point)
+        self.study.set_user_attr("exhausted", True)
+        self.database.say(f"{REPEATS} proposals in a row were tried before: the search ends")
+        return None
 
-    def fail(self, trial_id: int, reason: str) -> None:
-        """Records that a trial failed and why; its point waits again when a command plans."""
-        with contextlib.suppress(UpdateFinishedTrialError):
-            self.storage.set_trial_user_attr(trial_id, "reason", reason)
-            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+    def _budget(self, trials: list[FrozenTrial]) -> bool:
+        """Returns whether a search may ask for another setting."""
+        recipe = self.sweep.recipe
+        if not recipe.space or "exhausted" in self.study.user_attrs:
+            return False
+        if recipe.trials is not None:
+            settings = {self.points[trial.user_attrs["point"]].setting for trial in trials}
+            return len(settings) < recipe.trials
+        spent = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
+        return spent < 3600 * recipe.hours
 
-    def give_back(self, trial_id: int) -> None:
-        """Lets a trial of this command wait again, for whoever comes next."""
-        with contextlib.suppress(UpdateFinishedTrialError):
-            self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
-
+    @patient
     def recover(self) -> None:
         """Gives back the trials whose owner is dead; those with results are finished."""
-        with self.folder.lock():
+        with self.database.lock():
             self._recover()
 
     def _recover(self) -> None:
-        running = self._trials(TrialState.RUNNING)
-        for trial in running:
-            point, trial_id = self.points[trial.user_attrs["point"]], trial._trial_id
-            run, owner = self.folder.run(point), trial.user_attrs.get("owner")
-            if trial.user_attrs.get("host", self.host) != self.host:
+        self.trials()  # makes the points of a search known
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            name, trial_id = trial.user_attrs.get("point"), trial._trial_id
+            run = self.folder.run(self.points[name]) if name in self.points else None
+            if not self._dead(trial, run):
                 continue
-            if (owner and self.folder.alive(owner)) or run.in_use():
-                self.beat(trial_id)  # a lock tells more than a clock that slept
-            elif run.results is not None:
-                self.finish(trial_id, run.results)
+            if run is not None and (results := run.results) is not None:
+                self._finish(trial_id, results)
             else:
-                self.give_back(trial_id)
-        optuna.storages.fail_stale_trials(self.study)
-        ids = {trial._trial_id for trial in running}
-        waiting = {trial.user_attrs["point"] for trial in self._trials(TrialState.WAITING)}
-        for trial in self._trials(TrialState.FAIL):
-            name = trial.user_attrs["point"]
-            stale = trial._trial_id in ids and "diverged" not in trial.user_attrs
-            if stale and name not in waiting:
-                self._add(self.points[name], self.folder.run(self.points[name]).results)
+                self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
+    @patient
     def open(self) -> tuple[int, int]:
-        """Returns how many points wait and how many are being trained, by anyone."""
-        waiting = len(self._trials(TrialState.WAITING))
-        return waiting, len(self._trials(TrialState.RUNNING))
+        """Returns how many points wait, one for a search that goes on, and how many are trained."""
+        trials = self.trials()
+        states = [trial.state for trial in trials]
+        waiting = states.count(TrialState.WAITING)
+        if self.sweep.recipe.space:
+            waiting += self._budget(trials) or self._next(trials) is not None
+        else:
+            known = {trial.user_attrs["point"] for trial in trials}
+            waiting += len(self.points.keys() - known)
+        return waiting, states.count(TrialState.RUNNING)
+
+    def finished(self) -> set[str]:
+        """Returns the names of the points that have results."""
+        return {
+            trial.user_attrs["point"]
+            for trial in self.trials()
+            if trial.state == TrialState.COMPLETE or "diverged" in trial.user_attrs
+        }
+
+    def ended(self, state: TrialState, attribute: str) -> dict[str, Any]:
+        """Returns an attribute of the points whose last trial ended in a state, by name."""
+        last = {trial.user_attrs["point"]: trial for trial in self.trials()}
+        return {
+            name: trial.user_attrs[attribute]
+            for name, trial in last.items()
+            if trial.state == state and attribute in trial.user_attrs
+        }

@@ -19,7 +19,7 @@ class View:
 
     def __init__(self, sweep: Sweep, console: Console) -> None:
         self.sweep, self.console = sweep, console
-        self.total, self.finished = len(sweep.points), 0
+        self.total, self.finished = sweep.total, 0  # no total: a search for some hours
         self.best: tuple[float, str] | None = None
 
     def __enter__(self) -> "View":
@@ -50,19 +50,25 @@ class View:
         score, loss = (_text(results.get(key)) for key in (self.sweep.metric, "loss"))
         seconds = _text(results.get("seconds"), ".0f")
         self.say(
-            f"[{self.finished:>{len(str(self.total))}}/{self.total}] {point.label}: "
+            f"[{self.finished:>{len(self.total_text)}}/{self.total_text}] {point.label}: "
             f"{self.sweep.metric} {score}, loss {loss}, {seconds} s; {self.best_text}"
         )
 
-    def leave(self, point: Point, reason: str) -> None:
-        """A trial of this command ends without results."""
+    def leave(self, point: Point, reason: str, ends: bool = False) -> None:
+        """A trial of this command leaves without results; `ends`: no other one follows."""
+        self.finished += ends
         self.say(f"{point.label}: {reason}")
+
+    @property
+    def total_text(self) -> str:
+        """The number of trainings, or a question mark."""
+        return str(self.total or "?")
 
     def _compare(self, point: Point, results: Mapping[str, Any]) -> None:
         score = results.get(self.sweep.metric)
         if not isinstance(score, int | float) or not math.isfinite(score):
             return
-        sign = 1 if self.sweep.direction == "minimize" else -1
+        sign = 1 if self.sweep.recipe.direction == "minimize" else -1
         if self.best is None or sign * score < sign * self.best[0]:
             self.best = (score, point.label)
 
@@ -94,7 +100,7 @@ class Bars(View):
             console=console,
         )
         self.whole = Progress(
-            TextColumn("[bold]{task.fields[done]}/{task.total:.0f} done"),
+            TextColumn("[bold]{task.fields[done]}/" + self.total_text + " done"),
             BarColumn(bar_width=16),
             TimeElapsedColumn(),
             TextColumn("ETA"),
@@ -150,10 +156,10 @@ class Bars(View):
         super().stored(point, results)
         self._remove(point)
 
-    def leave(self, point: Point, reason: str) -> None:
+    def leave(self, point: Point, reason: str, ends: bool = False) -> None:
         """Takes a bar away and says why."""
+        super().leave(point, reason, ends)
         self._remove(point)
-        super().leave(point, reason)
 
     def _remove(self, point: Point) -> None:
         self.parts.pop(point.name, None)

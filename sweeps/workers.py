@@ -76,7 +76,8 @@ class Workers:
         self.folder, self.train = folder, train
         self.context = multiprocessing.get_context("forkserver")
         self.running: dict[Connection, tuple[Claim, int, BaseProcess]] = {}
-        self.number, self.threads, self.gpus = 1, 1, ()
+        self.number, self.threads = 1, 1
+        self.gpus: list[str] = []  # of a slot, as CUDA_VISIBLE_DEVICES has them
         self.stopping = False
 
     def warm(self) -> None:
@@ -90,17 +91,35 @@ class Workers:
         with _environment(changes), _without_interrupt():
             multiprocessing.forkserver.ensure_running()
 
-    def divide(self, machine: Machine, number: int | None, trials: int) -> None:
-        """Makes slots for a number of trials: one per GPU, else one per core, or as many as asked.
+    def divide(
+        self,
+        machine: Machine,
+        number: int | None,
+        trials: int,
+        per_gpu: int | None = None,
+        devices: int = 1,
+    ) -> None:
+        """Makes slots: as many as asked, else one (or per_gpu) per GPU, else one per core.
 
-        The cores are divided among the slots.
+        A trial on several devices gets as many GPUs in its slot. The cores are divided among the
+        slots. UserError for numbers that this machine cannot give.
         """
-        if number is not None and number < 1:
-            raise UserError(f"workers is to be a whole number from 1, not {number}")
-        self.gpus = machine.gpus
-        number = number or len(machine.gpus) or machine.cores
+        for name, value in (("--workers", number), ("--per-gpu", per_gpu)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} is to be a whole number from 1, not {value}")
+        gpus = machine.gpus
+        if gpus and devices > len(gpus):
+            raise UserError(
+                f"a trial asks for {devices} GPUs by trainer.devices; here: {len(gpus)}"
+            )
+        if per_gpu and not gpus:
+            raise UserError("--per-gpu: there is no GPU here; use --workers N")
+        groups = [gpus[i : i + devices] for i in range(0, len(gpus) - devices + 1, devices)]
+        self.gpus = [",".join(group) for group in groups]
+        number = number or len(groups) * (per_gpu or 1) or max(1, machine.cores // devices)
         self.number = max(1, min(number, trials))
-        self.threads = max(1, machine.cores // self.number)
+        share = max(1, machine.cores // (self.number * devices))
+        self.threads = int(os.environ.get("OMP_NUM_THREADS") or share)
 
     @property
     def free(self) -> bool:
@@ -146,17 +165,24 @@ class Workers:
         process.close()
         connection.close()
 
-    def stop(self) -> None:
-        """Asks all trials to save and leave; no new ones start."""
-        self.stopping = True
-        for connection in self.running:
+    def stop(self, trial_id: int | None = None) -> None:
+        """Asks a trial to save and leave; without one: all, and no new ones start."""
+        self.stopping |= trial_id is None
+        for connection in self._of(trial_id):
             with contextlib.suppress(OSError):
                 connection.send(Message("stop"))
 
-    def kill(self) -> None:
-        """Ends all trials at once: they lose the steps since their last checkpoint."""
-        for _, _, process in self.running.values():
-            process.kill()
+    def kill(self, trial_id: int | None = None) -> None:
+        """Ends a trial, or all, at once: they lose the steps since their last checkpoint."""
+        for connection in self._of(trial_id):
+            self.running[connection][2].kill()
+
+    def _of(self, trial_id: int | None) -> list[Connection]:
+        return [
+            connection
+            for connection, (claim, _, _) in self.running.items()
+            if trial_id in (None, claim.trial_id)
+        ]
 
     def close(self) -> None:
         """Ends and forgets what is left."""

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dtr_lightning.naming import slug
 from dtr_lightning.run import Run, find_runs
-from sweeps import driver
+from sweeps import driver, session
 from sweeps.workers import Machine
 
 STEPS = 10
@@ -35,12 +35,23 @@ def resolve(file, overrides=None):
         "router": {"class_path": options["router"], "init_args": init},
         "pace": options["pace"],
         "trainer": {"max_steps": STEPS},
+        "checkpoint": {"milestones": 0},
     }
 
 
 def run_name(config, file, overrides=None):
     """Returns the name that a config gets in a sweep of the stand-in."""
     return slug(config, resolve(file, overrides))
+
+
+def takes(axis, choice, option):
+    """Returns whether a router of the stand-in has an option: DTR alone."""
+    return axis != "router" or choice == "DTR"
+
+
+def on_the_way(config, step):
+    """Returns the score after a step: the worse, the larger alpha is."""
+    return config["router"]["init_args"].get("alpha", 0) + 1 / step
 
 
 def train(config, path, report, stop):
@@ -68,11 +79,14 @@ def train(config, path, report, stop):
                     "total": STEPS,
                     "step": step,
                     "loss": 1.0,
-                    "score": None,
+                    "score": on_the_way(config, step),
+                    "evaluated": step,
                 }
             )
         (path / "ends").open("a").write("x")
-        score = float("nan") if router["class_path"] == "Diverges" else len(path.name)
+        score = on_the_way(config, STEPS) + 0.001 * config["seed"]
+        if router["class_path"] == "Diverges":
+            score = float("nan")
         results = {"score": score, "loss": 0.5, "seconds": 0.1, "pace": config["pace"]}
         run.write_results(results)
         return results
@@ -80,11 +94,11 @@ def train(config, path, report, stop):
 
 def install(monkeypatch):
     """Lets this process sweep without the imports of a real config and of the figures."""
-    config = SimpleNamespace(resolve=resolve, run_name=run_name)
+    config = SimpleNamespace(resolve=resolve, run_name=run_name, takes=takes)
     monkeypatch.setitem(sys.modules, "dtr_lightning.config", config)
     monkeypatch.setattr(driver, "report", lambda *arguments: None)
     monkeypatch.setattr(driver, "look", lambda: Machine(2, ()))
-    monkeypatch.setattr(driver, "LOOK", 0.1)
+    monkeypatch.setattr(session, "LOOK", 0.1)
 
 
 def write(folder, text=GRID, name="sweep.yaml"):
@@ -126,7 +140,9 @@ def main(sweep, out, pace):
     def slow(file, overrides=None):
         return resolve(file, {"pace": float(pace), **(overrides or {})})
 
-    sys.modules["dtr_lightning.config"] = SimpleNamespace(resolve=slow, run_name=run_name)
+    sys.modules["dtr_lightning.config"] = SimpleNamespace(
+        resolve=slow, run_name=run_name, takes=takes
+    )
     from tests import standin
 
     driver.report = lambda *arguments: None

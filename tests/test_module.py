@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dtr_lightning.config import resolve
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment import Experiment
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY
 
 
 def fitted(config, precision="32-true"):
@@ -69,16 +70,35 @@ def test_a_batch_with_less_than_one_sample_per_cluster_is_refused(tiny, options)
         experiment.check()
 
 
-def test_two_ranks_hold_one_network_and_one_set_of_masks(tiny, tmp_path):
-    config = tiny(router="MaxRoaming", router__interval=1, gradients="PCGrad")
-    config["trainer"] |= {"max_steps": 3, "devices": 2, "strategy": "ddp", "accelerator": "cpu"}
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """What two processes found: they are started once, which takes longest."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    systems = {"router": "MaxRoaming", "router.interval": 1, "gradients": "PCGrad"}
+    config = resolve(ROOT / "configs" / "digits.yaml", TINY | systems)
+    config["trainer"] |= {"devices": 2, "strategy": "ddp", "accelerator": "cpu"}
+    config["trainer"]["log_every_n_steps"] = 2
+    config["checkpoint"]["every"] = 6
     config["data"]["init_args"]["batch_size"] = 16
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    command = [sys.executable, "-m", "tests.two_ranks", tmp_path / "config.json"]
+    (folder / "config.json").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "tests.two_ranks", folder / "config.json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
-    assert found == {"equal": True, "ranks": 2, "steps": 3, "moved": True}
+    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
+
+
+def test_two_ranks_hold_one_network_and_one_set_of_masks(two_ranks):
+    assert two_ranks["networks"] == {"equal": True, "ranks": 2, "steps": 3, "moved": True}
+
+
+def test_two_ranks_stop_together_when_one_is_asked_to(two_ranks):
+    """Asked at steps 2 and 4, the first rank says yes at the second; on all goes from there."""
+    assert two_ranks["stop"] == {
+        "left": [True, True],
+        "stopped at": 4,
+        "status": "stopped",
+        "same": [True, True, True],
+    }

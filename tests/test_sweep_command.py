@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import sweep as command
-from sweeps import plan, report
+from sweeps import plan, preview, recipe, report
 from sweeps.folder import Folder
 from sweeps.view import Bars
 from sweeps.workers import Machine, Workers, look
@@ -45,17 +45,20 @@ def test_a_mistake_is_one_line_and_exit_2(arguments, says, capsys, monkeypatch):
 def test_dry_run_writes_nothing_and_knows_what_is_done(light, tmp_path, monkeypatch, capsys):
     path, out = write(tmp_path), tmp_path / "out"
     fit = SimpleNamespace(seconds_per_step=lambda config: 6.0)
-    work = SimpleNamespace(work=lambda: 30, training_work=lambda: 20)
+    work = SimpleNamespace(work=lambda: 30, training_work=lambda: 20, parameters=lambda: 10**6)
     experiment = SimpleNamespace(Experiment=lambda config: work)
     monkeypatch.setitem(sys.modules, "dtr_lightning.fit", fit)
     monkeypatch.setitem(sys.modules, "dtr_lightning.experiment", experiment)
-    monkeypatch.setattr(report, "look", lambda: Machine(2, ()))
+    monkeypatch.setattr(preview, "look", lambda: Machine(2, ()))
     monkeypatch.setattr(sys, "argv", ["sweep.py", str(path), "--dry-run", "--out", str(out)])
     monkeypatch.chdir(tmp_path)
     assert command.main() == 0
     printed = capsys.readouterr().out
     assert printed.count("waiting ") == 5
-    assert "about 3.8 min with 2 workers of 1 threads" in " ".join(printed.split())
+    text = " ".join(printed.split())
+    assert "about 3.8 min with 2 workers of 1 threads" in text
+    assert "0.125 hours of a worker" in text  # 50 steps of 6 s, and a half more for evaluations
+    assert "about 0.08 GB of checkpoints in 5 runs" in text  # 5 times 4 copies of 4 MB
     assert [file.name for file in tmp_path.iterdir()] == ["sweep.yaml"]
     run(path, out)
     before = sorted(out.rglob("*"))
@@ -65,7 +68,7 @@ def test_dry_run_writes_nothing_and_knows_what_is_done(light, tmp_path, monkeypa
 
 
 def test_the_report_is_drawn_once(light, tmp_path, monkeypatch):
-    sweep = plan.resolve_all(plan.read(write(tmp_path)))
+    sweep = plan.resolve_all(recipe.read(write(tmp_path)))
     folder = Folder(tmp_path / "out")
     drawn = []
 
@@ -86,7 +89,8 @@ def test_the_report_is_drawn_once(light, tmp_path, monkeypatch):
     failed = {sweep.points[2].name: "bad [luck]"}
     for _ in range(2):
         console = Console(file=StringIO(), width=60)
-        report.report(sweep, folder, results, failed, console)
+        points = {point.name: point for point in sweep.points}
+        report.report(report.Ending(sweep, folder, points, results, failed, {}), console)
         text = console.file.getvalue()
         assert "2 rows" in text
         assert "failed: DTR alpha=1 beta=0.8 seed=0: bad [luck]" in text
@@ -111,7 +115,7 @@ def test_slots_share_the_cores_or_the_gpus(tmp_path, monkeypatch):
 
 
 def test_a_terminal_has_a_bar_per_trial_and_the_best_so_far(light, tmp_path):
-    sweep = plan.resolve_all(plan.read(write(tmp_path)))
+    sweep = plan.resolve_all(recipe.read(write(tmp_path)))
     console = Console(file=StringIO(), force_terminal=True, width=120)
     first, second = sweep.points[:2]
     with Bars(sweep, console) as view:

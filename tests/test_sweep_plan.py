@@ -1,13 +1,17 @@
 """Laws of a sweep's plan and of its study: every point once, whatever plans and whatever dies."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
+from optuna.trial import TrialState
 
 from dtr_lightning.errors import UserError
-from sweeps import plan
+from sweeps import plan, recipe
+from sweeps.database import Database
 from sweeps.folder import Folder
+from sweeps.records import GRACE
 from sweeps.study import Study
 from tests import standin
 from tests.standin import counts, run, trials, write
@@ -20,7 +24,7 @@ def light(monkeypatch):
 
 
 def test_a_grid_is_the_product_of_its_lists_for_every_seed(light, tmp_path):
-    sweep = plan.resolve_all(plan.read(write(tmp_path), seeds=2))
+    sweep = plan.resolve_all(recipe.read(write(tmp_path), seeds=2))
     assert len(sweep.points) == 2 * (1 + 2 * 2)
     assert sweep.points[0].params == {"router": "NoRouting", "seed": 0}
     assert sweep.points[4].params["router.beta"] == 0.8
@@ -30,12 +34,12 @@ def test_a_grid_is_the_product_of_its_lists_for_every_seed(light, tmp_path):
 
 def test_points_that_mean_the_same_are_one(light, tmp_path):
     path = write(tmp_path, "config: b\ngrid: [{router: DTR}, {router: [DTR, RTR]}]")
-    assert len(plan.resolve_all(plan.read(path)).points) == 2
+    assert len(plan.resolve_all(recipe.read(path)).points) == 2
 
 
 def test_every_shipped_sweep_resolves_and_smoke_is_shorter():
-    for name in plan.names():
-        whole, smoke = (plan.read(name, smoke=smoke) for smoke in (False, True))
+    for name in recipe.names():
+        whole, smoke = (recipe.read(name, smoke=smoke) for smoke in (False, True))
         assert len(whole.assignments) == len(smoke.assignments)
         points = plan.resolve_all(smoke).points
         assert 1 < len(points) <= len(smoke.assignments)  # points that differ in steps are one
@@ -46,7 +50,7 @@ def test_every_shipped_sweep_resolves_and_smoke_is_shorter():
 
 def test_options_of_the_command_are_those_of_every_point(light, tmp_path):
     path = write(tmp_path, "config: b\ngrid: [{router: DTR}, {router: RTR}]")
-    sweep = plan.resolve_all(plan.read(path, options=["pace=0.5"]))
+    sweep = plan.resolve_all(recipe.read(path, options=["pace=0.5"]))
     assert [point.config["pace"] for point in sweep.points] == [0.5, 0.5]
 
 
@@ -55,18 +59,18 @@ def test_options_of_the_command_are_those_of_every_point(light, tmp_path):
     [
         ("pace", "takes OPTION=VALUE"),
         ("seed=3", "use --seeds N"),
-        ("router=DTR", "the grid of .* sets it already"),
+        ("router=DTR", "sets it already"),
     ],
 )
 def test_an_option_that_is_wrong_is_refused(tmp_path, option, says):
     path = write(tmp_path, "config: b\ngrid: [{router: DTR}]")
     with pytest.raises(UserError, match=says):
-        plan.read(path, options=[option])
+        recipe.read(path, options=[option])
 
 
 def test_paper_trains_the_published_sizes():
-    recipe = plan.read("size", paper=True, options=["data.root=."])
-    assert [point["model"] for point in recipe.assignments] == [
+    found = recipe.read("size", paper=True, options=["data.root=."])
+    assert [point["model"] for point in found.assignments] == [
         "DiT_S",
         "DiT_S",
         "DiT_B",
@@ -74,14 +78,14 @@ def test_paper_trains_the_published_sizes():
         "DiT_L",
         "DiT_L",
     ]
-    names = {point.config["model"]["class_path"] for point in plan.resolve_all(recipe).points}
+    names = {point.config["model"]["class_path"] for point in plan.resolve_all(found).points}
     assert names == {"DiT_S", "DiT_B", "DiT_L"}
     with pytest.raises(UserError, match="no key `paper`"):
-        plan.read("alpha_beta", paper=True)
+        recipe.read("alpha_beta", paper=True)
 
 
 def test_alpha_beta_is_figure_4():
-    points = plan.read("alpha_beta").assignments
+    points = recipe.read("alpha_beta").assignments
     routers = [point["router"] for point in points]
     assert [routers.count(name) for name in ("NoRouting", "RTR", "DTR")] == [1, 2, 12]
     assert {p["router.alpha"] for p in points if p["router"] == "DTR"} == {0.5, 1, 2, 4, 6, 8}
@@ -92,7 +96,7 @@ def test_alpha_beta_is_figure_4():
     [
         ("config: b\n\tgrid: []", "not YAML"),
         ("- a", "valid keys"),
-        ("config: b\ngird: []", "unknown key .*'gird'; valid: config, grid"),
+        ("config: b\ngird: []", "unknown key .*'gird'; valid: config, .*grid"),
         ("config: 3\ngrid: [{a: 1}]", "config is to be"),
         ("config: b", "grid is to be a list"),
         ("config: b\ngrid: {a: 1}", "grid is to be a list"),
@@ -109,12 +113,12 @@ def test_alpha_beta_is_figure_4():
 )
 def test_a_bad_yaml_is_one_line(tmp_path, text, says):
     with pytest.raises(UserError, match=says) as caught:
-        plan.read(write(tmp_path, text))
+        recipe.read(write(tmp_path, text))
     assert "\n" not in str(caught.value)
 
 
 def test_planned_twice_at_once_is_planned_once(light, tmp_path):
-    sweep = plan.resolve_all(plan.read(write(tmp_path)))
+    sweep = plan.resolve_all(recipe.read(write(tmp_path)))
     folder = Folder(tmp_path / "out")
 
     folder.prepare(sweep)
@@ -123,13 +127,13 @@ def test_planned_twice_at_once_is_planned_once(light, tmp_path):
     def work(_):
         with folder.owner() as owner:
             started.wait()
-            study = Study(sweep, folder, owner)
+            study = Study(sweep, folder, owner, Database(folder))
             study.plan()
             claims = []
-            while claim := study.claim():
-                claims.append(claim.point.name)
+            while claim := study.claim({claim.trial_id for claim in claims}):
+                claims.append(claim)
             started.wait()
-        return claims
+        return [claim.point.name for claim in claims]
 
     with ThreadPoolExecutor(4) as pool:
         claimed = [name for names in pool.map(work, range(4)) for name in names]
@@ -138,18 +142,18 @@ def test_planned_twice_at_once_is_planned_once(light, tmp_path):
 
 
 def test_the_trial_of_a_dead_owner_waits_again_and_of_a_living_one_does_not(light, tmp_path):
-    sweep = plan.resolve_all(plan.read(write(tmp_path)))
+    sweep = plan.resolve_all(recipe.read(write(tmp_path)))
     folder = Folder(tmp_path / "out")
     folder.prepare(sweep)
     with folder.owner() as owner:
-        study = Study(sweep, folder, owner)
+        study = Study(sweep, folder, owner, Database(folder))
         study.plan()
-        claim = study.claim()
+        claim = study.claim(set())
         study.recover()
         assert study.open() == (4, 1)
     study.recover()
     assert study.open() == (5, 0)
-    claim = study.claim()
+    claim = study.claim(set())
     folder.run(claim.point).prepare(claim.point.config)
     with folder.run(claim.point).lock():
         study.recover()
@@ -161,18 +165,29 @@ def test_the_trial_of_a_dead_owner_waits_again_and_of_a_living_one_does_not(ligh
 
 
 def test_another_machines_trial_is_taken_over_only_without_heartbeat(light, tmp_path, monkeypatch):
-    sweep = plan.resolve_all(plan.read(write(tmp_path)))
+    sweep = plan.resolve_all(recipe.read(write(tmp_path)))
     folder = Folder(tmp_path / "out")
     folder.prepare(sweep)
-    study = Study(sweep, folder, "here")
+    study = Study(sweep, folder, "here", Database(folder))
     study.plan()
-    claim = study.claim()
+    claim = study.claim(set())
     study.storage.set_trial_user_attr(claim.trial_id, "host", "elsewhere")
+    clock = 1e6
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    study.recover()
+    for beat in range(3):  # a sign of life is a change, at whatever time that host has it
+        assert study.beat(claim.trial_id, beat + 1)
+        clock += 0.9 * GRACE
+        study.recover()
+        assert study.open() == (4, 1)
+    clock += 0.9 * GRACE
     study.recover()
     assert study.open() == (4, 1)
-    study.storage.grace_period = -1
+    clock += 0.2 * GRACE
     study.recover()
-    study.recover()
+    assert study.open() == (5, 0)
+    assert not study.beat(claim.trial_id, 9)  # it is no longer that command's
+    study.end(claim.trial_id, TrialState.FAIL, reason="late")
     assert study.open() == (5, 0)
 
 

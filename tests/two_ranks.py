@@ -1,21 +1,36 @@
-"""Trains three steps on two processes and prints whether they hold the same network and masks."""
+"""Trains on two processes, and prints what they agree on."""
 
 import json
 import sys
+from pathlib import Path
+from threading import Event
 
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 
 from dtr_lightning.commands import quiet
+from dtr_lightning.config import Config
+from dtr_lightning.errors import Stopped
 from dtr_lightning.experiment import Experiment
+from dtr_lightning.fit import read_checkpoint, run
+from dtr_lightning.run import Run
+from tests.test_fit import STATE, assert_equal
 
 
-def main() -> None:
-    """Reads a config from the file that is named first."""
-    quiet()
-    torch.set_num_threads(1)
-    with open(sys.argv[1]) as file:
-        experiment = Experiment(json.load(file))
+class Later(Event):
+    """Is set the second time that somebody asks."""
+
+    asked = 0
+
+    def is_set(self) -> bool:
+        self.asked += 1
+        return self.asked > 1
+
+
+def train_three_steps(config: Config) -> dict[str, object]:
+    """Returns whether both processes hold the same network and masks."""
+    config = config | {"trainer": config["trainer"] | {"max_steps": 3}}
+    experiment = Experiment(config)
     gradients = []
 
     def look(trainer: object, module: torch.nn.Module, *_: object) -> None:
@@ -28,17 +43,51 @@ def main() -> None:
     state = [*experiment.module.parameters(), *experiment.module.model.router.buffers(), *gradients]
     mine = torch.stack([x.detach().double().sum() for x in state])
     both = trainer.strategy.all_gather(mine)
-    if trainer.is_global_zero:
-        print(
-            json.dumps(
-                {
-                    "equal": bool((both[0] == both[1]).all()),
-                    "ranks": len(both),
-                    "steps": trainer.global_step,
-                    "moved": bool(gradients[-1].any()),
-                }
-            )
-        )
+    return {
+        "equal": bool((both[0] == both[1]).all()),
+        "ranks": len(both),
+        "steps": trainer.global_step,
+        "moved": bool(gradients[-1].any()),
+    }
+
+
+def stop_the_first_rank(config: Config, folder: Path) -> dict[str, object]:
+    """Returns at which step both left when the first was to, and what became of the run."""
+    first = torch.distributed.get_rank() == 0
+    whole = run(config, folder / "whole")
+    try:
+        run(config, folder / "parts", stop=Later() if first else Event())
+        left = False
+    except Stopped:
+        left = True
+    everybody = [None, None]
+    torch.distributed.all_gather_object(everybody, left)
+    stopped = read_checkpoint(Run(folder / "parts").last)["global_step"]
+    status = Run(folder / "parts").meta["status"]
+    torch.distributed.barrier()
+    parts = run(config, folder / "parts")
+    if first:
+        a, b = (read_checkpoint(Run(folder / name).last) for name in ("whole", "parts"))
+        for key in STATE:
+            assert_equal(a[key], b[key], key)
+    return {
+        "left": everybody,
+        "stopped at": stopped,
+        "status": status,
+        "same": [parts[key] == whole[key] for key in ("score", "loss", "steps")],
+    }
+
+
+def main() -> None:
+    """Reads a config from the file that is named first; runs are kept beside it."""
+    quiet()
+    torch.set_num_threads(1)
+    file = Path(sys.argv[1])
+    config = json.loads(file.read_text())
+    found = train_three_steps(config)
+    stop = stop_the_first_rank(config, file.parent)
+    if torch.distributed.get_rank() == 0:
+        print(json.dumps({"networks": found, "stop": stop}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,135 @@
+"""The database of a sweep: Optuna's storage, waited for while it is away and locked for a plan."""
+
+__all__ = ["Database", "patient"]
+
+import contextlib
+import sqlite3
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import wraps
+from hashlib import sha256
+from typing import Any, TypeVar
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, OptunaError, StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+
+from dtr_lightning.errors import UserError
+from sweeps.folder import Folder
+
+PATIENCE = 900.0  # seconds to wait for a database that was there before
+LONGEST = 20.0  # seconds between two tries
+TOLD = 2  # tries without a word: a database that is only busy
+AWAY = (OperationalError, InterfaceError, sqlite3.OperationalError)
+
+R = TypeVar("R")
+
+
+class Database:
+    """Optuna's storage behind a URL; constructing one connects to nothing."""
+
+    def __init__(self, folder: Folder, url: str | None = None) -> None:
+        self.folder = folder
+        self.url = url or f"sqlite:///{folder.database.resolve()}"
+        self.say: Callable[[str], None] = lambda line: None
+        self.interrupted: Callable[[], bool] = lambda: False
+        self.waited = 0.0  # seconds, for the lock
+
+    @property
+    def backend(self) -> str:
+        """The kind of database, such as sqlite or postgresql."""
+        return make_url(self.url).get_backend_name()
+
+    @property
+    def shown(self) -> str:
+        """The URL without its password."""
+        try:
+            return make_url(self.url).render_as_string(hide_password=True)
+        except SQLAlchemyError:
+            return repr(self.url)
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Turns what a database can raise into one line that names it."""
+        try:
+            yield
+        except (OptunaError, SQLAlchemyError, ImportError, RuntimeError, sqlite3.Error) as error:
+            cause = " ".join(str(error.__cause__ or error).split("\n")[0].split())
+            raise UserError(f"the database {self.shown} cannot be used: {cause}") from error
+
+    def open(self) -> RDBStorage:
+        """Connects, and makes the tables of a new database."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        arguments: dict[str, Any] = {"pool_pre_ping": True}
+        if self.backend == "sqlite":
+            arguments = {"connect_args": {"timeout": 60}}
+            with contextlib.closing(sqlite3.connect(make_url(self.url).database)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+        with self.folder.lock():
+            self.storage = RDBStorage(self.url, arguments)
+        return self.storage
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Waits for, then holds the right to change the plan: one command at a time, on any node.
+
+        A lock of PostgreSQL's own, which ends with its connection; else one on a file.
+        """
+        began = time.perf_counter()
+        if self.backend != "postgresql":
+            with self.folder.lock():
+                self.waited += time.perf_counter() - began
+                yield
+            return
+        key = {
+            "key": int(sha256(str(self.folder.path.resolve().name).encode()).hexdigest()[:15], 16)
+        }
+        with self.storage.engine.connect() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), key)
+            self.waited += time.perf_counter() - began
+            try:
+                yield
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), key)
+
+    def away(self, error: BaseException) -> bool:
+        """Returns whether an error means that the database is away for now: busy, full, down."""
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        return isinstance(cause, AWAY)
+
+    def wait(self, error: BaseException, since: float, tries: int) -> None:
+        """Waits before the next try; raises the error when patience or a person ends it."""
+        if not self.away(error) or time.monotonic() - since > PATIENCE or self.interrupted():
+            raise error
+        seconds = min(LONGEST, 0.25 * 2**tries)
+        if tries == TOLD:
+            cause = " ".join(str(error.__cause__ or error).split("\n")[0].split())
+            self.say(f"the database {self.shown} is away ({cause}); trials go on, waiting for it")
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.interrupted():
+            time.sleep(0.1)
+
+
+def patient(method: Callable[..., R]) -> Callable[..., R]:
+    """Wraps a method, of an object with a `database`, that may be repeated: it is, while away."""
+
+    @wraps(method)
+    def repeated(self: Any, *arguments: Any, **options: Any) -> R:
+        since, tries = time.monotonic(), 0
+        while True:
+            try:
+                result = method(self, *arguments, **options)
+            except (StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
+                self.database.wait(error, since, tries)
+                tries += 1
+            else:
+                if tries > TOLD:
+                    self.database.say("the database is back")
+                return result
+
+    return repeated

@@ -1,0 +1,165 @@
+"""The entries of a sweep's YAML, each checked for its own form; UserError says where and what."""
+
+__all__ = [
+    "budget",
+    "check_options",
+    "expand",
+    "objectives",
+    "one_of",
+    "option",
+    "positive",
+    "pruning",
+    "starts",
+    "whole",
+]
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from dtr_lightning.errors import UserError, choices
+from sweeps.space import Axis
+
+DIRECTIONS = ("minimize", "maximize")
+PRUNING = ("median", "halving", "hyperband")
+
+
+def one_of(value: Any, valid: Sequence[str], what: str) -> str:
+    """Returns a word that is one of the valid ones."""
+    if not isinstance(value, str) or value not in valid:
+        raise choices(what, str(value), valid)
+    return value
+
+
+def whole(value: Any, what: str) -> int:
+    """Returns a whole number from 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{what} is to be a whole number from 1, not {value!r}")
+    return value
+
+
+def positive(value: Any, what: str, where: str) -> float | None:
+    """Returns a positive number, None for None."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e9:
+        raise UserError(f"{where}: {what} is to be a positive number, not {value!r}")
+    return float(value)
+
+
+def objectives(content: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Returns which numbers of results.json a sweep is about, and which way is better."""
+    metric = content.get("metric", "score")
+    if isinstance(metric, str):
+        direction = content.get("direction", "minimize")
+        return {metric: one_of(direction, DIRECTIONS, f"direction in {where}")}
+    if not isinstance(metric, Mapping) or not metric or not all(isinstance(k, str) for k in metric):
+        raise UserError(
+            f"{where}: metric is to be the name of a number in results.json, or several as in "
+            "{score: minimize, accuracy: maximize}"
+        )
+    if "direction" in content:
+        raise UserError(f"{where}: direction is for one metric; several say theirs themselves")
+    return {
+        key: one_of(value, DIRECTIONS, f"direction of {key} in {where}")
+        for key, value in metric.items()
+    }
+
+
+def pruning(value: Any, where: str) -> dict[str, Any] | None:
+    """Returns the options of pruning with their kind, None for none."""
+    if value is None:
+        return None
+    options = {"kind": value} if isinstance(value, str) else value
+    check_options(options, f"{where}: pruning")
+    one_of(options.get("kind"), PRUNING, f"kind of pruning in {where}")
+    return dict(options)
+
+
+def budget(
+    content: Mapping[str, Any],
+    trials: int | None,
+    hours: float | None,
+    smallest: int | None,
+    where: str,
+) -> dict[str, Any]:
+    """Returns how long a search goes on, {trials, hours} of which one is None.
+
+    trials and hours, if given, replace the sweep's; `smallest`, if given, any.
+    """
+    if trials is None and hours is None:
+        trials, hours = content.get("trials"), content.get("hours")
+    if (trials is None) == (hours is None):
+        raise UserError(f"{where}: a search needs either trials or hours")
+    if trials is not None:
+        trials = whole(trials, "trials")
+    hours = positive(hours, "hours", where)
+    return {"trials": smallest, "hours": None} if smallest else {"trials": trials, "hours": hours}
+
+
+def starts(
+    content: Mapping[str, Any], space: Mapping[str, Axis], where: str
+) -> list[dict[str, Any]]:
+    """Returns the settings that a search tries first."""
+    starts = content.get("start") or []
+    if not isinstance(starts, list):
+        raise UserError(f"{where}: start is to be a list of settings such as {{router: DTR}}")
+    for number, start in enumerate(starts, 1):
+        check_options(start, f"{where}: entry {number} of start")
+        for key, value in start.items():
+            if key not in space:
+                raise choices(f"key in entry {number} of start of {where}", key, space)
+            space[key].check(value, f"{where}: {key} in entry {number} of start")
+    return [dict(start) for start in starts]
+
+
+def option(text: str) -> tuple[str, Any]:
+    """Returns key and value of `key=value`."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise UserError(f"--set takes OPTION=VALUE, such as data.root=images; got {text!r}")
+    if key == "seed":
+        raise UserError("--set seed=... is not valid; use --seeds N")
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--set {text}: {' '.join(str(error).split())}") from error
+
+
+def check_options(options: Any, where: str) -> dict[str, Any]:
+    """Returns a mapping of options."""
+    if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+        raise UserError(f"{where} is to map dotted options to values")
+    return dict(options)
+
+
+def expand(grid: Any, where: str) -> list[dict[str, Any]]:
+    """Returns one assignment of options per point: the products of all entries, in order."""
+    if not isinstance(grid, list) or not grid:
+        raise UserError(f"{where}: grid is to be a list of entries such as {{router: NoRouting}}")
+    assignments = []
+    for number, entry in enumerate(grid, 1):
+        check_options(entry, f"{where}: entry {number} of grid")
+        if "seed" in entry:
+            raise UserError(f"{where}: entry {number} of grid sets seed; use seeds instead")
+        lists = [
+            [json.dumps(x) if isinstance(x, list) else x for x in value]
+            if isinstance(value, list)
+            else [value]
+            for value in entry.values()
+        ]
+        for key, values in zip(entry, lists, strict=True):
+            for value in values or [None]:
+                if not isinstance(value, str | int | float):
+                    raise UserError(
+                        f"{where}: {key} in entry {number} of grid is to be a number, a word or "
+                        f"a list of these, not {value!r}; an option that is a list itself, such as "
+                        "router.knots, is a list in that list: [[0, 1]]"
+                    )
+        assignments += [
+            dict(zip(entry, values, strict=True)) for values in itertools.product(*lists)
+        ]
+    return assignments

@@ -1,0 +1,77 @@
+"""Optuna's samplers and pruners by the names that a sweep's YAML has for them."""
+
+__all__ = ["make_pruner", "make_sampler"]
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    SuccessiveHalvingPruner,
+)
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
+
+from dtr_lightning.errors import UserError, choices
+from sweeps.recipe import Recipe
+
+SAMPLERS: dict[str, type[BaseSampler]] = {
+    "random": RandomSampler,
+    "tpe": TPESampler,
+    "cmaes": CmaEsSampler,
+    "nsga2": NSGAIISampler,
+}
+PRUNERS: dict[str, type[BasePruner]] = {
+    "median": MedianPruner,
+    "halving": SuccessiveHalvingPruner,
+    "hyperband": HyperbandPruner,
+}
+# Options of one axis depend on another, and several trials run at once.
+DEFAULTS = {"tpe": {"multivariate": True, "group": True, "constant_liar": True}}
+GENERATIONS = 5  # of a genetic search, if its budget is in trials
+
+
+def make_sampler(recipe: Recipe, number: int) -> BaseSampler:
+    """Returns the sampler for one trial: its seed is of that trial alone.
+
+    A sampler that is seeded once would propose the same again when a sweep goes on. UserError for
+    an option that Optuna's sampler does not have.
+    """
+    options = DEFAULTS.get(recipe.kind, {}) | recipe.sampler
+    if recipe.kind == "nsga2" and recipe.trials:
+        options = {"population_size": max(2, recipe.trials // GENERATIONS)} | options
+    digest = sha256(f"{recipe.name} {number}".encode()).digest()
+    seed = int.from_bytes(digest[:4], "big")
+    return _make(SAMPLERS[recipe.kind], options | {"seed": seed}, "sampler")
+
+
+def make_pruner(recipe: Recipe) -> BasePruner:
+    """Returns the pruner of a sweep; UserError for an option that Optuna's does not have."""
+    if recipe.pruning is None:
+        return NopPruner()
+    options = {key: value for key, value in recipe.pruning.items() if key != "kind"}
+    return _make(PRUNERS[recipe.pruning["kind"]], options, "pruning")
+
+
+def _make(cls: type, options: Mapping[str, Any], what: str) -> Any:
+    valid = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    for key in options:
+        if key not in valid:
+            raise choices(f"option of {what}", key, valid)
+    try:
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            return cls(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} {dict(options)}: {' '.join(str(error).split())}") from error

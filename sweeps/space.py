@@ -1,0 +1,164 @@
+"""The axes of a search: choices, ranges, and numbers that do not fall."""
+
+__all__ = ["Axis", "Choices", "Range", "Rising", "axes"]
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import BaseTrial
+
+from dtr_lightning.errors import UserError, choices
+
+
+class Axis(ABC):
+    """What one option may be; Optuna proposes it."""
+
+    @property
+    def ranges(self) -> bool:
+        """Whether it is made of numbers in intervals, as CMA-ES needs them."""
+        return True
+
+    @abstractmethod
+    def suggest(self, trial: BaseTrial, key: str) -> Any:
+        """Returns the option's value that the trial proposes."""
+
+    @abstractmethod
+    def params(self, key: str, value: Any) -> dict[str, Any]:
+        """Returns Optuna's parameters of a value that a person gives."""
+
+    @abstractmethod
+    def check(self, value: Any, where: str) -> None:
+        """Raises UserError for a value that is not on the axis."""
+
+
+@dataclass(frozen=True)
+class Choices(Axis):
+    """One of a few words or numbers."""
+
+    values: tuple[Any, ...]
+
+    @property
+    def ranges(self) -> bool:
+        """Whether nothing is left to choose."""
+        return len(self.values) == 1
+
+    def suggest(self, trial: BaseTrial, key: str) -> Any:
+        """Returns one of the values; lists come as JSON."""
+        return trial.suggest_categorical(key, self.values)
+
+    def params(self, key: str, value: Any) -> dict[str, Any]:
+        """Returns the value itself."""
+        return {key: _plain(value)}
+
+    def check(self, value: Any, where: str) -> None:
+        """Raises UserError for another value."""
+        if _plain(value) not in self.values:
+            raise choices(where, str(value), [str(valid) for valid in self.values])
+
+
+@dataclass(frozen=True)
+class Range(Axis):
+    """Numbers from low to high, whole ones if both are, in steps or in proportion (log)."""
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers count."""
+        return all(isinstance(x, int) for x in (self.low, self.high, self.step or 1))
+
+    def suggest(self, trial: BaseTrial, key: str) -> float:
+        """Returns a number, of four digits if it is not whole: people read it."""
+        if self.whole:
+            step = 1 if self.step is None else int(self.step)
+            return trial.suggest_int(key, self.low, self.high, step=step, log=self.log)
+        value = trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)
+        return float(f"{value:.4g}")
+
+    def params(self, key: str, value: Any) -> dict[str, Any]:
+        """Returns the value itself."""
+        return {key: value}
+
+    def check(self, value: Any, where: str) -> None:
+        """Raises UserError for what is no number between low and high."""
+        if not _number(value) or not self.low <= value <= self.high:
+            raise UserError(f"{where} is {value!r}; valid: {self.low} to {self.high}")
+
+
+@dataclass(frozen=True)
+class Rising(Axis):
+    """0, some numbers that do not fall, 1: the knots of a window.
+
+    Each inner number is a share of what the one before left: k_i = k_{i-1} + u_i (1 - k_{i-1}),
+    so all u in [0, 1] are rising numbers and all rising numbers have a u.
+    """
+
+    inner: int
+
+    def suggest(self, trial: BaseTrial, key: str) -> str:
+        """Returns the numbers as JSON, each of three decimals."""
+        knots = [0.0]
+        for i in range(self.inner):
+            u = trial.suggest_float(f"{key}[{i + 1}]", 0, 1)
+            knots.append(knots[-1] + u * (1 - knots[-1]))
+        return json.dumps([round(knot, 3) for knot in (*knots, 1.0)])
+
+    def params(self, key: str, value: Sequence[float]) -> dict[str, Any]:
+        """Returns the shares that give these numbers."""
+        left = [1 - knot for knot in value]
+        return {
+            f"{key}[{i}]": 1 - left[i] / left[i - 1] if left[i - 1] else 1.0
+            for i in range(1, self.inner + 1)
+        }
+
+    def check(self, value: Any, where: str) -> None:
+        """Raises UserError for what is not 0, the inner numbers in order, 1."""
+        sound = (
+            isinstance(value, list) and len(value) == self.inner + 2 and all(map(_number, value))
+        )
+        if not sound or value != sorted(value) or (value[0], value[-1]) != (0, 1):
+            raise UserError(f"{where} is {value!r}; valid: 0, {self.inner} that do not fall, 1")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
+
+
+def _plain(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list) else value
+
+
+def axes(content: Any, where: str) -> dict[str, Axis]:
+    """Returns the axes of a search by option; UserError for anything else."""
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{where}: a search needs space, such as {{router: [NoRouting, DTR]}}")
+    return {key: _axis(value, f"{where}: {key} in space", key) for key, value in content.items()}
+
+
+def _axis(value: Any, where: str, key: Any) -> Axis:
+    if not isinstance(key, str) or key == "seed":
+        raise UserError(f"{where} is to be an option of train.py other than seed")
+    if isinstance(value, list) and value:
+        values = tuple(_plain(x) for x in value)
+        if all(isinstance(x, str | int | float) for x in values) and len({*values}) == len(values):
+            return Choices(values)
+    elif isinstance(value, Mapping):
+        if value.keys() == {"rising"} and value["rising"] in range(1, 100):
+            return Rising(int(value["rising"]))
+        if {"low", "high"} <= value.keys() <= {"low", "high", "step", "log"}:
+            found = Range(**value)
+            step = found.step if found.step is not None else 1
+            numbers = all(map(_number, (found.low, found.high, step))) and step > 0
+            if numbers and isinstance(found.log, bool) and found.low < found.high:
+                if not found.log or (found.low > 0 and found.step is None):
+                    return found
+    raise UserError(
+        f"{where} is to be a list of choices, {{low: 0.5, high: 8}} with `step` or `log: true` "
+        f"(of positive numbers), or {{rising: 3}}; got {value!r}"
+    )
