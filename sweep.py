@@ -9,6 +9,7 @@ The same command again goes on where it stopped, and trains nothing when all is 
 """
 
 import argparse
+import os
 import shlex
 import sys
 
@@ -48,7 +49,12 @@ def parse() -> argparse.Namespace:
         choices=("finish", "save"),
         help="ask a running sweep to leave when its trials end (finish) or have saved (save)",
     )
-    add("--storage", metavar="URL", help="Optuna's database (default: study.db in --out)")
+    add(
+        "--storage",
+        metavar="URL",
+        default=os.environ.get("SWEEP_STORAGE"),
+        help="Optuna's database (default: $SWEEP_STORAGE, else study.db in --out)",
+    )
     add("--out", metavar="DIR", help="default: runs/NAME, NAME-paper or NAME-smoke")
     return parser.parse_args()
 

@@ -1,0 +1,84 @@
+"""Laws of a sweep seen from outside: --status, --stop, signals."""
+
+import os
+import signal
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dtr_lightning.errors import UserError
+from sweeps import status
+from sweeps.folder import Folder
+from tests import standin
+from tests.standin import counts, run, trials, write
+from tests.test_sweep import spawn, under_way, wait_for
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def light(monkeypatch):
+    """Sweeps without the imports of a real config and of the figures."""
+    standin.install(monkeypatch)
+
+
+def seen(path, out, **reading):
+    console = Console(file=StringIO(), width=100)
+    status.status(path, out, None, console, **reading)
+    return console.file.getvalue()
+
+
+def test_status_counts_what_became_of_every_point(light, tmp_path):
+    text = "config: b\ngrid: [{router: [NoRouting, Raises, Diverges, Exits]}]"
+    path, out = write(tmp_path, text), tmp_path / "out"
+    run(path, out)
+    told = seen(path, out, seeds=2)
+    assert "2 done, 4 waiting, 1 failed, 1 diverged" in told
+    assert "failed   Raises seed=0: ValueError: no such luck" in told
+    assert "best score 0.1: NoRouting seed=0" in told
+    with pytest.raises(UserError, match="holds no sweep"):
+        seen(path, tmp_path / "nothing")
+
+
+def test_status_imports_nothing_heavy(light, tmp_path):
+    path, out = write(tmp_path), tmp_path / "out"
+    run(path, out)
+    code = (
+        "import sys; from sweeps.status import status; from rich.console import Console;"
+        f"status({str(path)!r}, {str(out)!r}, None, Console()); print('torch' in sys.modules)"
+    )
+    text = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "5 done" in text.stdout, text.stderr
+    assert text.stdout.endswith("False\n")
+
+
+def test_status_of_a_running_sweep_and_stop(tmp_path):
+    path, out = write(tmp_path), tmp_path / "out"
+    process = spawn(path, out, 0.2)
+    wait_for(lambda: under_way(out))
+    told = seen(path, out)
+    assert "2 running, 3 waiting" in told
+    assert "/10, " in told  # steps
+    assert Folder(out).ask_to_stop(save=False) == 1
+    text = process.communicate()[0]
+    assert "asked to stop" in text
+    assert "stopped 2" in text  # those that ran went to their end
+    assert sorted(counts(out).values()) == [(1, 1), (1, 1)]
+    process = spawn(path, out, 1.0)  # the request was for those that ran
+    wait_for(lambda: any(len(run.metrics()) in range(1, 6) for run in standin.find_runs([out])))
+    assert Folder(out).ask_to_stop(save=True) == 1
+    assert "state saved" in process.communicate()[0]
+    assert sum(ends for _, ends in counts(out).values()) < 5
+
+
+def test_the_signal_of_a_scheduler_saves_and_gives_back(tmp_path):
+    path, out = write(tmp_path), tmp_path / "out"
+    process = spawn(path, out, 0.05)
+    wait_for(lambda: under_way(out))
+    os.kill(process.pid, signal.SIGUSR1)
+    assert "state saved" in process.communicate()[0]
+    assert {trial.state.name for trial in trials(out)} == {"WAITING"}
