@@ -58,7 +58,7 @@ def test_status_imports_nothing_heavy(light, tmp_path):
 
 def test_status_of_a_running_sweep_and_stop(tmp_path):
     path, out = write(tmp_path), tmp_path / "out"
-    process = spawn(path, out, 0.2)
+    process = spawn(path, out, 0.4)
     wait_for(lambda: under_way(out))
     told = seen(path, out)
     assert "2 running, 3 waiting" in told
@@ -68,8 +68,8 @@ def test_status_of_a_running_sweep_and_stop(tmp_path):
     assert "asked to stop" in text
     assert "stopped 2" in text  # those that ran went to their end
     assert sorted(counts(out).values()) == [(1, 1), (1, 1)]
-    process = spawn(path, out, 1.0)  # the request was for those that ran
-    wait_for(lambda: any(len(run.metrics()) in range(1, 6) for run in standin.find_runs([out])))
+    process = spawn(path, out, 0.4)  # the request was for those that ran
+    wait_for(lambda: any(len(run.metrics()) in range(1, 5) for run in standin.find_runs([out])))
     assert Folder(out).ask_to_stop(save=True) == 1
     assert "state saved" in process.communicate()[0]
     assert sum(ends for _, ends in counts(out).values()) < 5
