@@ -1,6 +1,6 @@
 """Run directories whose every number is from a formula: for tests of figures and tables only."""
 
-__all__ = ["FOUR", "GRID", "make_run", "make_sweep", "score_of"]
+__all__ = ["FOUR", "GRID", "diverge", "make_run", "make_sweep", "prune", "score_of"]
 
 import math
 
@@ -59,6 +59,21 @@ def make_run(path, router="NoRouting", args=None, seed=0, score=None, steps=1200
     numbers = {"score": score, "score_name": "fd_digits_v1", "n": 1797, "floor": 9.1}
     numbers |= {"floor_n": 360, "accuracy": 0.91, "copies": 0.01, "loss": 0.0512, "seconds": 31.2}
     run.write_results(numbers | {"steps": steps, "protocol": {"sampler": "DDIM", "seed": 0}})
+    return run
+
+
+def prune(run, step, score):
+    """Makes of a finished run one that its sweep ended at a step."""
+    run.results_file.unlink()
+    run.update_meta(status="pruned", pruned_at=step, pruned_score=score)
+    return run
+
+
+def diverge(run, step):
+    """Makes of a finished run one whose loss was nan at a step."""
+    kept = {key: run.results[key] for key in ("score_name", "n", "seconds", "protocol")}
+    run.write_results(kept | {"score": None, "loss": None, "diverged_at": step, "steps": step})
+    run.update_meta(status="diverged")
     return run
 
 
