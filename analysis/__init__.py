@@ -45,7 +45,8 @@ def draw_all(
     for_tables = Path(out or (directories[0] if len(directories) == 1 else "figures"))
     for_figures = for_tables if out or len(directories) > 1 else for_tables / "figures"
 
-    runs, skipped = read(found)
+    reading = read(found, records=set(only or NAMES) != {"tables"})
+    runs, skipped = reading
     written: list[Path] = []
     left_out = [("runs", reason) for reason in skipped]
     for figure in FIGURES:
@@ -59,8 +60,8 @@ def draw_all(
         if drawing.note:
             left_out.append((figure.NAME, drawing.note))
     if not only or "tables" in only:
-        if runs:
-            written += write_tables(table(runs), for_tables)
+        if tabled := [*runs, *reading.pruned]:
+            written += write_tables(table(tabled), for_tables)
         else:
             left_out.append(("tables", "not written: no run is finished"))
     return Drawn(written, left_out)

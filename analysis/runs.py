@@ -5,60 +5,68 @@ __all__ = ["ALPHA", "Finished", "Reading", "Setting", "chosen", "largest", "read
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.naming import MACHINE_KEYS, config_hash, flatten
+from dtr_lightning.naming import MACHINE_KEYS, flatten
 from dtr_lightning.run import Run
 
 ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 DISPLAY_NAMES = {"NoRouting": "no routing", "RTR": "R-TR"}
 
 
-class Finished(Run):
-    """A done run, read from the disk once; UserError if one of its files is damaged."""
+class Recorded(Run):
+    """A run whose config is read from the disk once; UserError if it is damaged."""
+
+    config = cached_property(Run.config.fget)
 
     def __init__(self, run: Run) -> None:
         super().__init__(run.path)
         self.flat = flatten(self.config)
-        missing = {"score", "score_name", "n"} - (self.results or {}).keys()
-        if missing:
-            raise UserError(f"{self.results_file} has no {', '.join(sorted(missing))}")
-        self.records = self.metrics()
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """The resolved config."""
-        return super().config
-
-    @cached_property
-    def results(self) -> dict[str, Any] | None:
-        """The final numbers."""
-        return super().results
 
     def choice(self, axis: str) -> str:
         """Returns the class name chosen for an axis such as router, without its module."""
         return str(self.flat.get(axis, "")).rsplit(".", 1)[-1]
 
-    def number(self, key: str) -> float:
-        """Returns a number of results.json; nan if it is absent, null or not finite."""
-        value = self.results.get(key)
-        value = math.nan if value is None else float(value)
-        return value if math.isfinite(value) else math.nan
-
     def hash_without(self, *axes: str) -> str:
-        """Returns a hash of the config but for some of its top-level keys."""
-        return config_hash({key: value for key, value in self.config.items() if key not in axes})
+        """Returns a hash of what the run computes but for some top-level keys of its config."""
+        own = {*axes, *MACHINE_KEYS}
+        kept = {k: v for k, v in self.flat.items() if own.isdisjoint((k, k.split(".", 1)[0]))}
+        return sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[
+            :16
+        ]  # six are too few for 5,000
 
     @property
     def seed(self) -> int:
         """The seed of weights, data order, t and noise."""
         return int(self.flat.get("seed", 0))
+
+
+class Pruned(Recorded):
+    """A run that its sweep ended early: meta.json has the step and its score; no results."""
+
+
+class Finished(Recorded):
+    """A done run, its files read from the disk once; UserError if one of them is damaged."""
+
+    results = cached_property(Run.results.fget)
+    records = cached_property(Run.metrics)
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        if missing := {"score", "score_name", "n"} - (self.results or {}).keys():
+            raise UserError(f"{self.results_file} has no {', '.join(sorted(missing))}")
+
+    def number(self, key: str) -> float:
+        """Returns a number of results.json; nan if it is absent, null or not finite."""
+        value = self.results.get(key)
+        return math.nan if value is None or not math.isfinite(value) else float(value)
 
     @property
     def score(self) -> float:
@@ -71,34 +79,43 @@ class Finished(Run):
         return self.results["score_name"], int(self.results["n"])
 
 
-class Reading(NamedTuple):
-    """The runs that can be shown, and one line for each reason why others cannot."""
+@dataclass(frozen=True)
+class Reading:
+    """Finished runs and a line per reason why others are left out, as which it unpacks; pruned."""
 
     finished: list[Finished]
     skipped: list[str]
+    pruned: list[Pruned]
+
+    def __iter__(self) -> Iterator[list]:
+        return iter((self.finished, self.skipped))
 
 
-def read(runs: Iterable[Run]) -> Reading:
-    """Reads all finished runs; the unfinished are counted, the damaged are named."""
-    finished, skipped, status = [], [], Counter()
+def read(runs: Iterable[Run], records: bool = True) -> Reading:
+    """Reads all finished and pruned runs; the unfinished are counted, the damaged are named.
+
+    Without `records` metrics.jsonl is not read: tables do without.
+    """
+    finished, pruned, skipped, status = {}, [], [], Counter()
     for run in runs:
         try:
-            if isinstance(run, Finished):
-                finished.append(run)
-            elif run.results is None:
-                status[run.meta.get("status", "not started")] += 1
+            if isinstance(run, Finished) or run.results_file.is_file():
+                run = run if isinstance(run, Finished) else Finished(run)
+                if records:
+                    _ = run.records  # a damaged file is told here, not by a figure
+                finished.setdefault(run.hash_without(), []).append(run)
+            elif (state := run.meta.get("status", "not started")) == "pruned":
+                pruned.append(run if isinstance(run, Pruned) else Pruned(run))
             else:
-                finished.append(Finished(run))
+                status[state] += 1
         except UserError as error:
             skipped.append(f"skipped: {' '.join(str(error).split())}")
-    once = {config_hash(run.config): run for run in reversed(finished)}
-    if copies := len(finished) - len(once):
+    if copies := sum(map(len, finished.values())) - len(finished):
         skipped.append(f"skipped: {copies} copies of runs that are there already")
-    finished = [run for run in finished if once[config_hash(run.config)] is run]
     if status:
         detail = ", ".join(f"{count} {name}" for name, count in sorted(status.items()))
         skipped.append(f"skipped: {status.total()} unfinished ({detail})")
-    return Reading(finished, skipped)
+    return Reading([same[0] for same in finished.values()], skipped, pruned)
 
 
 @dataclass(frozen=True)
@@ -110,7 +127,7 @@ class Setting:
     beta: float
     loss_weight: str
     other: str
-    runs: tuple[Finished, ...]
+    runs: tuple[Recorded, ...]
     several_weights: bool = False  # whether the loss weight tells it from its neighbours
 
     @property
@@ -140,7 +157,7 @@ class Setting:
         return float(np.mean(self.scores)) if self.scores else math.nan
 
 
-def _differing(runs: Sequence[Finished]) -> list[str]:
+def _differing(runs: Sequence[Recorded]) -> list[str]:
     """Returns the keys, beyond the table's own columns, that have several values in these runs.
 
     An option of a choice, such as `router.clusters`, counts among runs of that choice alone.
@@ -151,7 +168,7 @@ def _differing(runs: Sequence[Finished]) -> list[str]:
         for key, value in run.flat.items():
             if key not in own:
                 choice = run.flat.get(key.split(".")[0]) if "." in key else None
-                values[key, choice].add(json.dumps(value, sort_keys=True))
+                values[key, choice].add(repr(value))
     return sorted({key for (key, _), distinct in values.items() if len(distinct) > 1})
 
 
@@ -162,12 +179,12 @@ def _shown(key: str, value: Any) -> str:
     return f"{key.rsplit('.', 1)[-1]}={value}"
 
 
-def settings(runs: Sequence[Finished]) -> list[Setting]:
+def settings(runs: Sequence[Recorded]) -> list[Setting]:
     """Groups runs over their seeds: no routing first, R-TR, DTR, then others by name."""
     groups = defaultdict(list)
     for run in runs:
         groups[run.hash_without("seed")].append(run)
-    differing = _differing(runs)
+    differing = _differing([group[0] for group in groups.values()])
     several_weights = len({run.choice("loss_weight") for run in runs}) > 1
     found = []
     for group in groups.values():
@@ -208,14 +225,11 @@ def chosen(found: Sequence[Setting]) -> list[Setting]:
         lambda s: s.router == "DTR" and (s.alpha, s.beta) == (4.0, 0.8),
         lambda s: s.router not in ("NoRouting", "RTR"),
     ]
-    best = [min(filter(rule, found), key=_worst_last, default=None) for rule in rules]
+    sound = sorted(found, key=lambda s: (math.isnan(s.score), s.score))
+    best = [next(filter(rule, sound), None) for rule in rules]
     if best[1]:
         best[2] = None
     return [setting for setting in found if any(setting is one for one in best)]
-
-
-def _worst_last(setting: Setting) -> float:
-    return setting.score if math.isfinite(setting.score) else math.inf
 
 
 def largest(

@@ -3,6 +3,7 @@
 __all__ = ["console_table", "latex", "markdown", "over_seeds", "table", "write_tables"]
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,174 +11,233 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from analysis.runs import DISPLAY_NAMES, read, settings
+from analysis.runs import DISPLAY_NAMES, Finished, read, settings
+from analysis.statistics import MEASURED, PROTOCOL, SETTING, SIX, over_seeds, ranked, reach
 from dtr_lightning.errors import UserError
 from dtr_lightning.run import Run
 
-COLUMNS = (
-    "router alpha beta loss_weight other seed score floor accuracy copies loss seconds "
-    "score_name n floor_n run"
-).split()
-IDENTITY = ["router", "alpha", "beta", "loss_weight", "other", "score_name", "n"]
-MEASURED = ["score", "floor", "accuracy", "copies", "loss", "seconds"]
+COLUMNS = [*SETTING, "seed", *MEASURED, *PROTOCOL, "status", "ended_at", "pruned_score", "run"]
 FORMATS: dict[str, Callable[[float], str]] = {
-    "score": "{:.2f}".format,
+    "alpha": "{:g}".format,
+    "beta": "{:g}".format,
     "floor": "{:.2f}".format,
     "accuracy": "{:.1%}".format,
     "copies": "{:.1%}".format,
     "loss": "{:.4f}".format,
     "seconds": "{:.0f}".format,
 }
-SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
+NUMBERS = ["alpha", "beta", "Δ", "p", *MEASURED]
+NARROWED = ["seconds", "floor", "copies", "loss", "accuracy"]  # what a narrow table drops, in turn
+ESCAPES = {ord(c): f"\\{c}" for c in "&%$#_{}"} | {
+    ord("\\"): r"\textbackslash{}",
+    ord("~"): r"\textasciitilde{}",
+    ord("^"): r"\textasciicircum{}",
+    ord("±"): r"$\pm$",
+    ord("Δ"): r"$\Delta$",
 }
 
 
 def table(runs: Iterable[Run]) -> pd.DataFrame:
-    """Returns a row per finished run, the best score first, diverged ones (score nan) last.
+    """Returns a row per run: the best score first, then diverged runs (score nan), then pruned.
 
     accuracy and copies are shares in 0..1, seconds the whole run's; `other` tells runs apart that
-    differ in more than router, loss weight and seed. Unfinished and damaged runs have no row.
+    differ in more than router, loss weight and seed; `setting` is equal for runs that differ in
+    their seed alone, `baseline` the setting that differs from it in having no routing. `ended_at`
+    is the step where a run diverged or was pruned. Unfinished and damaged runs have no row.
     """
-    finished = read(runs).finished
+    reading = read(runs, records=False)
+    found = settings([*reading.finished, *reading.pruned])
+    names = {id(setting): setting.runs[0].hash_without("seed") for setting in found}
+    shared = {id(setting): setting.runs[0].hash_without("seed", "router") for setting in found}
+    plain = [s for s in found if s.router == "NoRouting"]
+    baselines = {shared[id(s)]: names[id(s)] for s in plain}
     rows = []
-    for setting in settings(finished):
-        for run in setting.runs:
-            row = {name: run.number(name) for name in [*MEASURED, "floor_n"]}
-            row |= {"router": setting.router, "alpha": setting.alpha, "beta": setting.beta}
-            row |= {"loss_weight": setting.loss_weight, "other": setting.other, "seed": run.seed}
-            row |= {"score_name": run.protocol[0], "n": run.protocol[1], "run": str(run.path)}
-            rows.append(row)
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    order = ["score_name", "n", "score"]
-    return frame.sort_values(order, ignore_index=True, kind="stable")
+    for setting in found:
+        name, baseline = names[id(setting)], baselines.get(shared[id(setting)], "")
+        row = {key: getattr(setting, key) for key in SETTING}
+        row |= {"setting": name, "baseline": baseline if setting.router != "NoRouting" else ""}
+        rows += [row | _measured(run) for run in setting.runs]
+    return ranked(rows, COLUMNS)
 
 
-def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """Returns a row per setting: means over the seeds whose score is finite, sorted by score.
-
-    Adds `std` (sample standard deviation of the score, nan for one seed), `seeds` and `diverged`.
-    """
-    rows = []
-    for identity, group in frame.groupby(IDENTITY, dropna=False, sort=False):
-        group = group.sort_values("seed")
-        sound = group[group.score.notna()]
-        row = dict(zip(IDENTITY, identity, strict=True)) | dict(sound[MEASURED].mean())
-        row |= {"std": sound.score.std(), "seeds": len(group), "diverged": len(group) - len(sound)}
-        row |= {"seed": ", ".join(map(str, group.seed)), "floor_n": group.floor_n.iloc[0]}
-        rows.append(row | {"run": ", ".join(Path(path).name for path in group.run)})
-    columns = [*COLUMNS, "std", "seeds", "diverged"]
-    means = pd.DataFrame(rows, columns=columns)
-    return means.sort_values(["score_name", "n", "score"], ignore_index=True, kind="stable")
+def _measured(run: Run) -> dict[str, Any]:
+    row: dict[str, Any] = {"seed": run.seed, "run": str(run.path)}
+    if isinstance(run, Finished):
+        row |= {name: run.number(name) for name in [*MEASURED, "floor_n"]}
+        row |= {"score_name": run.protocol[0], "n": run.protocol[1]}
+        status = "done" if math.isfinite(run.score) else "diverged"
+        return row | {"status": status, "ended_at": run.number("diverged_at")}
+    ended = {name: run.meta.get(f"pruned_{name}") for name in ("at", "score")}
+    at, score = (math.nan if value is None else float(value) for value in ended.values())
+    row |= {"score_name": "", "n": 0, "status": "pruned"}
+    return row | {"ended_at": at, "pruned_score": score}
 
 
-def _text(frame: pd.DataFrame, run: bool) -> tuple[list[str], list[list[str]]]:
+def _score(row: Any) -> str:
+    if row.status == "pruned":
+        at = f" at {row.ended_at}" if row.ended_at else ""
+        return f"pruned{at}" + (
+            f": {row.pruned_score:.2f}" if math.isfinite(row.pruned_score) else ""
+        )
+    if not row.seeds:
+        return f"diverged at {row.ended_at}" if row.ended_at else "diverged"
+    return _interval(row.score, row.high, "") + (
+        f" ({row.diverged} diverged)" if row.diverged else ""
+    )
+
+
+def _interval(mean: float, high: float, sign: str) -> str:
+    """Returns mean ± half-width as text; without ± where there is no interval."""
+    if not math.isfinite(mean):
+        return "-"
+    return f"{mean:{sign}.2f}" + (f" ± {high - mean:.2f}" if math.isfinite(high) else "")
+
+
+def _p(row: Any) -> str:
+    if row.pairs < SIX:
+        return "-"
+    return ("<0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}") + "*" * (row.p_holm < 0.05)
+
+
+def _span(seeds: str) -> str:
+    """Returns 0, 1, 2 as 0-2."""
+    numbers = [int(seed) for seed in seeds.split(", ")]
+    straight = len(numbers) > 2 and numbers == [*range(numbers[0], numbers[-1] + 1)]
+    return f"{numbers[0]}-{numbers[-1]}" if straight else seeds
+
+
+def _protocol(name: str, n: int) -> str:
+    return f"{name}, N = {n:,}" if name else "-"
+
+
+def _numbers(means: pd.DataFrame, name: str) -> dict[str, list[str]]:
+    """Returns {name: cells}, empty if no row has that number."""
+    cells = [FORMATS[name](x) if math.isfinite(x) else "-" for x in means[name]]
+    return {name: cells} if set(cells) != {"-"} else {}
+
+
+def _text(means: pd.DataFrame, run: bool) -> tuple[list[str], list[list[str]]]:
     """Returns heading and cells as a reader sees them; columns that say nothing are dropped."""
-    means = over_seeds(frame)
-    texts = pd.DataFrame(index=means.index)
-    texts["router"] = [DISPLAY_NAMES.get(name, name) for name in means.router]
+    rows = list(means.itertuples())
+    texts = {"router": [DISPLAY_NAMES.get(name, name) for name in means.router]}
     for name in ("alpha", "beta"):
-        texts[name] = [f"{x:g}" if math.isfinite(x) else "-" for x in means[name]]
+        texts |= _numbers(means, name)
     if means.loss_weight.nunique() > 1:
-        texts["loss weight"] = means.loss_weight
+        texts["loss weight"] = [*means.loss_weight]
     if means.other.any():
-        texts["other"] = means.other
-    texts["seeds" if (means.seeds > 1).any() else "seed"] = means.seed
-    for name in MEASURED:
-        texts[name] = [FORMATS[name](x) if math.isfinite(x) else "-" for x in means[name]]
-    for i, row in enumerate(means.itertuples()):
-        if row.diverged == row.seeds:
-            texts.loc[i, "score"] = "diverged"
-        else:
-            spread = f" ± {row.std:.2f}" if math.isfinite(row.std) else ""
-            diverged = f" ({row.diverged} diverged)" if row.diverged else ""
-            texts.loc[i, "score"] += spread + diverged
-    if means.score_name.nunique() > 1 or means.n.nunique() > 1:
-        texts["score of"] = [
-            f"{s}, N = {n:,}" for s, n in zip(means.score_name, means.n, strict=True)
+        texts["other"] = [*means.other]
+    if means.seed.nunique() > 1:
+        texts["seeds" if (means.seeds + means.diverged > 1).any() else "seed"] = [
+            *map(_span, means.seed)
         ]
+    texts["score"] = [_score(row) for row in rows]
+    if (means.pairs > 1).any():
+        texts["Δ"] = [_interval(row.difference, row.difference_high, "+") for row in rows]
+        texts["p"] = [_p(row) for row in rows]
+    for name in MEASURED[1:]:
+        texts |= _numbers(means, name)
+    scored = means[means.status != "pruned"]
+    if scored.score_name.nunique() > 1 or scored.n.nunique() > 1:
+        texts["score of"] = [_protocol(row.score_name, row.n) for row in rows]
     if run:
-        texts["run"] = means.run
-    return list(texts.columns), texts.to_numpy().tolist()
+        texts["run"] = [*means.run]
+    return list(texts), [list(cells) for cells in zip(*texts.values(), strict=True)]
 
 
-def caption(frame: pd.DataFrame) -> str:
+def _caption(means: pd.DataFrame) -> str:
     """Returns one line on what the numbers are."""
-    names = sorted({f"{s}, N = {n:,}" for s, n in zip(frame.score_name, frame.n, strict=True)})
-    counts = sorted({int(n) for n in frame.floor_n.dropna()})
-    floor = f" (N = {counts[0]:,})" if len(counts) == 1 else ""
-    seeds = "; mean ± standard deviation over seeds" if frame.seed.nunique() > 1 else ""
-    return f"score: {' and '.join(names)}, lower is better; floor: real images{floor}{seeds}"
+    scored = means[means.status != "pruned"]
+    names = sorted({_protocol(s, n) for s, n in zip(scored.score_name, scored.n, strict=True)})
+    told = [f"score: {' and '.join(names)}, lower is better"] if names else []
+    if scored.floor.notna().any():
+        counts = sorted({int(n) for n in scored.floor_n.dropna()})
+        told.append(f"floor: real images{f' (N = {counts[0]:,})' if len(counts) == 1 else ''}")
+    common = f"seeds {_span(means.seed.iloc[0])}" if means.seed.nunique() == 1 else "seeds"
+    if (means.seeds > 1).any():
+        counts = sorted({int(n) for n in means.seeds if n})
+        n = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
+        told.append(f"mean ± half-width of the 95 % t interval over {common} (n = {n})")
+    elif common != "seeds":
+        one = (means.seeds + means.diverged <= 1).all()
+        told.append(common.replace("seeds", "seed") if one else common)
+    if (means.pairs > 1).any():
+        told.append("Δ: mean paired difference to no routing, likewise")
+        told.append(reach(means))
+    return "; ".join(told)
 
 
 def markdown(frame: pd.DataFrame) -> str:
     """Returns the table over seeds as GitHub Markdown, its columns aligned to read as text too."""
-    head, rows = _text(frame, run=True)
+    means = over_seeds(frame)
+    head, rows = _text(means, run=True)
     cells = [head, *[[cell.replace("|", r"\|") for cell in row] for row in rows]]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
     rule = ["-" * width for width in widths]
     padded = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in cells]
     lines = ["| " + " | ".join(row) + " |" for row in [padded[0], rule, *padded[1:]]]
-    return "\n".join([*lines, "", caption(frame), ""])
-
-
-def _escape(text: str) -> str:
-    return "".join(SPECIAL.get(character, character) for character in text)
+    return "\n".join([*lines, "", _caption(means), ""])
 
 
 def latex(frame: pd.DataFrame) -> str:
     r"""Returns the table over seeds for \usepackage{booktabs}; run names are left to the CSV."""
-    head, rows = _text(frame, run=False)
+    means = over_seeds(frame)
+    head, rows = _text(means, run=False)
     greek = {"alpha": r"$\alpha$", "beta": r"$\beta$"}
-    titles = [greek.get(name, _escape(name)) for name in head]
-    lines = [" & ".join(row) + r" \\" for row in [titles, *[map(_escape, r) for r in rows]]]
-    align = "".join("r" if name in (*greek, *MEASURED) else "l" for name in head)
-    return "\n".join(
-        [
-            "% " + caption(frame),
-            rf"\begin{{tabular}}{{{align}}}",
-            r"\toprule",
-            lines[0],
-            r"\midrule",
-            *lines[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    titles = [greek.get(name, name.translate(ESCAPES)) for name in head]
+    cells = [[re.sub(r"^-(?=\d)", "$-$", cell.translate(ESCAPES)) for cell in r] for r in rows]
+    lines = [" & ".join(row) + r" \\" for row in [titles, *cells]]
+    align = "".join("r" if name in NUMBERS else "l" for name in head)
+    start = ["% " + _caption(means), rf"\begin{{tabular}}{{{align}}}", r"\toprule", lines[0]]
+    return "\n".join([*start, r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", ""])
 
 
 def console_table(frame: pd.DataFrame) -> Table:
     """Returns the table over seeds for a terminal of 80 columns; the best row is bold."""
-    head, rows = _text(frame, run=False)
-    told = caption(frame)
-    floors = {row[head.index("floor")] for row in rows}
-    if len(floors) == 1:
+    means = over_seeds(frame)
+    head, rows = _text(means, run=False)
+    told, columns = _caption(means), dict(zip(head, zip(*rows, strict=True), strict=True))
+    columns.pop("seconds", None)
+    if len(floors := {*columns.get("floor", ())} - {"-"}) == 1:
         told = told.replace("floor: ", f"floor {floors.pop()}: ")
-    dull = ["floor", "seconds"] if "floor " in told else ["seconds"]
-    keep = [name for name in head if name not in dull]
-    rows = [[row[head.index(name)] for name in keep] for row in rows]
+        del columns["floor"]
+    # what tells the rows apart may take several lines, numbers stay whole
+    most = {"other": 16, "seeds": 7}
+
+    def width(name: str) -> int:
+        lines = [*name.split(), *"\n".join(columns[name]).split("\n")]
+        return min(max(map(len, lines)), most.get(name, 80))
+
+    def wide() -> bool:
+        return sum(width(name) + 2 for name in columns) > 80
+
+    for name in NARROWED:
+        if wide():
+            columns.pop(name, None)
+    if wide():
+        columns["score"] = [re.sub(r" (?=at |\()", "\n", cell) for cell in columns["score"]]
+    if wide():
+        most["other"] = 12
     result = Table(caption=told, caption_justify="left", box=None, header_style="bold")
-    for name in keep:
-        right = name in ("alpha", "beta", *MEASURED)
-        # what tells the rows apart may take several lines, numbers stay whole
-        options: dict[str, Any] = {"overflow": "fold", "min_width": 16 if name == "other" else None}
-        if right or name in ("router", "loss weight"):
+    result.collapse_padding = wide()
+    for name in columns:
+        options: dict[str, Any] = {"overflow": "fold", "min_width": width(name)}
+        if name in (*NUMBERS, "router", "seed"):
             options = {"no_wrap": True}
-        result.add_column(name, justify="right" if right else "left", **options)
-    for i, row in enumerate(rows):
-        result.add_row(*row, style="bold" if i == 0 and frame.score.notna().any() else None)
+        result.add_column(name, justify="right" if name in NUMBERS else "left", **options)
+    for i, row in enumerate(zip(*columns.values(), strict=True)):
+        result.add_row(*row, style="bold" if i == 0 and means.score.notna().any() else None)
     return result
 
 
 def write_tables(frame: pd.DataFrame, directory: str | Path) -> list[Path]:
-    """Writes results.csv (a row per run), table.md, table.tex (over seeds); returns the paths."""
+    """Writes results.csv (a row per run), table.csv, .md and .tex (over seeds); returns the paths.
+
+    table.csv has all numbers of the table unrounded.
+    """
     directory = Path(directory)
     texts = {
         "results.csv": frame.to_csv(index=False),
+        "table.csv": over_seeds(frame).to_csv(index=False),
         "table.md": markdown(frame),
         "table.tex": latex(frame),
     }

@@ -4,7 +4,7 @@
 sweep.yaml      whose sweep this is: its name in a database, metrics, base config
 study.db        Optuna's study, unless --storage names another database
 logs/           what the trials printed
-figures/, results.csv, table.md, table.tex    written by analysis
+figures/, results.csv, table.csv, table.md, table.tex    written by analysis
 """
 
 __all__ = ["Folder"]

@@ -49,8 +49,12 @@ def report(ending: Ending, console: Console) -> None:
 
     sweep, folder, points, results, failed, pruned = ending
     runs = [folder.run(points[name]) for name in results]
+    ended = [run.results_file for run in runs]
+    for name in pruned:
+        runs.append(folder.run(points[name]))
+        ended.append(runs[-1].meta_file)
     if runs:
-        if not _up_to_date(folder, [run.results_file.stat().st_mtime for run in runs]):
+        if not _up_to_date(folder, [file.stat().st_mtime for file in ended]):
             draw_all([folder.path])
         console.print(console_table(table(runs)))
     for name, reason in failed.items():

@@ -1,0 +1,171 @@
+"""Statistics over seeds: t intervals, paired differences, an exact test, Holm's correction."""
+
+__all__ = [
+    "EXACT",
+    "MEASURED",
+    "PROTOCOL",
+    "SETTING",
+    "SIX",
+    "Paired",
+    "holm",
+    "least_p",
+    "over_seeds",
+    "paired",
+    "ranked",
+    "reach",
+    "sign_flip",
+    "t_interval",
+]
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+EXACT = 18  # pairs up to which all sign flips are tried
+DRAWS = 100_000
+SIX = 6  # seeds from which the sign-flip test can reach 5 %
+MEASURED = ["score", "floor", "accuracy", "copies", "loss", "seconds"]
+SETTING = "router alpha beta loss_weight other".split()
+PROTOCOL = "score_name n floor_n setting baseline".split()
+COMPARED = "difference difference_low difference_high pairs p p_holm".split()
+MEANS = [*SETTING, "seed", "score", "low", "high", "seeds", "diverged", *COMPARED]
+MEANS += [*MEASURED[1:], *PROTOCOL, "status", "ended_at", "pruned_score", "run"]
+ORDER = ["pruned", "score_name", "n", "score", "pruned_score"]
+
+
+class Paired(NamedTuple):
+    """A mean difference, its 95 % interval [low, high] and sign-flip p-value over n pairs."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the bounds of the mean's 95 % interval by Student's t; nan for fewer than two."""
+    n = len(values)
+    if n < 2:
+        return math.nan, math.nan
+    half = stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)
+    mean = np.mean(values)
+    return float(mean - half), float(mean + half)
+
+
+@lru_cache(maxsize=2)
+def _signs(n: int) -> np.ndarray:
+    """Returns all +-1 (2^(n - 1), n) whose last sign is +: the others give the same |sum|."""
+    bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1
+    return 1.0 - 2.0 * bits
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """Returns the two-sided p-value of a zero centre: the share of sign flips with such a |sum|.
+
+    All 2^n flips for n up to EXACT, else as many as DRAWS at random (always the same) and the given
+    one; nan for no pairs.
+    """
+    values = np.asarray(differences, float)
+    n = len(values)
+    if n == 0:
+        return math.nan
+    # flips that tie with the given signs may differ from them in rounding
+    least = abs(values.sum()) - 1e-12 * np.abs(values).sum()
+    if n <= EXACT:
+        return float(np.mean(np.abs(_signs(n) @ values) >= least))
+    flips = np.random.default_rng(0).choice([-1.0, 1.0], (DRAWS, n))
+    return float(1 + np.sum(np.abs(flips @ values) >= least)) / (1 + DRAWS)
+
+
+def paired(mine: Sequence[float], theirs: Sequence[float]) -> Paired:
+    """Returns mine minus theirs, pair by pair; the interval is nan for fewer than two pairs."""
+    differences = np.subtract(mine, theirs)
+    mean = float(np.mean(differences)) if len(differences) else math.nan
+    return Paired(mean, *t_interval(differences), sign_flip(differences), len(differences))
+
+
+def least_p(n: int) -> float:
+    """Returns the smallest p-value that the sign-flip test of n pairs can give: 2 / 2^n."""
+    return max(2.0 / 2**n, 1 / (1 + DRAWS) if n > EXACT else 0.0)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Returns p-values corrected by Holm's step-down rule; nan stays nan and does not count."""
+    corrected = np.full(len(p), math.nan)
+    order = [i for i in np.argsort(p, kind="stable") if not math.isnan(p[i])]
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p[i]))
+        corrected[i] = largest
+    return corrected.tolist()
+
+
+def ranked(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+    """Returns rows as a table: the best score of a protocol first, then diverged, then pruned."""
+    frame = pd.DataFrame(rows, columns=columns).assign(pruned=lambda f: f.status == "pruned")
+    frame = frame.sort_values(ORDER, ignore_index=True, kind="stable")
+    return frame.drop(columns="pruned")
+
+
+def _mean(values: Iterable[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns a row per setting: means over the seeds whose score is finite, sorted by score.
+
+    `low` and `high` bound the score's 95 % t interval over `seeds` seeds; `diverged` counts others.
+    `difference` to the baseline is the mean over the seeds that both have (`pairs`), with its t
+    interval, sign-flip `p` and `p_holm`, corrected over the table. Each pruned run has its own row.
+    """
+    groups = defaultdict(list)
+    for run in frame.to_dict("records"):
+        own = run["run"] if run["status"] == "pruned" else ""
+        groups[run["setting"], run["score_name"], run["n"], own].append(run)
+    scores = {
+        key: {run["seed"]: run["score"] for run in group if math.isfinite(run["score"])}
+        for key, group in groups.items()
+    }
+    rows = []
+    for key, group in groups.items():
+        group.sort(key=lambda run: run["seed"])
+        mine, theirs = scores[key], scores.get((group[0]["baseline"], *key[1:]), {})
+        ended = [f"{run['ended_at']:.0f}" for run in group if math.isfinite(run["ended_at"])]
+        low, high = t_interval([*mine.values()])
+        row = group[0] | {
+            name: _mean(run[name] for run in group if run["seed"] in mine) for name in MEASURED
+        }
+        row |= {"low": low, "high": high, "seeds": len(mine)}
+        row |= {"diverged": sum(run["status"] == "diverged" for run in group)}
+        row |= {"seed": ", ".join(str(run["seed"]) for run in group), "ended_at": ", ".join(ended)}
+        row |= {"run": ", ".join(Path(run["run"]).name for run in group), "pairs": 0}
+        if common := sorted(mine.keys() & theirs.keys()):
+            test = paired([mine[s] for s in common], [theirs[s] for s in common])
+            row |= dict(zip(COMPARED, [*test[:3], test.n, test.p], strict=False))
+        rows.append(row)
+    for row, p in zip(rows, holm([row.get("p", math.nan) for row in rows]), strict=True):
+        row["p_holm"] = p
+    return ranked(rows, MEANS)
+
+
+def reach(means: pd.DataFrame) -> str:
+    """Returns which test gave p, and for which numbers of seeds it cannot reach 5 %."""
+    pairs = sorted({int(n) for n in means.pairs if n})
+    tests, most, few = int((means.pairs > 0).sum()), pairs[-1], [n for n in pairs if n < SIX]
+    flips = f" (beyond {EXACT} seeds random flips)" if most > EXACT else ""
+    told = f"p: exact sign-flip test{flips}, Holm over {tests} comparison{'s'[: tests > 1]}"
+    if few:
+        seeds = " and ".join(map(str, few)) + (" seeds" if few[-1] > 1 else " seed")
+        told += f"; {seeds} cannot reach 5 % (least p {least_p(few[-1]):.2g})"
+    if most >= SIX and (least := tests * least_p(most)) >= 0.05:
+        told += f"; {most} seeds cannot reach 5 % after Holm (least p {min(least, 1):.2g})"
+    return told + ("; *: below 5 %" if ((means.p_holm < 0.05) & (means.pairs >= SIX)).any() else "")
