@@ -6,7 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from analysis import ablation, convergence, masks, samples, tasks
+from analysis import (
+    ablation,
+    convergence,
+    dedicated,
+    gates,
+    heatmap,
+    masks,
+    ntg,
+    overlap,
+    samples,
+    sizes,
+    tasks,
+)
+from analysis.report import write_report
 from analysis.runs import read
 from analysis.style import save
 from analysis.tables import table, write_tables
@@ -14,7 +27,10 @@ from dtr_lightning.errors import UserError, choices
 from dtr_lightning.run import find_runs
 
 # A figure is a module with NAME, needs(runs) -> what is missing or None, draw(runs) -> Drawing.
-FIGURES = (masks, ablation, convergence, samples, tasks)
+FIGURES = (
+    *(masks, overlap, dedicated, ablation, heatmap, sizes),
+    *(convergence, samples, tasks, ntg, gates),
+)
 NAMES = (*(figure.NAME for figure in FIGURES), "tables")
 
 
@@ -29,12 +45,14 @@ def draw_all(
     directories: Sequence[str | Path],
     out: str | Path | None = None,
     only: Sequence[str] | None = None,
+    report: bool = False,
 ) -> Drawn:
     """Draws every figure and table that the runs below these directories allow.
 
     Figures go to DIR/figures and tables to DIR where there is one directory; else, or with `out`,
-    all go to `out` (default ./figures). UserError for an unknown name, a directory that does not
-    exist or has no runs, and an output that cannot be written.
+    all go to `out` (default ./figures). With `report`, report.html is written beside the tables.
+    UserError for an unknown name, a directory that does not exist or has no runs, and an output
+    that cannot be written.
     """
     for name in only or ():
         if name not in NAMES:
@@ -64,4 +82,6 @@ def draw_all(
             written += write_tables(table(tabled), for_tables)
         else:
             left_out.append(("tables", "not written: no run is finished"))
+    if report:
+        written.append(write_report(for_tables, for_figures, reading, left_out))
     return Drawn(written, left_out)

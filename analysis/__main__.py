@@ -25,9 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", metavar="DIR", help="for all files (default: DIR/figures, tables in DIR)"
     )
+    parser.add_argument(
+        "--report", action="store_true", help="also write report.html, one file for a reader"
+    )
     given = parser.parse_args(arguments)
     try:
-        written, left_out = draw_all(given.directories, given.out, given.only)
+        written, left_out = draw_all(given.directories, given.out, given.only, given.report)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

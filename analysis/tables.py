@@ -1,6 +1,6 @@
 """The table of all finished runs: CSV, Markdown, LaTeX (booktabs) and the terminal."""
 
-__all__ = ["console_table", "latex", "markdown", "over_seeds", "table", "write_tables"]
+__all__ = ["caption", "cells", "console_table", "latex", "markdown", "over_seeds", "table", "write_tables"]
 
 import math
 import re
@@ -116,7 +116,7 @@ def _numbers(means: pd.DataFrame, name: str) -> dict[str, list[str]]:
     return {name: cells} if set(cells) != {"-"} else {}
 
 
-def _text(means: pd.DataFrame, run: bool) -> tuple[list[str], list[list[str]]]:
+def cells(means: pd.DataFrame, run: bool) -> tuple[list[str], list[list[str]]]:
     """Returns heading and cells as a reader sees them; columns that say nothing are dropped."""
     rows = list(means.itertuples())
     texts = {"router": [DISPLAY_NAMES.get(name, name) for name in means.router]}
@@ -144,7 +144,7 @@ def _text(means: pd.DataFrame, run: bool) -> tuple[list[str], list[list[str]]]:
     return list(texts), [list(cells) for cells in zip(*texts.values(), strict=True)]
 
 
-def _caption(means: pd.DataFrame) -> str:
+def caption(means: pd.DataFrame) -> str:
     """Returns one line on what the numbers are."""
     scored = means[means.status != "pruned"]
     names = sorted({_protocol(s, n) for s, n in zip(scored.score_name, scored.n, strict=True)})
@@ -169,33 +169,33 @@ def _caption(means: pd.DataFrame) -> str:
 def markdown(frame: pd.DataFrame) -> str:
     """Returns the table over seeds as GitHub Markdown, its columns aligned to read as text too."""
     means = over_seeds(frame)
-    head, rows = _text(means, run=True)
-    cells = [head, *[[cell.replace("|", r"\|") for cell in row] for row in rows]]
-    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    head, rows = cells(means, run=True)
+    texts = [head, *[[cell.replace("|", r"\|") for cell in row] for row in rows]]
+    widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]
     rule = ["-" * width for width in widths]
-    padded = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in cells]
+    padded = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in texts]
     lines = ["| " + " | ".join(row) + " |" for row in [padded[0], rule, *padded[1:]]]
-    return "\n".join([*lines, "", _caption(means), ""])
+    return "\n".join([*lines, "", caption(means), ""])
 
 
 def latex(frame: pd.DataFrame) -> str:
     r"""Returns the table over seeds for \usepackage{booktabs}; run names are left to the CSV."""
     means = over_seeds(frame)
-    head, rows = _text(means, run=False)
+    head, rows = cells(means, run=False)
     greek = {"alpha": r"$\alpha$", "beta": r"$\beta$"}
     titles = [greek.get(name, name.translate(ESCAPES)) for name in head]
-    cells = [[re.sub(r"^-(?=\d)", "$-$", cell.translate(ESCAPES)) for cell in r] for r in rows]
-    lines = [" & ".join(row) + r" \\" for row in [titles, *cells]]
+    texts = [[re.sub(r"^-(?=\d)", "$-$", cell.translate(ESCAPES)) for cell in r] for r in rows]
+    lines = [" & ".join(row) + r" \\" for row in [titles, *texts]]
     align = "".join("r" if name in NUMBERS else "l" for name in head)
-    start = ["% " + _caption(means), rf"\begin{{tabular}}{{{align}}}", r"\toprule", lines[0]]
+    start = ["% " + caption(means), rf"\begin{{tabular}}{{{align}}}", r"\toprule", lines[0]]
     return "\n".join([*start, r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", ""])
 
 
 def console_table(frame: pd.DataFrame) -> Table:
     """Returns the table over seeds for a terminal of 80 columns; the best row is bold."""
     means = over_seeds(frame)
-    head, rows = _text(means, run=False)
-    told, columns = _caption(means), dict(zip(head, zip(*rows, strict=True), strict=True))
+    head, rows = cells(means, run=False)
+    told, columns = caption(means), dict(zip(head, zip(*rows, strict=True), strict=True))
     columns.pop("seconds", None)
     if len(floors := {*columns.get("floor", ())} - {"-"}) == 1:
         told = told.replace("floor: ", f"floor {floors.pop()}: ")

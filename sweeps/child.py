@@ -46,8 +46,9 @@ def train_run(
     """
     from dtr_lightning.fit import Stopped, run
 
-    command = Path(__file__).parent.parent / "train.py"
-    sys.argv = [str(command), f"--config={Run(path).config_file}", f"--out={path}"]
+    if config.get("trainer", {}).get("devices") not in (None, 1, "1", "auto"):
+        command = Path(__file__).parent.parent / "train.py"
+        sys.argv = [str(command), f"--config={Run(path).config_file}", f"--out={path}"]
     try:
         return run(config, path, lambda progress: report(progress._asdict()), stop)
     except Stopped:

@@ -1,0 +1,224 @@
+"""One self-contained report.html of a directory of runs: read offline, on a phone or on paper."""
+
+__all__ = ["write_report"]
+
+import base64
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import yaml
+from jinja2 import Environment, FileSystemLoader
+from PIL import Image
+
+from analysis.runs import DISPLAY_NAMES, Finished, Reading
+from analysis.statistics import SIX, over_seeds
+from analysis.tables import caption, cells, table
+from dtr_lightning.errors import UserError
+
+HERE = Path(__file__).parent
+TITLES = {
+    "ablation": "Score over alpha (Figure 4)",
+    "heatmap": "Score over alpha and beta",
+    "convergence": "Score over training (Figure 5)",
+    "tasks": "Where on the timeline routing helps",
+    "masks": "Masks (Figure 2)",
+    "overlap": "Channels that two tasks share",
+    "dedicated": "Channels of one part of the timeline",
+    "samples": "Samples from the same noise (Figures 9-15)",
+    "neighbours": "Samples beside their nearest training images",
+    "guidance": "Guidance scale (Figure 3)",
+    "cka": "Similarity of representations (Figure 6)",
+    "affinity": "Similarity of the tasks' gradients",
+    "ntg": "Experts against one network",
+    "gates": "Switch-DiT's gates",
+    "film": "One sample on its way",
+}
+# What a reader wants to see first; the rest follows by name.
+ORDER = list(TITLES)
+DPI, PIXELS = 300, 150  # of the PNGs; CSS pixels for an inch
+
+
+class Picture(NamedTuple):
+    """A figure for the page: its name, title, image as a data URL, and the file of its numbers."""
+
+    name: str
+    title: str
+    image: str
+    width: int  # CSS pixels: text in it is as large as the page's
+    numbers: str | None
+
+
+def write_report(
+    directory: Path, figures: Path, reading: Reading, left_out: Sequence[tuple[str, str]]
+) -> Path:
+    """Writes DIR/report.html from the runs and the figures that are there; returns its path.
+
+    Everything is in the one file: nothing is loaded from a network. UserError if no run is done or
+    the file cannot be written.
+    """
+    if not reading.finished:
+        raise UserError(f"no report: no run in {directory} is finished")
+    runs = [*reading.finished, *reading.pruned]
+    frame = table(runs)
+    means = over_seeds(frame)
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    head, rows = cells(means, run=False)
+    page = environment.get_template("report.html.j2").render(
+        title=directory.resolve().name,
+        question=_question(directory),
+        answer=_answer(means),
+        settings=_common(reading.finished),
+        protocol=_protocol(reading.finished[0]),
+        head=head,
+        rows=rows,
+        caption=caption(means),
+        pictures=_pictures(figures),
+        doubts=_doubts(means, reading),
+        left_out=[f"{name}: {reason}" for name, reason in left_out],
+        runs=[_told(run, row) for run, row in zip(*_in_order(runs, frame), strict=True)],
+    )
+    path = directory / "report.html"
+    try:
+        path.write_text(page)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    return path
+
+
+def _question(directory: Path) -> str:
+    """Returns what the sweep's own YAML says it asks, if it is a shipped one."""
+    try:
+        name = yaml.safe_load((directory / "sweep.yaml").read_text())["name"]
+        lines = (HERE.parent / "sweeps" / f"{name}.yaml").read_text().splitlines()
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return "Runs compared under one protocol."
+    return lines[0].lstrip("# ")
+
+
+def _name(row: Any) -> str:
+    parts = [DISPLAY_NAMES.get(row.router, row.router)]
+    for key in ("alpha", "beta"):
+        if math.isfinite(value := getattr(row, key)):
+            parts.append(f"{key} {value:g}")
+    weight = "" if row.loss_weight == "Constant" else row.loss_weight
+    return " ".join(filter(None, [*parts, weight, row.other]))
+
+
+def _answer(means: pd.DataFrame) -> list[str]:
+    """Returns the result in sentences that only say what the numbers show."""
+    sound = means[means.score.notna()]
+    if not len(sound):
+        return ["No run has a finite score."]
+    best = next(sound.itertuples())
+    half = f" ± {best.high - best.score:.2f}" if math.isfinite(best.high) else ""
+    seeds = "1 seed" if best.seeds == 1 else f"{best.seeds} seeds"
+    sentences = [f"Lowest score: {_name(best)}, {best.score:.2f}{half} ({seeds})."]
+    plain = sound[(sound.router == "NoRouting") & (sound.baseline == "")]
+    if best.router != "NoRouting" and math.isfinite(best.difference):
+        interval = ""
+        if math.isfinite(best.difference_high):
+            half = best.difference_high - best.difference
+            interval = f" ± {half:.2f} over {best.pairs} common seeds"
+        p = f", p = {best.p_holm:.3f}" if best.pairs >= SIX else ""
+        sentences.append(f"Against the same without routing: {best.difference:+.2f}{interval}{p}.")
+    elif best.router == "NoRouting" and len(plain) < len(sound):
+        sentences.append("No routed setting is below it.")
+    worse = sound[sound.difference > 0]
+    if len(worse):
+        names = ", ".join(_name(row) for row in list(worse.itertuples())[:6])
+        more = "" if len(worse) <= 6 else f" and {len(worse) - 6} more"
+        sentences.append(f"Above their own baseline: {names}{more}.")
+    return sentences
+
+
+def _common(runs: Sequence[Finished]) -> list[tuple[str, str]]:
+    """Returns the options that all runs share, as a reader wants them."""
+    shared = dict(runs[0].flat)
+    for run in runs[1:]:
+        shared = {k: v for k, v in shared.items() if run.flat.get(k, shared) == v}
+    shown = {k: v for k, v in shared.items() if v is not None and not k.startswith("trainer.")}
+    shown["trainer.max_steps"] = shared.get("trainer.max_steps", "various")
+    return [(key, str(value)) for key, value in shown.items()]
+
+
+def _protocol(run: Finished) -> list[tuple[str, str]]:
+    return [(key, str(value)) for key, value in (run.results.get("protocol") or {}).items()]
+
+
+def _doubts(means: pd.DataFrame, reading: Reading) -> list[str]:
+    """Returns what does not hold, or cannot be known, from these runs."""
+    doubts = []
+    least = int(means.seeds[means.score.notna()].min()) if means.score.notna().any() else 0
+    if least < SIX:
+        doubts.append(
+            f"Settings have {least} seed{'s' if least != 1 else ''} at least: below {SIX} no "
+            "difference can be told from chance by the exact test."
+        )
+    names = sorted(set(means.score_name[means.score.notna()]))
+    if any("digits" in name for name in names):
+        doubts.append("The score is a distance in a small classifier's features; it is not FID.")
+    if len(names) > 1:
+        doubts.append(f"Scores of different kinds are not comparable: {', '.join(names)}.")
+    if (means.diverged > 0).any():
+        rows = [row for row in means.itertuples() if row.diverged]
+        doubts.append("Diverged: " + ", ".join(f"{_name(r)} ({r.diverged})" for r in rows) + ".")
+    if reading.pruned:
+        doubts.append(f"{len(reading.pruned)} runs were pruned: they enter no mean.")
+    copying = means[means.copies > 0.05]
+    if len(copying):
+        names = ", ".join(map(_name, copying.itertuples()))
+        doubts.append(f"More than 5 % of the samples are near copies of training images: {names}.")
+    below = means[means.score < means.floor]
+    if len(below):
+        names = ", ".join(map(_name, below.itertuples()))
+        doubts.append(f"Below the floor of real images, which copying explains best: {names}.")
+    return [*doubts, *(line.capitalize() + "." for line in reading.skipped)]
+
+
+def _in_order(runs: Sequence[Any], frame: pd.DataFrame) -> tuple[list[Any], list[Any]]:
+    by_path = {str(run.path): run for run in runs}
+    rows = [row for row in frame.itertuples() if row.run in by_path]
+    return [by_path[row.run] for row in rows], rows
+
+
+def _told(run: Any, row: Any) -> dict[str, str]:
+    """Returns what a row says of one run, with the command that computes it again."""
+    meta = run.meta
+    again = ["python", "train.py", "--config", str(run.config_file), "--out", "runs/again"]
+    return {
+        "run": str(run.path),
+        "status": row.status,
+        "score": f"{row.score:.4f}" if math.isfinite(row.score) else "-",
+        "seconds": f"{row.seconds:.0f}" if math.isfinite(row.seconds) else "-",
+        "where": f"{meta.get('device', '?')}, {meta.get('host', '?')}",
+        "commit": str(meta.get("git", "?")),
+        "versions": ", ".join(f"{k} {v}" for k, v in (meta.get("versions") or {}).items()),
+        "command": str(meta.get("command", "?")),
+        "again": shlex.join(again),
+    }
+
+
+def _pictures(figures: Path) -> list[Picture]:
+    def rank(file: Path) -> tuple[int, str]:
+        known = file.stem in ORDER
+        return (ORDER.index(file.stem) if known else len(ORDER)), file.stem
+
+    found = []
+    for file in sorted(figures.glob("*.png"), key=rank):
+        film = file.with_suffix(".gif")
+        shown = film if film.exists() else file
+        data = base64.b64encode(shown.read_bytes()).decode()
+        numbers = file.with_suffix(".csv")
+        title = TITLES.get(file.stem, file.stem.replace("_", " "))
+        image = f"data:image/{shown.suffix[1:]};base64,{data}"
+        with Image.open(file) as opened:
+            width = round(opened.width / DPI * PIXELS)
+        numbers = numbers.name if numbers.exists() else None
+        found.append(Picture(file.stem, title, image, width, numbers))
+    return found
