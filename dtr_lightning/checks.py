@@ -52,9 +52,10 @@ def check(config: Config) -> None:
             check(expert)
         except UserError as error:
             raise UserError(f"expert [{low}, {high}]: {error}") from error
+    flat = flatten(config)
     bounds = {"seed": 0, "trainer.log_every_n_steps": 1, "checkpoint.every": 1}
     for key, least in (bounds | {"checkpoint.milestones": 0}).items():
-        if (value := flatten(config)[key]) is None or value < least:
+        if (value := flat[key]) is None or value < least:
             raise UserError(f"{key} must be at least {least}; got {value}")
     if seed > LARGEST_SEED:
         raise UserError(f"seed must be at most {LARGEST_SEED}; got {seed}")
@@ -65,6 +66,8 @@ def expert_configs(config: Config) -> list[Config]:
 
     Each is of a run on a range of the tasks, with the run's own seed, that is never sampled from.
     """
+    if config["experts"] == 1:
+        return []
     process: Process = build(Process, config["diffusion"])
     ranges = tasks.ranges(process.T, config["experts"])
     if len(ranges) == 1:

@@ -19,6 +19,8 @@ __all__ = [
     "valid_choices",
 ]
 
+import contextlib
+import copy
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 
 from dtr_lightning.building import build, options, valid_choices
@@ -43,8 +45,9 @@ from dtr_lightning.mistakes import explain
 from dtr_lightning.models import Denoiser
 from dtr_lightning.module import DiffusionModule
 from dtr_lightning.naming import slug
-from dtr_lightning.recipes import expand
+from dtr_lightning.recipes import expand, parts
 from dtr_lightning.routers import Router
+from dtr_lightning.run import LOADER
 from dtr_lightning.samplers import Sampler
 
 # Of the images and of the network's output, under the names of DiT and of guided-diffusion.
@@ -66,7 +69,11 @@ DEFAULTS = {
     "loss_weight": "Constant",
     "gradients": "Joint",
     "sampler": "DDPM",
+    "trainer.max_steps": 400_000,
+    "trainer.log_every_n_steps": 50,
 }
+# What no parser needs to know of the others, in the order of a config.
+GROUPS = ("seed", "experts", *AXES, "module", "evaluation", "checkpoint", "trainer")
 TRAINER_OPTIONS = {
     "accelerator",
     "devices",
@@ -95,29 +102,35 @@ def _names() -> dict[str, list[str]]:
     return {axis: list(valid_choices(base)) for axis, (base, _) in AXES.items()}
 
 
-def make_parser(description: str | None = None) -> Parser:
-    """Returns the parser of a run's config."""
+def make_parser(description: str | None = None, groups: Sequence[str] = GROUPS) -> Parser:
+    """Returns the parser of a run's config, or of some of its groups of options alone."""
     parser = Parser(description=description, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file; later options override it")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches, tasks and noise")
-    parser.add_argument(
-        "--experts",
-        type=int | list[tuple[int, int]],
-        default=1,
-        help="networks for as many equal ranges of the tasks, or for these [low, high] (App. D)",
-    )
-    for axis, (base, linked) in AXES.items():
+    add = parser.add_argument
+    add("--config", action="config", help="YAML file; later options override it")
+    if "seed" in groups:
+        add("--seed", type=int, default=0, help="of weights, batches, tasks and noise")
+    if "experts" in groups:
+        add(
+            "--experts",
+            type=int | list[tuple[int, int]],
+            default=1,
+            help="networks for as many equal ranges of tasks, or for these [low, high] (App. D)",
+        )
+    for axis in filter(AXES.__contains__, groups):
+        base, linked = AXES[axis]
         parser.add_subclass_arguments(base, axis, skip=linked, required=True)
-    linked = {"model", "diffusion", "loss_weight", "gradients", "captions", "seed"}
-    parser.add_class_arguments(DiffusionModule, "module", skip=linked)
-    parser.add_class_arguments(Protocol, "evaluation")
-    parser.add_argument("--checkpoint.every", type=int, default=1000, help="steps, of last.ckpt")
-    parser.add_argument(
-        "--checkpoint.milestones", type=int, default=0, help="steps, of those kept; 0: none"
-    )
-    others = set(inspect.signature(Trainer).parameters) - TRAINER_OPTIONS
-    parser.add_class_arguments(Trainer, "trainer", skip=others)
-    parser.set_defaults(DEFAULTS | {"trainer.max_steps": 400_000, "trainer.log_every_n_steps": 50})
+    if "module" in groups:
+        linked = {"model", "diffusion", "loss_weight", "gradients", "captions", "seed"}
+        parser.add_class_arguments(DiffusionModule, "module", skip=linked)
+    if "evaluation" in groups:
+        parser.add_class_arguments(Protocol, "evaluation")
+    if "checkpoint" in groups:
+        add("--checkpoint.every", type=int, default=1000, help="steps, of last.ckpt")
+        add("--checkpoint.milestones", type=int, default=0, help="steps, of those kept; 0: none")
+    if "trainer" in groups:
+        others = set(inspect.signature(Trainer).parameters) - TRAINER_OPTIONS
+        parser.add_class_arguments(Trainer, "trainer", skip=others)
+    parser.set_defaults({k: v for k, v in DEFAULTS.items() if k.partition(".")[0] in groups})
     return parser
 
 
@@ -138,10 +151,21 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Parsed:
         raise UserError(str(error).replace('"config"', ", ".join(files), 1)) from error
     namespace.pop("config", None)
     out = namespace.pop("out", None)
-    config = yaml.safe_load(parser.dump(namespace, skip_none=False, skip_validation=True))
-    _shorten(config)
+    config = _plain(parser, namespace)
     check(config)
     return Parsed(config, out, files)
+
+
+def _plain(parser: Parser, namespace: Namespace) -> Config:
+    """Returns what was parsed as plain values, our own classes by their bare name."""
+    config = yaml.load(parser.dump(namespace, skip_none=False, skip_validation=True), Loader=LOADER)
+    for axis in AXES.keys() & config.keys():
+        # a name stays right when a file moves
+        path = config[axis]["class_path"]
+        name = path.rpartition(".")[2]
+        if path.startswith("dtr_lightning.") and name in valid_choices(AXES[axis][0]):
+            config[axis] = {"class_path": name, "init_args": config[axis].get("init_args") or {}}
+    return config
 
 
 def resolve(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -149,16 +173,37 @@ def resolve(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
 
     For instance resolve("configs/digits.yaml", {"router": "DTR", "router.alpha": 4}).
     """
-    arguments = [f"--config={file}"]
-    for key, value in (overrides or {}).items():
-        arguments.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
-    return parse(_parser(), arguments).config
+    options = {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in (overrides or {}).items()
+    }
+    arguments: dict[str, list[str]] = {}
+    for group, texts in parts(Path(file)).items():
+        arguments[group] = [f"--config={text}" for text in texts]
+    for key, value in options.items():
+        arguments.setdefault(key.partition(".")[0], []).append(f"--{key}={value}")
+    if arguments.keys() <= set(GROUPS):
+        with contextlib.suppress(UserError):  # the whole parser knows what else is valid
+            groups = [_group(name, *arguments.get(name, ())) for name in GROUPS]
+            config = copy.deepcopy({key: value for group in groups for key, value in group.items()})
+            check(config)
+            return config
+    return parse(
+        _parser(), [f"--config={file}", *(f"--{k}={v}" for k, v in options.items())]
+    ).config
+
+
+@lru_cache(4096)
+def _group(name: str, *arguments: str) -> Config:
+    """Returns one group of options, resolved: the points of a sweep differ in few of them."""
+    parser = _parser((name,))
+    return _plain(parser, parser.parse_args(arguments))
 
 
 @cache
-def _parser() -> Parser:
+def _parser(groups: tuple[str, ...] = GROUPS) -> Parser:
     """Returns one parser for all configs of a sweep: to make one takes as long as to use it."""
-    return make_parser()
+    return make_parser(groups=groups)
 
 
 def run_name(config: Config, file: str | Path, overrides: Mapping[str, Any] | None = None) -> str:
@@ -192,12 +237,3 @@ def takes(axis: str, choice: str, option: str) -> bool:
     if "." not in choice and choice not in (valid := valid_choices(base)):
         raise choices(axis, choice, valid)
     return option in options(base, choice) - linked
-
-
-def _shorten(config: Config) -> None:
-    """Writes our own classes by their bare name: it stays right when a file moves."""
-    for axis in AXES:
-        path = config[axis]["class_path"]
-        name = path.rpartition(".")[2]
-        if path.startswith("dtr_lightning.") and name in valid_choices(AXES[axis][0]):
-            config[axis] = {"class_path": name, "init_args": config[axis].get("init_args") or {}}

@@ -25,7 +25,7 @@ from dtr_lightning.ema import EMA
 from dtr_lightning.errors import Diverged, Stopped
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.experts import train_experts
-from dtr_lightning.naming import flatten
+from dtr_lightning.hparams import log_end, log_start
 from dtr_lightning.pictures import image_grid, log_masks, save_samples
 from dtr_lightning.progress import Progress, Reporter
 from dtr_lightning.provenance import provenance
@@ -108,6 +108,8 @@ def _train_and_evaluate(
         if diverged_at is not None:
             raise Diverged(diverged_at)
         tensorboard = _tensorboard(directory, 0)
+        if leader:
+            log_start(tensorboard.experiment, config)
         trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], [])
         trainer.fit(module, datamodule=experiment.data)  # no step: starts devices and processes
     else:
@@ -143,10 +145,7 @@ def _train_and_evaluate(
             tensorboard.experiment.add_image("samples", image_grid(images, classes), last)
         if n:
             save_samples(directory, images, labels, classes)
-        hyperparameters = {k: v for k, v in flatten(config).items() if v is not None}
-        shown = ("score", "accuracy", "loss")
-        final = {k: results[k] for k in shown if results.get(k) is not None}
-        tensorboard.log_hyperparams(hyperparameters, metrics=final)
+        log_end(tensorboard.experiment, results)
         tensorboard.finalize("success")
     return results
 
@@ -197,6 +196,7 @@ def _train(
     ]
     trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], callbacks)
     if leader and not start:
+        log_start(tensorboard.experiment, config)
         log_masks(tensorboard.experiment, module.model.router)
     try:
         trainer.fit(

@@ -1,6 +1,6 @@
 """Recipes: YAML files of options, each of which may name another one as its base."""
 
-__all__ = ["expand"]
+__all__ = ["expand", "parts"]
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,9 @@ from typing import Any
 import yaml
 
 from dtr_lightning.errors import UserError
+from dtr_lightning.run import LOADER
+
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def expand(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -32,6 +35,16 @@ def expand(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return expanded, files
 
 
+def parts(file: Path) -> dict[str, list[str]]:
+    """Returns what a recipe and its bases say of each group of options, as texts, bases first."""
+    found: dict[str, list[str]] = {}
+    for content in _chain(file, ()):
+        for key, value in content.items():
+            text = yaml.dump({key: value}, Dumper=DUMPER)
+            found.setdefault(str(key).partition(".")[0], []).append(text)
+    return found
+
+
 def _chain(file: Path, seen: tuple[Path, ...]) -> list[dict[str, Any]]:
     if file.resolve() in seen:
         raise UserError(f"config file {file} is its own base")
@@ -47,7 +60,7 @@ def _chain(file: Path, seen: tuple[Path, ...]) -> list[dict[str, Any]]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.load(file.read_text(), Loader=LOADER)
     except OSError as error:
         raise UserError(f"config file {file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

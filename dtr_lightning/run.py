@@ -92,6 +92,8 @@ class Run:
         if not self.config_file.exists():
             self.path.mkdir(parents=True, exist_ok=True)
             _write_atomically(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+        for part in self.path.glob(".*.*.[0-9]*"):  # of a process that was killed while it wrote
+            part.unlink()
         for directory in (self.checkpoints, self.samples, self.tensorboard):
             directory.mkdir(exist_ok=True)
 

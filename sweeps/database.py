@@ -1,6 +1,6 @@
 """The database of a sweep: Optuna's storage, waited for while it is away and locked for a plan."""
 
-__all__ = ["Database", "patient"]
+__all__ = ["PATIENCE", "Database", "patient"]
 
 import contextlib
 import sqlite3
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import optuna
 from optuna.exceptions import ExperimentalWarning, OptunaError, StorageInternalError
 from optuna.storages import RDBStorage
-from sqlalchemy import text
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
@@ -37,6 +37,7 @@ class Database:
         self.url = url or f"sqlite:///{folder.database.resolve()}"
         self.say: Callable[[str], None] = lambda line: None
         self.interrupted: Callable[[], bool] = lambda: False
+        self.patience = PATIENCE  # seconds; none with a database that a new sweep names wrongly
         self.waited = 0.0  # seconds, for the lock
 
     @property
@@ -70,7 +71,12 @@ class Database:
             arguments = {"connect_args": {"timeout": 60}}
             with contextlib.closing(sqlite3.connect(make_url(self.url).database)) as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
-        with self.folder.lock():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.folder.lock())
+            if self.backend == "postgresql":  # sweeps of other directories may begin now too
+                engine = create_engine(self.url)
+                stack.callback(engine.dispose)
+                stack.enter_context(_advisory(engine, "tables"))
             self.storage = RDBStorage(self.url, arguments)
         return self.storage
 
@@ -86,16 +92,14 @@ class Database:
                 self.waited += time.perf_counter() - began
                 yield
             return
-        key = {
-            "key": int(sha256(str(self.folder.path.resolve().name).encode()).hexdigest()[:15], 16)
-        }
-        with self.storage.engine.connect() as connection:
-            connection.execute(text("SELECT pg_advisory_lock(:key)"), key)
+        with _advisory(self.storage.engine, self.folder.path.resolve().name) as self.holder:
             self.waited += time.perf_counter() - began
-            try:
-                yield
-            finally:
-                connection.execute(text("SELECT pg_advisory_unlock(:key)"), key)
+            yield
+
+    def hold(self) -> None:
+        """Raises if the lock ended with its connection: what was read under it may be old."""
+        if self.backend == "postgresql":
+            self.holder.execute(text("SELECT 1"))
 
     def away(self, error: BaseException) -> bool:
         """Returns whether an error means that the database is away for now: busy, full, down."""
@@ -104,7 +108,7 @@ class Database:
 
     def wait(self, error: BaseException, since: float, tries: int) -> None:
         """Waits before the next try; raises the error when patience or a person ends it."""
-        if not self.away(error) or time.monotonic() - since > PATIENCE or self.interrupted():
+        if not self.away(error) or time.monotonic() - since > self.patience or self.interrupted():
             raise error
         seconds = min(LONGEST, 0.25 * 2**tries)
         if tries == TOLD:
@@ -113,6 +117,18 @@ class Database:
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.interrupted():
             time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _advisory(engine: Engine, name: str) -> Iterator[Connection]:
+    key = {"key": int(sha256(name.encode()).hexdigest()[:15], 16)}
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), key)
+        try:
+            yield connection
+        finally:
+            if not connection.invalidated:
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), key)
 
 
 def patient(method: Callable[..., R]) -> Callable[..., R]:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dtr_lightning.run import find_runs
 from sweeps.child import Train, train_run
-from sweeps.database import Database
+from sweeps.database import PATIENCE, Database
 from sweeps.folder import Folder
 from sweeps.optimisers import make_pruner, make_sampler
 from sweeps.plan import Sweep, resolve_all
@@ -91,10 +91,16 @@ def run_sweep(
     """
     console = console or Console()
     plan, folder, crew = prepare(sweep, out=out, train=train, **reading)
+    begun = folder.sweep_file.exists()
     folder.prepare(plan)
+    database = Database(folder, storage)
+    database.say = lambda line: console.print(line, markup=False, soft_wrap=True)
+    if not begun:
+        database.patience = 0.0
     with folder.owner() as owner:
-        study = Study(plan, folder, owner, Database(folder, storage))
-        with study.database.guard():
+        study = Study(plan, folder, owner, database)
+        database.patience = PATIENCE
+        with database.guard():
             study.plan(retry_failed, finish_pruned)
             session = Session(study, crew, make_view(plan, console))
             waiting, running = study.open()
@@ -104,6 +110,7 @@ def run_sweep(
                 session.work()
             failed = session.failed | study.ended(TrialState.FAIL, "reason")
             pruned = study.ended(TrialState.PRUNED, "pruned_at")
+            trials = study.trials()
     results = {
         name: found
         for name, point in study.points.items()
@@ -111,5 +118,5 @@ def run_sweep(
     }
     failed |= diverged(plan.recipe.objectives, results)
     if not session.stopped:
-        report(Ending(plan, folder, study.points, results, failed, pruned), console)
+        report(Ending(plan, folder, study.points, results, failed, pruned, trials), console)
     return Outcome(folder.path, results, failed, session.stopped)

@@ -14,7 +14,7 @@ __all__ = [
 ]
 
 import itertools
-import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,22 +22,24 @@ import yaml
 
 from dtr_lightning.errors import UserError, choices
 from sweeps.space import Axis
+from sweeps.values import is_number, is_word, named, one_line, plain, shown
 
 DIRECTIONS = ("minimize", "maximize")
 PRUNING = ("median", "halving", "hyperband")
+LARGEST = 1_000_000  # points, seeds and settings of a sweep
 
 
 def one_of(value: Any, valid: Sequence[str], what: str) -> str:
     """Returns a word that is one of the valid ones."""
     if not isinstance(value, str) or value not in valid:
-        raise choices(what, str(value), valid)
+        raise choices(what, named(value), valid)
     return value
 
 
 def whole(value: Any, what: str) -> int:
     """Returns a whole number from 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{what} is to be a whole number from 1, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+        raise UserError(f"{what} is to be a whole number from 1 to {LARGEST:,}, not {shown(value)}")
     return value
 
 
@@ -45,18 +47,18 @@ def positive(value: Any, what: str, where: str) -> float | None:
     """Returns a positive number, None for None."""
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e9:
-        raise UserError(f"{where}: {what} is to be a positive number, not {value!r}")
+    if not is_number(value) or not 0 < value < 1e9:
+        raise UserError(f"{where}: {what} is to be a positive number, not {shown(value)}")
     return float(value)
 
 
 def objectives(content: Mapping[str, Any], where: str) -> dict[str, str]:
     """Returns which numbers of results.json a sweep is about, and which way is better."""
     metric = content.get("metric", "score")
-    if isinstance(metric, str):
+    if is_word(metric):
         direction = content.get("direction", "minimize")
         return {metric: one_of(direction, DIRECTIONS, f"direction in {where}")}
-    if not isinstance(metric, Mapping) or not metric or not all(isinstance(k, str) for k in metric):
+    if not isinstance(metric, Mapping) or not metric or not all(map(is_word, metric)):
         raise UserError(
             f"{where}: metric is to be the name of a number in results.json, or several as in "
             "{score: minimize, accuracy: maximize}"
@@ -126,13 +128,18 @@ def option(text: str) -> tuple[str, Any]:
     try:
         return key, yaml.safe_load(value)
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--set {text}: {' '.join(str(error).split())}") from error
+        raise UserError(f"--set {text}: {one_line(error)}") from error
 
 
 def check_options(options: Any, where: str) -> dict[str, Any]:
-    """Returns a mapping of options."""
-    if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+    """Returns a mapping of options, whose values are what JSON knows."""
+    if not isinstance(options, Mapping) or not all(map(is_word, options)):
         raise UserError(f"{where} is to map dotted options to values")
+    for key, value in options.items():
+        if plain([value]) is None or (isinstance(value, int | float) and abs(value) >= 1e12):
+            raise UserError(
+                f"{where}: {key} is to be a number, a word or a list, not {shown(value)}"
+            )
     return dict(options)
 
 
@@ -146,19 +153,19 @@ def expand(grid: Any, where: str) -> list[dict[str, Any]]:
         if "seed" in entry:
             raise UserError(f"{where}: entry {number} of grid sets seed; use seeds instead")
         lists = [
-            [json.dumps(x) if isinstance(x, list) else x for x in value]
-            if isinstance(value, list)
-            else [value]
+            [plain(x) for x in value] if isinstance(value, list) else [value]
             for value in entry.values()
         ]
         for key, values in zip(entry, lists, strict=True):
             for value in values or [None]:
-                if not isinstance(value, str | int | float):
+                if not (isinstance(value, bool) or is_word(value) or is_number(value)):
                     raise UserError(
                         f"{where}: {key} in entry {number} of grid is to be a number, a word or "
-                        f"a list of these, not {value!r}; an option that is a list itself, such as "
-                        "router.knots, is a list in that list: [[0, 1]]"
+                        f"a list of these, not {shown(value)}; an option that is a list itself, "
+                        "such as router.knots, is a list in that list: [[0, 1]]"
                     )
+        if math.prod(map(len, lists)) > LARGEST:
+            raise UserError(f"{where}: entry {number} of grid has more than {LARGEST:,} points")
         assignments += [
             dict(zip(entry, values, strict=True)) for values in itertools.product(*lists)
         ]

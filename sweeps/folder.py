@@ -142,7 +142,7 @@ class Folder:
     def ask_to_stop(self, save: bool) -> int:
         """Asks all commands to leave, when their trials end or have saved; returns how many."""
         owners = [path for path in self._owners.glob("*") if path.suffix != ".stop"]
-        for path in owners:
+        for path in owners:  # of any machine: whether one elsewhere lives cannot be seen here
             path.with_suffix(".stop").write_text("save" if save else "finish")
         return len(owners)
 

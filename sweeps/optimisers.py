@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Mapping
 from hashlib import sha256
+from types import NoneType
 from typing import Any
 
 from optuna.exceptions import ExperimentalWarning
@@ -26,6 +27,7 @@ from optuna.samplers import (
 
 from dtr_lightning.errors import UserError, choices
 from sweeps.recipe import Recipe
+from sweeps.values import one_line, shown
 
 SAMPLERS: dict[str, type[BaseSampler]] = {
     "random": RandomSampler,
@@ -40,6 +42,7 @@ PRUNERS: dict[str, type[BasePruner]] = {
 }
 # Options of one axis depend on another, and several trials run at once.
 DEFAULTS = {"tpe": {"multivariate": True, "group": True, "constant_liar": True}}
+KINDS = {"bool": bool, "int": int, "float": int | float, "str": str, "None": NoneType}
 GENERATIONS = 5  # of a genetic search, if its budget is in trials
 
 
@@ -66,12 +69,21 @@ def make_pruner(recipe: Recipe) -> BasePruner:
 
 
 def _make(cls: type, options: Mapping[str, Any], what: str) -> Any:
-    valid = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-    for key in options:
-        if key not in valid:
+    takes = inspect.signature(cls.__init__).parameters
+    for key, value in options.items():
+        if key not in (valid := [name for name in takes if name != "self"]):
             raise choices(f"option of {what}", key, valid)
+        # Optuna itself would find out in the middle of a sweep
+        hint = takes[key].annotation
+        hint = hint if isinstance(hint, str) else inspect.formatannotation(hint)
+        words = [word for word in hint.split(" | ") if word in KINDS]
+        if not any(
+            isinstance(value, KINDS[w]) and (w == "bool") == isinstance(value, bool) for w in words
+        ):
+            wanted = " or ".join(words) or "left out"
+            raise UserError(f"{what}: {key} is to be {wanted}, not {shown(value)}")
     try:
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             return cls(**options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{what} {dict(options)}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{what} {shown(dict(options))}: {one_line(error)}") from error

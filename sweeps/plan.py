@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from optuna.trial import BaseTrial
+from optuna.trial import BaseTrial, FixedTrial
 
+from dtr_lightning.errors import UserError
 from sweeps.recipe import Recipe
+from sweeps.space import Choices
 
 
 class Point(NamedTuple):
@@ -135,9 +137,40 @@ def resolve_all(recipe: Recipe) -> Sweep:
 
     base = resolve(recipe.config, recipe.overrides)
     if recipe.kind != "grid":
-        return Sweep(recipe, base, ())
+        sweep = Sweep(recipe, base, ())
+        _try(sweep)
+        return sweep
     points: dict[str, Point] = {}
     for assignment in recipe.assignments:
         for point in _points(recipe, assignment):
             points.setdefault(point.name, point)
     return Sweep(recipe, base, tuple(sorted(points.values(), key=lambda point: point.seed)))
+
+
+def _try(sweep: Sweep) -> None:
+    """Raises UserError for a start that is not valid, and for an option that is in no setting.
+
+    A space may hold settings that are not valid together: those are told when they are proposed.
+    """
+    space = sweep.recipe.space
+    first: dict[str, Any] = {}
+    for key, axis in space.items():
+        first |= axis.params(key, axis.examples[0])
+    for start in sweep.starts():
+        sweep.points_of(sweep.ask(FixedTrial(first | start)))
+    wrong: dict[str, UserError] = {}
+    sound: set[str] = set()
+    for key, axis in space.items():
+        for value in axis.examples:
+            choice = f"{key}={value}" if isinstance(axis, Choices) else key
+            wrong.setdefault(choice, UserError(f"no setting of the space has {key}"))
+            try:
+                assignment = sweep.ask(FixedTrial(first | axis.params(key, value)))
+                sweep.points_of(assignment)
+            except UserError as error:
+                wrong[choice] = error
+            else:
+                sound |= {*assignment, *(f"{k}={v}" for k, v in assignment.items())}
+    for choice, error in wrong.items():
+        if choice not in sound:
+            raise error

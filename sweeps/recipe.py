@@ -37,6 +37,7 @@ import yaml
 from dtr_lightning.errors import UserError, choices
 from sweeps import fields
 from sweeps.space import Axis, axes
+from sweeps.values import is_word, named, one_line
 
 SHIPPED = Path(__file__).parent
 KINDS = ("grid", "tpe", "cmaes", "nsga2", "random")
@@ -131,8 +132,8 @@ def read(
     search = kind != "grid"
     for key in content:
         if key not in (valid := [*COMMON, *OWN[not search]]):
-            raise choices(f"key in {where} of kind {kind}", str(key), valid)
-    if not isinstance(content.get("config"), str):
+            raise choices(f"key in {where} of kind {kind}", named(key), valid)
+    if not is_word(content.get("config")):
         raise UserError(f"{where}: config is to be the path of the base config")
     grid = content.get("grid")
     own = dict(map(fields.option, options))
@@ -181,8 +182,10 @@ def read(
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise UserError(f"{path} is not YAML for a sweep: lists in lists without an end") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} is not YAML: {one_line(error)}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(content, dict):

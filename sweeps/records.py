@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dtr_lightning.naming import config_hash
@@ -55,10 +56,11 @@ class Records:
         self.distributions = _distributions(sweep.points)
         self.beats: dict[int, tuple[Any, float]] = {}
         with database.guard():
-            self.storage = database.open()
-            self.study = self._open()
+            self.storage, self.study = self._open()
 
-    def _open(self) -> optuna.Study:
+    @patient
+    def _open(self) -> tuple[RDBStorage, optuna.Study]:
+        storage = self.database.open()
         # Optuna holds the choices of a study fixed: a grid with new ones gets a study beside.
         recipe = self.sweep.recipe
         fixed = sorted(
@@ -71,7 +73,7 @@ class Records:
             asked += [recipe.kind, recipe.space]
         with self.database.lock():
             study = optuna.create_study(
-                storage=self.storage,
+                storage=storage,
                 study_name=f"{self.folder.study}-{sha256(repr(asked).encode()).hexdigest()[:6]}",
                 directions=list(recipe.objectives.values()),
                 pruner=make_pruner(recipe),
@@ -79,7 +81,7 @@ class Records:
             )
             if len(recipe.objectives) > 1 and study.metric_names is None:
                 study.set_metric_names(list(recipe.objectives))
-        return study
+        return storage, study
 
     def trials(self) -> list[FrozenTrial]:
         """Returns the trials of this sweep's points, oldest first.
@@ -124,6 +126,7 @@ class Records:
             else:
                 trial.state = TrialState.FAIL
                 trial.user_attrs |= {"diverged": True}
+        self.database.hold()
         return self.storage.create_new_trial(self.study._study_id, template_trial=trial)
 
     def _params(self, point: Point) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
@@ -143,6 +146,7 @@ class Records:
         return values if all(map(number, values)) else None
 
     def _take(self, trial_id: int) -> bool:
+        self.database.hold()
         if not self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
             return False
         self._set(trial_id, owner=self.owner, host=self.host)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from sweeps.folder import Folder
@@ -21,6 +22,7 @@ class Ending(NamedTuple):
     results: dict[str, dict[str, Any]]
     failed: dict[str, str]  # one line of reason
     pruned: dict[str, int]  # at a step
+    trials: Sequence[FrozenTrial] = ()
 
 
 def diverged(metrics: Sequence[str], results: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -43,11 +45,12 @@ def report(ending: Ending, console: Console) -> None:
     # Drawing takes a second to import: a sweep that is stopped or refused does without.
     from analysis import draw_all
     from analysis.tables import console_table, table
+    from sweeps.plots import draw
 
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    sweep, folder, points, results, failed, pruned = ending
+    sweep, folder, points, results, failed, pruned, trials = ending
     runs = [folder.run(points[name]) for name in results]
     ended = [run.results_file for run in runs]
     for name in pruned:
@@ -56,17 +59,17 @@ def report(ending: Ending, console: Console) -> None:
     if runs:
         if not _up_to_date(folder, [file.stat().st_mtime for file in ended]):
             draw_all([folder.path])
+            draw(trials, sweep.recipe.objectives, folder.figures)
         console.print(console_table(table(runs)))
     for name, reason in failed.items():
         say(f"failed: {points[name].label}: {reason}")
         say(f"        see {folder.logs / name}.log")
-    for name, step in pruned.items():
-        say(f"pruned at step {step}: {points[name].label}")
     if failed.keys() - results.keys():
         say("--retry-failed trains what failed again")
     if pruned:
         say("--finish-pruned trains what was pruned to its end")
     done = f"{len(results)} of {sweep.total or len(points)} points done"
+    done += f", {len(pruned)} pruned" if pruned else ""
     say(f"{done}; figures and tables in {folder.path}")
     say(f"tensorboard --logdir {folder.path}")
 

@@ -11,6 +11,7 @@ from typing import Any
 from optuna.trial import BaseTrial
 
 from dtr_lightning.errors import UserError, choices
+from sweeps.values import is_number, is_word, named, plain, shown
 
 
 class Axis(ABC):
@@ -33,6 +34,11 @@ class Axis(ABC):
     def check(self, value: Any, where: str) -> None:
         """Raises UserError for a value that is not on the axis."""
 
+    @property
+    @abstractmethod
+    def examples(self) -> list[Any]:
+        """All choices, or one value of a range."""
+
 
 @dataclass(frozen=True)
 class Choices(Axis):
@@ -45,18 +51,23 @@ class Choices(Axis):
         """Whether nothing is left to choose."""
         return len(self.values) == 1
 
+    @property
+    def examples(self) -> list[Any]:
+        """All values."""
+        return list(self.values)
+
     def suggest(self, trial: BaseTrial, key: str) -> Any:
         """Returns one of the values; lists come as JSON."""
         return trial.suggest_categorical(key, self.values)
 
     def params(self, key: str, value: Any) -> dict[str, Any]:
         """Returns the value itself."""
-        return {key: _plain(value)}
+        return {key: plain(value)}
 
     def check(self, value: Any, where: str) -> None:
         """Raises UserError for another value."""
-        if _plain(value) not in self.values:
-            raise choices(where, str(value), [str(valid) for valid in self.values])
+        if plain(value) not in self.values:
+            raise choices(where, named(value), [str(valid) for valid in self.values])
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,11 @@ class Range(Axis):
         """Whether only whole numbers count."""
         return all(isinstance(x, int) for x in (self.low, self.high, self.step or 1))
 
+    @property
+    def examples(self) -> list[Any]:
+        """The lowest value."""
+        return [self.low]
+
     def suggest(self, trial: BaseTrial, key: str) -> float:
         """Returns a number, of four digits if it is not whole: people read it."""
         if self.whole:
@@ -87,8 +103,9 @@ class Range(Axis):
 
     def check(self, value: Any, where: str) -> None:
         """Raises UserError for what is no number between low and high."""
-        if not _number(value) or not self.low <= value <= self.high:
-            raise UserError(f"{where} is {value!r}; valid: {self.low} to {self.high}")
+        sound = is_number(value) and (isinstance(value, int) or not self.whole)
+        if not sound or not self.low <= value <= self.high:
+            raise UserError(f"{where} is {shown(value)}; valid: {self.low} to {self.high}")
 
 
 @dataclass(frozen=True)
@@ -100,6 +117,11 @@ class Rising(Axis):
     """
 
     inner: int
+
+    @property
+    def examples(self) -> list[Any]:
+        """Knots in the middle of what is left."""
+        return [[1 - 0.5**i for i in range(self.inner + 1)] + [1]]
 
     def suggest(self, trial: BaseTrial, key: str) -> str:
         """Returns the numbers as JSON, each of three decimals."""
@@ -120,33 +142,30 @@ class Rising(Axis):
     def check(self, value: Any, where: str) -> None:
         """Raises UserError for what is not 0, the inner numbers in order, 1."""
         sound = (
-            isinstance(value, list) and len(value) == self.inner + 2 and all(map(_number, value))
+            isinstance(value, list) and len(value) == self.inner + 2 and all(map(is_number, value))
         )
         if not sound or value != sorted(value) or (value[0], value[-1]) != (0, 1):
-            raise UserError(f"{where} is {value!r}; valid: 0, {self.inner} that do not fall, 1")
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
-
-
-def _plain(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list) else value
+            raise UserError(
+                f"{where} is {shown(value)}; valid: 0, {self.inner} that do not fall, 1"
+            )
 
 
 def axes(content: Any, where: str) -> dict[str, Axis]:
     """Returns the axes of a search by option; UserError for anything else."""
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{where}: a search needs space, such as {{router: [NoRouting, DTR]}}")
-    return {key: _axis(value, f"{where}: {key} in space", key) for key, value in content.items()}
+    return {
+        key: _axis(value, f"{where}: {named(key)} in space", key) for key, value in content.items()
+    }
 
 
 def _axis(value: Any, where: str, key: Any) -> Axis:
-    if not isinstance(key, str) or key == "seed":
+    if not is_word(key) or key == "seed":
         raise UserError(f"{where} is to be an option of train.py other than seed")
     if isinstance(value, list) and value:
-        values = tuple(_plain(x) for x in value)
-        if all(isinstance(x, str | int | float) for x in values) and len({*values}) == len(values):
+        values = tuple(plain(x) for x in value)
+        sound = all(isinstance(x, bool) or is_word(x) or is_number(x) for x in values)
+        if sound and len({*values}) == len(values):
             return Choices(values)
     elif isinstance(value, Mapping):
         if value.keys() == {"rising"} and value["rising"] in range(1, 100):
@@ -154,11 +173,11 @@ def _axis(value: Any, where: str, key: Any) -> Axis:
         if {"low", "high"} <= value.keys() <= {"low", "high", "step", "log"}:
             found = Range(**value)
             step = found.step if found.step is not None else 1
-            numbers = all(map(_number, (found.low, found.high, step))) and step > 0
+            numbers = all(map(is_number, (found.low, found.high, step))) and step > 0
             if numbers and isinstance(found.log, bool) and found.low < found.high:
                 if not found.log or (found.low > 0 and found.step is None):
                     return found
     raise UserError(
         f"{where} is to be a list of choices, {{low: 0.5, high: 8}} with `step` or `log: true` "
-        f"(of positive numbers), or {{rising: 3}}; got {value!r}"
+        f"(of positive numbers), or {{rising: 3}}; got {shown(value)}"
     )

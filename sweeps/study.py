@@ -103,6 +103,7 @@ class Study(Records):
             if not self._budget(trials):
                 return None
             self.study.sampler = make_sampler(self.sweep.recipe, len(self.study.trials))
+            self.database.hold()
             trial = self.study.ask()
             trial_id = trial._trial_id
             try:

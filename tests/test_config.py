@@ -10,7 +10,7 @@ import yaml
 from dtr_lightning.config import AXES, build, make_parser, parse, resolve, run_name, valid_choices
 from dtr_lightning.errors import UserError
 from dtr_lightning.loss_weights import LossWeight
-from dtr_lightning.naming import config_hash
+from dtr_lightning.naming import config_hash, flatten
 from dtr_lightning.routers import Router
 from tests.conftest import ROOT
 
@@ -177,3 +177,17 @@ def test_readme_commands_name_files_that_exist():
     for word in Path(ROOT / "README.md").read_text().split():
         if word.startswith(("configs/", "sweeps/")) and word.endswith(".yaml"):
             assert (ROOT / word).is_file(), word
+
+
+@pytest.mark.parametrize("file", ["digits.yaml", "experts.yaml", "gradients/nash_mtl.yaml"])
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"router": "DTR", "router.alpha": 2}, {"sampler": "DDIM", "sampler.steps": 7}, {"experts": 2, "seed": 3}],
+)
+def test_a_config_parsed_in_parts_is_the_config_parsed_as_a_whole(file, overrides):
+    path = ROOT / "configs" / file
+    arguments = [f"--{key}={value}" for key, value in overrides.items()]
+    whole = parse(make_parser(), [f"--config={path}", *arguments]).config
+    parts = resolve(path, overrides)
+    assert parts == whole
+    assert list(flatten(parts)) == list(flatten(whole))

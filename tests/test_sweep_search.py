@@ -10,6 +10,7 @@ from dtr_lightning.errors import UserError
 from sweeps import plan, recipe
 from sweeps.space import axes
 from tests import standin
+from tests.conftest import ROOT
 from tests.standin import counts, run, trials, write
 
 SEARCH = """
@@ -202,3 +203,22 @@ def test_the_shipped_searches_ask_for_valid_settings(monkeypatch):
             full = {"router": "FreeWindow", "router.beta": 0.8, "router.clusters": 8} | params
             (point,) = sweep.points_of(sweep.ask(FixedTrial(full)))
             assert point.config["trainer"]["max_steps"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("space", "says"),
+    [
+        ({"modle.depth": [1, 2]}, "unknown option 'modle.depth'"),
+        ({"router": ["DTR", "DRT"]}, "unknown router 'DRT'"),
+        ({"router.alpa": {"low": 1.0, "high": 2.0}}, "no setting of the space has router.alpa"),
+        (
+            {"router": ["DTR"], "router.alpha": {"low": -5.0, "high": 2.0}},
+            "alpha must be a positive",
+        ),
+    ],
+)
+def test_an_unknown_option_is_told_before_the_first_trial(monkeypatch, space, says):
+    monkeypatch.undo()
+    content = {"config": str(ROOT / "configs" / "digits.yaml"), "kind": "tpe", "trials": 3}
+    with pytest.raises(UserError, match=says):
+        plan.resolve_all(recipe.read(content | {"space": space}))
