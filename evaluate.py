@@ -3,24 +3,83 @@
 Any option of --sampler, --features and --evaluation may differ from the training's config. Numbers
 that are stored already are printed, not computed again; under another protocol, or before the run
 is done, they go to RUN/artifacts/evaluations.
+
+ADM's protocol (FID, sFID, inception score, precision, recall; needs torch-fidelity), of a run or of
+an .npz of samples: python evaluate.py RUN --protocol adm --reference ref.npz
+                    python evaluate.py --samples samples.npz --protocol adm --reference ref.npz
 """
 
+import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
 
 from dtr_lightning.commands import Options, command, stop_on_signals
-from dtr_lightning.errors import Stopped, refuse_diverged
+from dtr_lightning.errors import Stopped, UserError, refuse_diverged
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dtr_lightning.metrics.adm import Activations
+    from dtr_lightning.metrics.inception import InceptionFeatures
+    from dtr_lightning.metrics.npz import Archive
+    from dtr_lightning.trained import TrainedRun
+
+ADM_ONLY = ("reference", "samples", "save_samples", "weights")
 
 
 @command
 def main() -> int:
     """Reads the options, evaluates and prints the results."""
-    parser = Options(__doc__)
-    parser.add_argument("run", metavar="RUN", help="run directory")
-    parser.add_argument("--checkpoint", default="last", help="last, or step=N of a milestone")
-    given, options = parser.parse_known_args()
+    given, options = read_options()
+    stop = stop_on_signals()
+    if given.protocol == "adm":
+        results = of_file(given, stop) if given.samples else of_run(given, options, stop)
+        features = results["protocol"]["num_features"]
+    else:
+        results = as_configured(given, options, stop)
+        features = results.get("num_features", 0)
 
-    from dtr_lightning.bar import Bar
+    from dtr_lightning.metrics.adm import notes
+
+    print(json.dumps(results, indent=1))
+    for note in notes(results["n"], features) if features else ():
+        print(f"note: {note}", file=sys.stderr)
+    return 0
+
+
+def read_options() -> tuple[argparse.Namespace, list[str]]:
+    """Returns what was given, and further options for the config."""
+    parser = Options(__doc__)
+    if not any(word.split("=")[0] == "--samples" for word in sys.argv[1:]):
+        parser.add_argument("run", metavar="RUN", help="run directory")
+    parser.add_argument("--checkpoint", default="last", help="last, or step=N of a milestone")
+    parser.add_argument("--protocol", choices=["adm"], help="instead of the run's own")
+    parser.add_argument("--reference", metavar="NPZ", help="ADM's, or of make_reference.py")
+    parser.add_argument("--samples", metavar="NPZ", help="in place of RUN: arr_0 uint8 NHWC")
+    parser.add_argument("--save-samples", metavar="NPZ", help="also write the run's samples, RGB")
+    parser.add_argument("--weights", metavar="PTH", help="local copy of Inception's weights")
+    given, options = parser.parse_known_args()
+    if given.protocol is None:
+        for name in ADM_ONLY:
+            if getattr(given, name):
+                raise UserError(f"--{name.replace('_', '-')} belongs to --protocol adm; add that")
+    elif not given.reference:
+        raise UserError("--protocol adm needs --reference, an .npz of ADM or of make_reference.py")
+    if given.samples and (options or given.save_samples or given.checkpoint != "last"):
+        surplus = options[0] if options else "--save-samples or --checkpoint"
+        raise UserError(f"{surplus} is no option with --samples: it needs a run")
+    if (out := given.save_samples) and not (out.endswith(".npz") and Path(out).parent.is_dir()):
+        raise UserError(f"{out} must end in .npz and lie in a directory that exists")
+    return given, options
+
+
+def as_configured(given: argparse.Namespace, options: Sequence[str], stop: Event) -> dict[str, Any]:
+    """Returns the results of a run under its own protocol, changed by the options."""
     from dtr_lightning.run import Run
     from dtr_lightning.trained import TrainedRun, other_protocol, same_protocol
 
@@ -29,23 +88,132 @@ def main() -> int:
     if given.checkpoint == "last":
         refuse_diverged(run.path, run.results)
         if run.results and same_protocol(config, run.config):
-            print(json.dumps(run.results, indent=1))
-            return 0
-    stop = stop_on_signals()
+            return run.results
     trained = TrainedRun(run, config, given.checkpoint)
-    total, done = trained.experiment.sampling_work(), 0
-    with Bar("evaluate") as bar:
+    with bar("evaluate", trained.experiment.sampling_work(), stop) as count:
+        return trained.evaluate(count)
 
-        def count(images: int) -> None:
+
+def of_file(given: argparse.Namespace, stop: Event) -> dict[str, Any]:
+    """Returns the ADM scores of the samples in a file."""
+    import torch
+
+    from dtr_lightning.metrics.adm import BATCH, Activations, check_size
+    from dtr_lightning.metrics.npz import Archive
+
+    samples, reference, network = Archive(given.samples), *adm_parts(given)
+    if not samples.n:
+        raise UserError(f"{given.samples} has statistics but no images arr_0 to evaluate")
+    check_size(samples.shape, reference)
+    activations = Activations(network, "cuda" if torch.cuda.is_available() else "cpu")
+    with bar("samples", samples.n, stop) as count:
+        activations.extend(samples.batches(BATCH), count)
+    return adm_results(activations, reference, {"samples": Path(given.samples).name}, stop)
+
+
+def of_run(given: argparse.Namespace, options: Sequence[str], stop: Event) -> dict[str, Any]:
+    """Returns the ADM scores of a run's samples, and stores them with the run."""
+    from dtr_lightning.metrics.adm import Activations, check_size
+    from dtr_lightning.run import Run
+    from dtr_lightning.trained import TrainedRun, other_protocol
+
+    run = Run.existing(given.run)
+    if given.checkpoint == "last":
+        refuse_diverged(run.path, run.results)
+    reference, network = adm_parts(given)
+    trained = TrainedRun(run, other_protocol(run, options), given.checkpoint)
+    experiment = trained.experiment
+    data, n = experiment.data, experiment.protocol.n
+    check_size((data.in_channels, data.image_size, data.image_size), reference)
+    weights = network.which_weights.split()[-1]
+    name = f"adm-{trained.name}-{reference.digest}-{weights}"
+    if not given.save_samples and (stored := run.evaluation(name)) is not None:
+        return stored
+    if n < 2:
+        raise UserError(f"ADM's protocol needs at least 2 samples; give --evaluation.n, not {n}")
+    device = trained.device if trained.device.type != "mps" else "cpu"  # MPS has no float64
+    activations = Activations(network, device)
+    with bar("sample", experiment.sampling_work(), stop) as count:
+        draw(trained, n, activations, given.save_samples, count)
+    described = dict(experiment.describe())
+    stated = {k: v for k, v in described.items() if k != "reference" and not k.startswith("feat")}
+    results = adm_results(activations, reference, stated, stop) | experiment.steps(trained.step)
+    run.write_evaluation(name, results)
+    return results
+
+
+def draw(
+    trained: "TrainedRun",
+    n: int,
+    activations: "Activations",
+    out: str | None,
+    count: Callable[[int], None],
+) -> None:
+    """Samples n images into activations and, where `out` is given, into that file."""
+    import torch
+
+    from dtr_lightning.evaluation import sample
+    from dtr_lightning.metrics.features import rgb
+    from dtr_lightning.metrics.npz import write_archive
+
+    experiment = trained.experiment
+    data = experiment.data
+    labels = torch.arange(n) % data.num_classes
+    shape = (data.in_channels, data.image_size, data.image_size)
+    module, sampler, protocol = trained.module, experiment.sampler, experiment.protocol
+
+    def images() -> Iterator["Tensor"]:
+        for batch, _ in sample(module, sampler, labels, range(n), shape, protocol, count):
+            activations.update(batch)
+            yield rgb(batch)
+
+    if not out:
+        for _ in images():
+            pass
+        return
+    with write_archive(out) as archive:
+        archive.images(images(), n)
+        archive.arrays({"arr_1": labels})
+    print(out, file=sys.stderr)
+
+
+def adm_parts(given: argparse.Namespace) -> "tuple[Archive, InceptionFeatures]":
+    """Returns the reference and Inception; mistakes in them are told before anything is drawn."""
+    from dtr_lightning.metrics.inception import InceptionFeatures
+    from dtr_lightning.metrics.npz import Archive
+
+    reference = Archive(given.reference)
+    reference.statistics()
+    return reference, InceptionFeatures(given.weights)
+
+
+def adm_results(
+    activations: "Activations", reference: "Archive", stated: dict[str, Any], stop: Event
+) -> dict[str, Any]:
+    """Returns the scores with the protocol that they are stored with."""
+    from dtr_lightning.metrics.adm import protocol, scores
+
+    with bar("reference", min(reference.n, 10_000) or 1, stop) as count:
+        numbers = scores(activations, reference, count)
+    return {**numbers, "protocol": {**protocol(activations.network, reference), **stated}}
+
+
+@contextmanager
+def bar(text: str, total: int, stop: Event) -> Iterator[Callable[[int], None]]:
+    """Yields what counts work on a progress bar; it raises Stopped when asked to stop."""
+    from dtr_lightning.bar import Bar
+
+    done = 0
+    with Bar(text) as shown:
+
+        def count(work: int) -> None:
             nonlocal done
-            done += images
-            bar(done, total, "evaluate")
+            done += work
+            shown(done, total, text)
             if stop.is_set():
                 raise Stopped
 
-        results = trained.evaluate(count)
-    print(json.dumps(results, indent=1))
-    return 0
+        yield count
 
 
 if __name__ == "__main__":

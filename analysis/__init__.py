@@ -1,24 +1,32 @@
 """Figures and tables of the DTR paper from run directories; nothing here trains a model."""
 
-__all__ = ["NAMES", "Drawn", "draw_all"]
+__all__ = ["ASKED", "FIGURES", "NAMES", "Drawn", "draw_all"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from analysis import (
     ablation,
+    affinity,
+    cka,
+    classes,
     convergence,
     dedicated,
+    film,
     gates,
+    guidance,
     heatmap,
     masks,
+    neighbours,
     ntg,
     overlap,
     samples,
     sizes,
     tasks,
 )
+from analysis.paper_tables import NAME as PAPER_TABLES
+from analysis.paper_tables import write_paper_tables
 from analysis.report import write_report
 from analysis.runs import read
 from analysis.style import save
@@ -31,7 +39,9 @@ FIGURES = (
     *(masks, overlap, dedicated, ablation, heatmap, sizes),
     *(convergence, samples, tasks, ntg, gates),
 )
-NAMES = (*(figure.NAME for figure in FIGURES), "tables")
+# These load networks or features, which takes time: drawn only where `only` names them.
+ASKED = (cka, affinity, guidance, classes, neighbours, film)
+NAMES = (*(figure.NAME for figure in (*FIGURES, *ASKED)), PAPER_TABLES, "tables")
 
 
 class Drawn(NamedTuple):
@@ -46,13 +56,15 @@ def draw_all(
     out: str | Path | None = None,
     only: Sequence[str] | None = None,
     report: bool = False,
+    protocols: Mapping[str, Any] | None = None,
 ) -> Drawn:
     """Draws every figure and table that the runs below these directories allow.
 
-    Figures go to DIR/figures and tables to DIR where there is one directory; else, or with `out`,
-    all go to `out` (default ./figures). With `report`, report.html is written beside the tables.
-    UserError for an unknown name, a directory that does not exist or has no runs, and an output
-    that cannot be written.
+    Figures go to DIR/figures and tables to DIR (the paper's to DIR/tables) where there is one
+    directory; else, or with `out`, all go to `out` (default ./figures). With `report`, report.html
+    is written beside the tables. `protocols` are those of asked figures, by name, where they are
+    not the defaults. UserError for an unknown name, a directory that does not exist or has no runs,
+    and an output that cannot be written.
     """
     for name in only or ():
         if name not in NAMES:
@@ -67,16 +79,24 @@ def draw_all(
     runs, skipped = reading
     written: list[Path] = []
     left_out = [("runs", reason) for reason in skipped]
-    for figure in FIGURES:
+    for figure in (*FIGURES, *ASKED):
         if only and figure.NAME not in only:
+            continue
+        if figure in ASKED and not only:
+            told = f"drawn by --only {figure.NAME} alone: it loads the networks"
+            left_out.append((figure.NAME, told))
             continue
         if reason := figure.needs(runs):
             left_out.append((figure.NAME, f"not drawn: {reason}"))
             continue
-        drawing = figure.draw(runs)
+        own = [protocols[figure.NAME]] if protocols and figure.NAME in protocols else []
+        drawing = figure.draw(runs, *own)
         written += save(drawing, for_figures, figure.NAME)
         if drawing.note:
             left_out.append((figure.NAME, drawing.note))
+    if not only or PAPER_TABLES in only:
+        paths, reasons = write_paper_tables(runs, for_tables / "tables", brief=not only)
+        written, left_out = [*written, *paths], [*left_out, *reasons]
     if not only or "tables" in only:
         if tabled := [*runs, *reading.pruned]:
             written += write_tables(table(tabled), for_tables)

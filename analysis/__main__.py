@@ -5,9 +5,14 @@ __all__ = ["main"]
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
-from analysis import NAMES, draw_all
+from analysis import ASKED, NAMES, draw_all
+from dtr_lightning.commands import INTERRUPTED
 from dtr_lightning.errors import UserError
+
+PROTOCOLS = [figure for figure in ASKED if hasattr(figure, "Protocol")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,17 +33,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--report", action="store_true", help="also write report.html, one file for a reader"
     )
+    for figure in PROTOCOLS:
+        about = (figure.Protocol.__doc__ or "").replace("%", "%%")
+        group = parser.add_argument_group(f"--only {figure.NAME}", about)
+        for option in fields(figure.Protocol):
+            kind, name = type(option.default), option.name.upper()
+            told = f"default: {option.default}"
+            group.add_argument(f"--{figure.NAME}.{option.name}", type=kind, metavar=name, help=told)
     given = parser.parse_args(arguments)
     try:
-        written, left_out = draw_all(given.directories, given.out, given.only, given.report)
+        protocols = _protocols(vars(given))
+        written, left_out = draw_all(
+            given.directories, given.out, given.only, given.report, protocols
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the next run", file=sys.stderr)
+        return INTERRUPTED
     for name, reason in left_out:
         print(f"{name}: {reason}")
     for path in written:
         print(path)
     return 0
+
+
+def _protocols(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the protocols of asked figures; UserError for an option of one that is not asked."""
+    found = {}
+    for figure in PROTOCOLS:
+        start = f"{figure.NAME}."
+        options = {k.removeprefix(start): v for k, v in given.items() if k.startswith(start)}
+        options = {name: value for name, value in options.items() if value is not None}
+        if options and figure.NAME not in (given["only"] or ()):
+            raise UserError(f"--{start}{next(iter(options))} needs --only {figure.NAME}")
+        found[figure.NAME] = figure.Protocol(**options)
+    return found
 
 
 if __name__ == "__main__":

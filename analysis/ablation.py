@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.runs import ALPHA, Finished, Setting, largest, settings
+from analysis.statistics import t_interval
 from analysis.style import NARROW, Drawing, legend, log_ticks, look, new_figure, styled
 
 NAME = "ablation"
@@ -33,15 +34,32 @@ def _comparable(run: Finished) -> tuple:
 
 
 def _numbers(found: Sequence[Setting]) -> pd.DataFrame:
-    """Returns a row for every mean and, where seeds are several, for every seed."""
+    """Returns a row for every mean, with its 95 % t interval [low, high], and for every seed.
+
+    One seed has a row of its mean alone.
+    """
     rows = []
     for s in found:
         row = {"line": s.line, "router": s.router, "alpha": s.alpha, "beta": s.beta}
-        rows.append(row | {"what": "mean", "seeds": len(s.scores), "score": s.score})
+        low, high = t_interval(s.scores)
+        mean = {"what": "mean", "seeds": len(s.scores), "score": s.score}
+        rows.append(row | mean | {"low": low, "high": high})
         if len(s.scores) > 1:
             single = [{"what": "seed", "seeds": 1, "score": score} for score in s.scores]
             rows += [row | each for each in single]
     return pd.DataFrame(rows)
+
+
+def _ends(means: pd.DataFrame) -> list[float]:
+    """Returns the ends of intervals as far as the axis should show them.
+
+    Those of two or three seeds can be so long that the means could not be told apart.
+    """
+    low, high = means.score.min(), means.score.max()
+    span = max(high - low, 0.1 * abs(high))
+    least = max(low - span, 0.7 * low)
+    ends = [*means.low.clip(lower=least), *means.high.clip(upper=high + span)]
+    return [end for end in ends if math.isfinite(end)]
 
 
 def _wide(main: Sequence[float]) -> bool:
@@ -99,10 +117,12 @@ def _draw_line(ax: Axes, numbers: pd.DataFrame, style: dict, label: str) -> None
         ax.axhline(means.score.iloc[0], **style, label=label)
         if len(single):
             ax.axhspan(
-                single.score.min(), single.score.max(), color=style["color"], alpha=0.12, lw=0
+                means.low.iloc[0], means.high.iloc[0], color=style["color"], alpha=0.12, lw=0
             )
     else:
         ax.plot(means.alpha, means.score, **style, label=label, zorder=3)
+        bars = {"color": style["color"], "linewidth": 0.7}
+        ax.vlines(means.alpha, means.low, means.high, **bars, zorder=2)
         dots = {"marker": style["marker"], "color": style["color"], "alpha": 0.45, "s": 5}
         ax.scatter(single.alpha, single.score, **dots, linewidths=0, zorder=2)
 
@@ -111,7 +131,8 @@ def _draw_line(ax: Axes, numbers: pd.DataFrame, style: dict, label: str) -> None
 def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws mean scores over a log2 alpha axis; with several seeds, single ones as small points.
 
-    Routers without alpha are levels, their seeds' range a band. Runs that differ from most in more
+    Bars are 95 % t intervals over seeds, bands those of routers without alpha, which are levels;
+    the axis may cut them, the numbers do not. Runs that differ from most in more
     than router and seed are left out; diverged ones have no point.
     """
     what = "differs from most runs in more than router and seed"
@@ -125,10 +146,11 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     levels = numbers[numbers.alpha.isna()]
 
     baseline = levels[levels.router == "NoRouting"].score
-    main = [*curves.score, *baseline]
+    near = numbers[numbers.alpha.notna() | (numbers.router == "NoRouting")]
+    main = [*curves.score, *baseline, *_ends(near)]
     others = [*levels[levels.router != "NoRouting"].score, *floors[:1]]
     figure = new_figure(NARROW, 3.1)
-    axes = _panels(figure, _strips(main, others), float(np.mean(main)))
+    axes = _panels(figure, _strips(main, others), float(np.mean(curves.score)))
     if _wide(main):
         log_ticks(axes[0])
     seen: dict[str, int] = {}
@@ -151,7 +173,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     axes[-1].minorticks_off()
     axes[-1].set_xlim(alphas[0] / 1.25, alphas[-1] * 1.25)
     seeds = int(numbers.seeds.max())
-    over = f"\nmean of {seeds} seeds (points, bands: single seeds)" if seeds > 1 else ""
+    over = f"\nmean of {seeds} seeds, 95 % t interval; dots: seeds" if seeds > 1 else ""
     axes[-1].set_xlabel(f"{ALPHA} (log scale){over}")
     name, n = kept[0].protocol
     tall = max(axes, key=lambda ax: ax.get_position().height)

@@ -1,28 +1,21 @@
-"""Figure 2: which channels each task may read, for random routing and DTR at three alphas."""
+"""Figure 2: which channels each task may read, for every router among the runs."""
 
 __all__ = ["NAME", "draw", "needs"]
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
-import torch
 from matplotlib.colors import ListedColormap
 from torch import Tensor
 
-from analysis.runs import ALPHA, Finished
-from analysis.style import WIDE, Drawing, new_figure, styled
-from dtr_lightning import masks
+from analysis.mask_tables import Masks, mask_tables
+from analysis.runs import Finished
+from analysis.style import NARROW, WIDE, Drawing, new_figure, panel_title, styled
 
 NAME = "masks"
-BETA = 0.8
-WIDTHS = {"DiT_S": 384, "DiT_B": 768, "DiT_L": 1024, "DiT_XL": 1152}
-PANELS = {
-    "random": None,
-    f"0 < {ALPHA} < 1  ({ALPHA} = 0.5)": 0.5,
-    f"{ALPHA} = 1": 1.0,
-    f"{ALPHA} > 1  ({ALPHA} = 4)": 4.0,
-}
 COLORS = ListedColormap(["#440154", "#FDE725"])  # off, active
+MOST = 5_000  # intervals of channels that the numbers of one table may take
 
 
 def needs(runs: Sequence[Finished]) -> str | None:
@@ -30,49 +23,56 @@ def needs(runs: Sequence[Finished]) -> str | None:
     return None
 
 
-def _width(run: Finished) -> int | None:
-    width = run.flat.get("model.hidden_size", WIDTHS.get(run.choice("model")))
-    return None if width is None else int(width)
+def _intervals(row: Tensor) -> str:
+    """Returns the active channels of a mask, first to last: `0-50`, or `0-31 44-47`."""
+    edges = np.flatnonzero(np.diff(row.numpy().astype(int), prepend=0, append=0))
+    return " ".join(f"{low}-{high - 1}" for low, high in edges.reshape(-1, 2))
 
 
-def _offsets(table: Tensor, panel: str, alpha: float | None) -> pd.DataFrame:
-    """Returns the stretches of tasks with an equal mask; random masks have no window to tell."""
-    row = {"panel": panel, "alpha": alpha, "beta": BETA, "channels": table.shape[1]}
-    active = int(table[0].sum())
-    if alpha is None:
-        everything = {"task_first": 0, "task_last": len(table) - 1, "active": active}
-        return pd.DataFrame([row | everything | {"seed": 0}])
-    start = pd.Series(table.int().argmax(dim=1).numpy())
-    first = start.index[start.diff().ne(0)]
-    last = [*(first[1:] - 1), len(start) - 1]
-    offset = start[first].to_numpy()
-    windows = {"task_first": first, "task_last": last, "active": active}
-    return pd.DataFrame(row | windows | {"start": offset, "stop": offset + active})
+def _numbers(found: Masks) -> pd.DataFrame:
+    """Returns the stretches of tasks with an equal mask, and its active channels.
+
+    One row without channels where that would take more than MOST intervals, as with random masks.
+    """
+    table = found.table
+    first = np.flatnonzero(np.r_[True, (table[1:] != table[:-1]).any(1).numpy()])
+    last = np.r_[first[1:] - 1, len(table) - 1]
+    starts = int((table[first, 1:] & ~table[first, :-1]).sum() + table[first, 0].sum())
+    if starts > MOST:
+        first, last, read = first[:1], last[-1:], [""]
+    else:
+        read = [_intervals(table[t]) for t in first]
+    seed = found.setting.runs[0].seed if found.setting.runs else 0
+    row = found.row | {"block": 0, "seed": seed}
+    return pd.DataFrame(row | {"task_first": first, "task_last": last, "read": read})
 
 
 @styled
 def draw(runs: Sequence[Finished]) -> Drawing:
-    """Draws four tables bool[tasks, channels]; C and T are the first run's, else 768 and 1000.
+    """Draws tables bool[tasks, channels], those of the paper's figure if no run has any.
 
-    The numbers are the window [start, stop) of every stretch of tasks.
+    Roaming masks are shown at the first and the last step. Of masks that differ between blocks,
+    block 0 is shown.
     """
-    flat = runs[0].flat if runs else {}
-    channels = next(filter(None, map(_width, runs)), 768)
-    tasks = int(flat.get("diffusion.T", 1000))
-    figure = new_figure(WIDE, 2.05)
-    axes = figure.subplots(1, len(PANELS), sharey=True)
-    numbers = []
-    for ax, (panel, alpha) in zip(axes, PANELS.items(), strict=True):
-        if alpha is None:
-            table = masks.random(tasks, channels, BETA, torch.Generator().manual_seed(0))
-        else:
-            table = masks.dtr(tasks, channels, alpha, BETA)
+    found, note = mask_tables(runs)
+    columns = min(4, len(found))
+    rows = -(-len(found) // columns)
+    figure = new_figure(max(NARROW, WIDE * columns / 4), 0.45 + 1.6 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for i, (ax, one) in enumerate(zip(axes, found, strict=False)):
+        tasks, channels = one.table.shape
         window = {"aspect": "auto", "extent": (0, channels, tasks, 0)}
-        ax.imshow(table, cmap=COLORS, vmin=0, vmax=1, **window, interpolation="nearest")
+        ax.imshow(one.table.numpy(), cmap=COLORS, vmin=0, vmax=1, **window, interpolation="nearest")
         ax.grid(False)
-        ax.set(title=panel, xlabel="channel", xticks=[0, channels // 2, channels])
-        numbers.append(_offsets(table, panel, alpha))
-    axes[0].set_ylabel("task t  (0 = cleanest)")
-    ax.set_yticks([0, tasks // 2, tasks])
-    figure.suptitle(f"yellow: active (β = {BETA} of {channels} channels)", fontsize=8)
-    return Drawing(figure, pd.concat(numbers, ignore_index=True))
+        ax.set(xticks=[0, channels // 2, channels], yticks=[0, tasks // 2, tasks])
+        panel_title(ax, one.name, "(block 0)" * one.differs)
+        if i % columns:
+            ax.set_yticklabels([])
+        else:
+            ax.set_ylabel("task t")
+        if i + columns >= len(found):
+            ax.set_xlabel("channel")
+    for ax in axes[len(found) :]:
+        ax.set_axis_off()
+    figure.suptitle("yellow: channels that a task reads (t = 0 is the cleanest)", fontsize=7)
+    return Drawing(figure, pd.concat(map(_numbers, found), ignore_index=True), note)

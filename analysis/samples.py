@@ -1,6 +1,6 @@
 """Figure 9: samples of every router from the same start noise and labels."""
 
-__all__ = ["NAME", "draw", "needs"]
+__all__ = ["NAME", "arrays_of", "draw", "needs", "rgb"]
 
 import zipfile
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ NAME = "samples"
 GAP = 1  # pixels of white between two samples
 
 
-def _arrays(run: Finished) -> tuple[np.ndarray, np.ndarray] | None:
+def arrays_of(run: Finished) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns images uint8[k, C, H, W] and labels int64[k]; None if there is nothing to show."""
     try:
         with np.load(run.sample_arrays, allow_pickle=False) as arrays:
@@ -28,9 +28,14 @@ def _arrays(run: Finished) -> tuple[np.ndarray, np.ndarray] | None:
 
 def needs(runs: Sequence[Finished]) -> str | None:
     """Says what is missing: stored samples, uint8 with one or three channels."""
-    if any(_arrays(run) for run in runs):
+    if any(arrays_of(run) for run in runs):
         return None
     return "no finished run has stored samples (uint8, 1 or 3 channels)"
+
+
+def rgb(image: np.ndarray) -> np.ndarray:
+    """Returns an image uint8[1 or 3, H, W] as uint8[H, W, 3], for imshow."""
+    return np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
 
 
 def _row(images: np.ndarray) -> np.ndarray:
@@ -47,7 +52,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     A setting shows its lowest seed. Runs that were sampled otherwise than most are left out: their
     columns would not be paired.
     """
-    arrays = {run.path: found for run in runs if (found := _arrays(run))}
+    arrays = {run.path: found for run in runs if (found := arrays_of(run))}
     shown = [setting.runs[0] for setting in settings([r for r in runs if r.path in arrays])]
 
     def start(run: Finished) -> tuple:

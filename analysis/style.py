@@ -10,10 +10,12 @@ __all__ = [
     "log_ticks",
     "look",
     "new_figure",
+    "panel_title",
     "save",
     "styled",
 ]
 
+import textwrap
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+from analysis.animation import Film, write_film
 from analysis.runs import Setting
 from dtr_lightning.errors import UserError
 
@@ -84,11 +87,12 @@ styled = matplotlib.rc_context(
 
 
 class Drawing(NamedTuple):
-    """A figure, the numbers that are plotted in it, and one line on what it had to leave out."""
+    """A figure, the numbers in it, one line on what it had to leave out, and what moves, if any."""
 
     figure: Figure
     numbers: pd.DataFrame
     note: str = ""
+    film: Film | None = None
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -125,13 +129,19 @@ def legend(figure: Figure) -> None:
 
     def width(columns: int) -> float:  # inches: handles and gaps, and 7 pt text
         longest = [max(map(len, part)) for part in np.array_split(names, columns)]
-        return 0.5 * columns - 0.2 + 0.055 * sum(longest)
+        return 0.56 * columns - 0.14 + 0.059 * sum(longest)
 
     fitting = [n for n in range(1, len(names) + 1) if width(n) <= figure.get_figwidth()]
     columns = max(fitting, default=1)
     rows = -(-len(names) // columns)
     figure.set_figheight(figure.get_figheight() + 0.15 * max(0, rows - 2))
     figure.legend(handles, names, loc="outside lower center", ncols=columns)
+
+
+def panel_title(ax: Axes, *parts: str, width: int = 30) -> None:
+    """Writes parts above a panel of a WIDE figure's four columns, wrapped at `width` letters."""
+    lines = [line for part in parts for line in textwrap.wrap(part, width)]
+    ax.set_title("\n".join(lines), fontsize=6.5)
 
 
 def log_ticks(ax: Axes) -> None:
@@ -146,7 +156,7 @@ def log_ticks(ax: Axes) -> None:
 
 @styled
 def save(drawing: Drawing, directory: Path, name: str) -> list[Path]:
-    """Writes NAME.pdf, NAME.png (300 dpi) and NAME.csv (what is plotted); returns their paths."""
+    """Writes NAME.pdf, .png (300 dpi), .csv (what is plotted), a film if any; returns paths."""
     pdf, png, table = (directory / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv"))
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -154,6 +164,7 @@ def save(drawing: Drawing, directory: Path, name: str) -> list[Path]:
         drawing.figure.savefig(pdf, metadata={"CreationDate": None})
         drawing.figure.savefig(png)
         drawing.numbers.to_csv(table, index=False)
+        film = write_film(drawing.film, directory, name) if drawing.film else []
     except OSError as error:
         raise UserError(f"figures cannot be written to {directory}: {error.strerror}") from error
-    return [pdf, png, table]
+    return [pdf, png, table, *film]

@@ -1,6 +1,6 @@
 """The table of all finished runs: CSV, Markdown, LaTeX (booktabs) and the terminal."""
 
-__all__ = ["caption", "cells", "console_table", "latex", "markdown", "over_seeds", "table", "write_tables"]
+__all__ = "caption cells console_table latex markdown over_seeds table write_tables".split()
 
 import math
 import re
@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from analysis.layout import write_texts
 from analysis.runs import DISPLAY_NAMES, Finished, read, settings
 from analysis.statistics import MEASURED, PROTOCOL, SETTING, SIX, over_seeds, ranked, reach
-from dtr_lightning.errors import UserError
 from dtr_lightning.run import Run
 
 COLUMNS = [*SETTING, "seed", *MEASURED, *PROTOCOL, "status", "ended_at", "pruned_score", "run"]
@@ -234,17 +234,10 @@ def write_tables(frame: pd.DataFrame, directory: str | Path) -> list[Path]:
 
     table.csv has all numbers of the table unrounded.
     """
-    directory = Path(directory)
     texts = {
         "results.csv": frame.to_csv(index=False),
         "table.csv": over_seeds(frame).to_csv(index=False),
         "table.md": markdown(frame),
         "table.tex": latex(frame),
     }
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (directory / name).write_text(text)
-    except OSError as error:
-        raise UserError(f"tables cannot be written to {directory}: {error.strerror}") from error
-    return [directory / name for name in texts]
+    return write_texts(directory, texts)

@@ -1,21 +1,23 @@
-"""Where on the timeline routing helps: held-out loss of each eighth, relative to no routing."""
+"""Where on the timeline routing helps or hurts: held-out loss of each eighth, beside no routing."""
 
-__all__ = ["NAME", "draw", "needs"]
+__all__ = ["NAME", "draw", "losses_of", "needs"]
 
 import math
 import re
 from collections.abc import Sequence
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from analysis.runs import Finished, chosen, settings
-from analysis.style import GREY, NARROW, WIDE, Drawing, legend, lines, new_figure, styled
+from analysis.statistics import t_interval
+from analysis.style import GREY, WIDE, Drawing, legend, lines, log_ticks, new_figure, styled
 
 NAME = "tasks"
 KEY = re.compile(r"val_tasks/t(\d+)-(\d+)")
 
 
-def _losses(run: Finished) -> dict[tuple[int, int], float]:
+def losses_of(run: Finished) -> dict[tuple[int, int], float]:
     """Returns {(first t, last t): held-out loss} at the end; empty if not validated or diverged."""
     for record in reversed(run.records):
         matches = [(KEY.fullmatch(key), value) for key, value in record.items()]
@@ -27,7 +29,7 @@ def _losses(run: Finished) -> dict[tuple[int, int], float]:
 
 def _pairs(runs: Sequence[Finished]) -> list[tuple[Finished, Finished]]:
     """Returns (run, its no-routing run): equal in seed and everything else but the router."""
-    with_losses = [run for run in runs if _losses(run)]
+    with_losses = [run for run in runs if losses_of(run)]
     baselines = {
         run.hash_without("router"): run
         for run in with_losses
@@ -48,8 +50,8 @@ def _relative(pairs: Sequence[tuple[Finished, Finished]]) -> pd.DataFrame:
     """Returns per run and eighth the loss, its twin's, and the difference in percent."""
     rows = []
     for run, baseline in pairs:
-        theirs = _losses(baseline)
-        for (first, last), loss in _losses(run).items():
+        theirs = losses_of(baseline)
+        for (first, last), loss in losses_of(run).items():
             if reference := theirs.get((first, last)):
                 row = {"run": run.path, "t_first": first, "t_last": last, "loss": loss}
                 row |= {"loss_no_routing": reference, "percent": 100 * (loss / reference - 1)}
@@ -57,12 +59,31 @@ def _relative(pairs: Sequence[tuple[Finished, Finished]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns the mean losses and percents of each eighth, and the t interval of the percents."""
+    found = []
+    for (first, last), each in rows.groupby(["t_first", "t_last"]):
+        mean = each[["loss", "loss_no_routing", "percent"]].mean().to_dict()
+        low, high = t_interval([*each.percent])
+        found.append({"t_first": first, "t_last": last} | mean | {"low": low, "high": high})
+    return pd.DataFrame(found)
+
+
+def _time_axis(ax: Axes, table: pd.DataFrame, name: str) -> None:
+    edges = sorted({*table.t_first, int(table.t_last.max()) + 1})
+    ax.set_xticks(edges[::2])
+    ax.set_xticks(edges, minor=True)
+    ax.set_xlim(edges[0], edges[-1])
+    ax.set_xlabel(name)
+
+
 @styled
 def draw(runs: Sequence[Finished]) -> Drawing:
-    """Draws 100 (loss / loss without routing - 1) at the middle of each eighth, mean over seeds.
+    """Draws loss and 100 (loss / loss without routing - 1) at the middle of each eighth.
 
-    Runs are paired: a run is compared with the no-routing run of its own seed. Below zero the
-    router helps. Where R-TR is far off, a second panel shows the others alone.
+    Both are means over seeds; runs are paired: a run is compared with the no-routing run of its own
+    seed. Below zero the router helps; bands are 95 % t intervals over seeds. Where R-TR is far off,
+    a third panel shows the others alone.
     """
     pairs = _pairs(runs)
     relative = _relative(pairs)
@@ -71,38 +92,52 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     numbers = []
     for setting in found:
         rows = relative[relative.run.isin([run.path for run in setting.runs])]
-        columns = ["loss", "loss_no_routing", "percent"]
-        mean = rows.groupby(["t_first", "t_last"], as_index=False)[columns].mean()
         row = {"setting": setting.label, "router": setting.router, "alpha": setting.alpha}
         row |= {"beta": setting.beta, "seeds": len(setting.runs)}
+        mean = _over_seeds(rows)
         numbers.append(pd.DataFrame(row | {column: mean[column] for column in mean}))
     table = pd.concat(numbers, ignore_index=True)
 
     random = table[table.router == "RTR"].percent.abs().max()
     others = table[table.router != "RTR"].percent.abs().max()
-    panels = 2 if random > 3 * others else 1
-    figure = new_figure(NARROW if panels == 1 else WIDE, 2.6)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    figure = new_figure(WIDE, 2.6)
+    curves, *axes = figure.subplots(1, 3 if random > 3 * others else 2)
     looks = {id(s): style for s, style in zip(front, lines(front), strict=True)}
+    plain = settings({b.path: b for _, b in pairs}.values())
+    for setting in plain if len(plain) == 1 else ():
+        mean = table[["t_first", "t_last", "loss_no_routing"]].drop_duplicates("t_first")
+        middle = (mean.t_first + mean.t_last + 1) / 2
+        (style,) = lines([setting])
+        curves.plot(middle, mean.loss_no_routing, **style, label=setting.label, zorder=2)
+    for setting, mean in zip(found, numbers, strict=True):
+        look = {**GREY, "zorder": 1}
+        if id(setting) in looks:
+            look = {**looks[id(setting)], "zorder": 3, "label": setting.label}
+        middle = (mean.t_first + mean.t_last + 1) / 2
+        curves.plot(middle, mean.loss, **look)
+        for ax in axes:
+            if ax is axes[0] or setting.router != "RTR":
+                ax.plot(middle, mean.percent, **look)
+                if id(setting) in looks:
+                    band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+                    ax.fill_between(middle, mean.low, mean.high, **band)
+    name = "timestep t (0 = cleanest), in eighths" if len(axes) == 1 else "timestep t, in eighths"
     for ax in axes:
-        ax.axhline(0, color="black", linewidth=0.8, label="no routing", zorder=2)
-        for setting, mean in zip(found, numbers, strict=True):
-            if ax is not axes[0] and setting.router == "RTR":
-                continue
-            look = {**GREY, "zorder": 1}
-            if id(setting) in looks:
-                look = {**looks[id(setting)], "zorder": 3, "label": setting.label}
-            ax.plot((mean.t_first + mean.t_last + 1) / 2, mean.percent, **look)
-        edges = sorted({*table.t_first, int(table.t_last.max()) + 1})
-        ax.set_xticks(edges[::2])
-        ax.set_xticks(edges, minor=True)
-        ax.set_xlim(edges[0], edges[-1])
-        ax.set_xlabel("timestep t (0 = cleanest), in eighths")
+        ax.axhline(0, color="black", linewidth=0.8, zorder=2)
+        low, high = ax.get_ylim()
+        shown = table if ax is axes[0] else table[table.router != "RTR"]
+        most = 2 * shown.percent.abs().max()  # the intervals of two seeds may reach far
+        ax.set_ylim(max(low, -most), min(high, most))
+        _time_axis(ax, table, name)
+    _time_axis(curves, table, name)
+    log_ticks(curves)
     if rest := len(found) - len(front):
-        axes[0].plot([], [], **GREY, label=f"{rest} other settings")
-    axes[0].set_ylabel("held-out loss against\nno routing (%, below 0 helps)")
-    if panels == 2:
-        axes[1].set_title("without R-TR, whose range hides the others", fontsize=7)
+        curves.plot([], [], **GREY, label=f"{rest} other settings")
+    curves.set_ylabel("held-out loss\n(log scale)")
+    band = ", 95 % t band" if table.seeds.max() > 1 else ""
+    axes[0].set_ylabel(f"loss against no routing\n(%, below 0 helps{band})")
+    if len(axes) == 2:
+        axes[1].set_title("without R-TR", fontsize=7)
     legend(figure)
     left = len(runs) - len({r.path for pair in pairs for r in pair})
     note = (

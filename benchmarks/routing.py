@@ -2,8 +2,8 @@
 
 One network takes its steps by turns without and with a router, so both see the same memory; the
 table gives the median and quartiles, over the pairs, of the time with the router by the time
-without. The row NoRouting compares none with itself: the noise of the method. `--compile` compiles a
-network for each router and compares those.
+without. The row NoRouting compares none with itself: the noise of the method. `--compile` compiles
+a network for each router and compares those.
 """
 
 import argparse

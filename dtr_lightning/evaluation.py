@@ -21,6 +21,8 @@ from dtr_lightning.models import Denoiser
 from dtr_lightning.module import DiffusionModule
 from dtr_lightning.samplers import IndexedNoise, Sampler, guided
 
+MEASURED = {"score", "kid", "kid_std", "precision", "recall", "classifier_score"}
+
 Report = Callable[[int], None]  # is told the number of network evaluations of single images
 
 
@@ -86,9 +88,12 @@ def sample(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields batches of images uint8 (n, C, H, W) and labels (n,) of samples with these indices.
 
-    labels (N,) belong to indices one by one; shape is (C, H, W).
+    labels (N,) belong to indices one by one; shape is (C, H, W). UserError where the network draws
+    anything but finite pixels.
     """
     for images, y in _draw(module, sampler, labels, indices, shape, protocol, report):
+        if not images.isfinite().all():
+            raise UserError("the network draws pixels that are not finite: it has diverged")
         yield to_uint8(images), y
 
 
@@ -154,7 +159,7 @@ def evaluate(
             kept.append(images.cpu())
             count += len(images)
     images = torch.cat(kept)[:keep] if kept else torch.empty(0, *shape, dtype=torch.uint8)
-    scores = scorer.compute()
+    scores = scorer.compute() | scorer.describe()
     if broken.compute():
-        scores |= {"score": math.nan, "kid": math.nan}
+        scores |= dict.fromkeys(MEASURED & scores.keys(), math.nan)
     return scores, images, labels[: len(images)]

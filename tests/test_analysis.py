@@ -17,6 +17,8 @@ from dtr_lightning.masks import dtr
 from dtr_lightning.run import Run, find_runs
 from tests.synthetic_runs import FOUR, GRID, make_run, make_sweep, score_of
 
+NEED_MORE = ("heatmap", "sizes", "ntg", "gates")  # than FOUR: see test_analysis_figures.py
+
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
@@ -42,7 +44,9 @@ def plotted(figure):
     return [(x, y) for line in figure.axes[0].get_lines() for x, y in line.get_xydata()]
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda f: f.NAME)
+@pytest.mark.parametrize(
+    "figure", [f for f in FIGURES if f.NAME not in NEED_MORE], ids=lambda f: f.NAME
+)
 def test_every_figure_is_written_as_pdf_png_and_csv(figure, four, tmp_path):
     before = rc_params()
     written, left_out = draw_all([four], out=tmp_path, only=[figure.NAME])
@@ -59,8 +63,7 @@ def test_fifteen_runs_are_drawn_in_ten_seconds(tmp_path):
     root = make_sweep(tmp_path / "runs", GRID)
     start = time.perf_counter()
     runs = finished(root)
-    for figure in FIGURES:
-        figure.draw(runs)
+    assert all(figure.needs(runs) or figure.draw(runs) for figure in FIGURES)
     assert time.perf_counter() - start < 10
     assert len(chosen(settings(runs))) == 4
 
@@ -73,17 +76,15 @@ def test_files_lie_in_the_sweep_or_in_out(four, tmp_path):
 
 
 def test_masks_csv_rebuilds_the_masks(four):
-    figure, numbers, _ = masks.draw(finished(four))
-    for panel, alpha in masks.PANELS.items():
-        rows = numbers[numbers.panel == panel]
-        assert rows.task_last.iloc[-1] == 999 and (rows.active == 51).all()
-        if alpha is not None:
-            table_ = dtr(1000, 64, alpha, 0.8)
-            for row in rows.itertuples():
-                expected = np.zeros(64, bool)
-                expected[int(row.start) : int(row.stop)] = True
-                assert (table_[row.task_first : row.task_last + 1].numpy() == expected).all()
-    assert len(figure.axes) == 4
+    figure, numbers, _ = masks.draw(finished(four))[:3]
+    for alpha in (1.0, 4.0):
+        rebuilt = np.zeros((1000, 64), bool)
+        for row in numbers[numbers.alpha == alpha].itertuples():
+            first, last = map(int, row.read.split("-"))
+            rebuilt[row.task_first : row.task_last + 1, first : last + 1] = True
+        assert (rebuilt == dtr(1000, 64, alpha, 0.8).numpy()).all()
+    assert (numbers.active == 51).all() and len(figure.axes) == 3
+    assert numbers[numbers.router == "RTR"].read.tolist() == [""]  # a seed says it shorter
 
 
 def test_masks_need_no_run():
@@ -91,7 +92,7 @@ def test_masks_need_no_run():
 
 
 def test_ablation_csv_is_what_is_plotted(three_seeds):
-    figure, numbers, note = ablation.draw(finished(three_seeds))
+    figure, numbers, note = ablation.draw(finished(three_seeds))[:3]
     points = plotted(figure)
     means = numbers[numbers.what == "mean"].set_index(["router", "alpha"]).score
     for alpha in (1.0, 4.0):
@@ -125,14 +126,14 @@ def test_strips_of_a_broken_axis_hold_every_value_and_never_overlap():
 def test_runs_of_another_protocol_are_not_compared(tmp_path):
     root = make_sweep(tmp_path)
     make_run(root / "longer", "DTR", {"alpha": 8.0, "beta": 0.8}, steps=2400)
-    numbers, note = ablation.draw(finished(root))[1:]
+    numbers, note = ablation.draw(finished(root))[1:3]
     assert 8.0 not in numbers.alpha.values and "longer" in note
     labels = [setting.label for setting in settings(finished(root))]
     assert labels[-1].endswith("max_steps=2400") and len(set(labels)) == 5
 
 
 def test_convergence_csv_is_what_is_plotted_and_does_not_mix_n(three_seeds):
-    figure, numbers, _ = convergence.draw(finished(three_seeds))
+    figure, numbers, _ = convergence.draw(finished(three_seeds))[:3]
     points = plotted(figure)
     assert sorted(numbers.step.unique()) == [300, 600, 900, 1200]
     assert (numbers.n == 512).all() and (numbers.seeds == 3).all()
@@ -148,13 +149,14 @@ def test_convergence_ends_with_the_result_when_n_is_equal(tmp_path):
 
 
 def test_tasks_are_relative_to_the_twin_of_the_same_seed(three_seeds):
-    figure, numbers, _ = tasks.draw(finished(three_seeds))
+    figure, numbers, _ = tasks.draw(finished(three_seeds))[:3]
     expected = [100 * 0.002 * 4.0 * (i - 3) / 4 for i in range(8)]
     four_ = numbers[(numbers.router == "DTR") & (numbers.alpha == 4.0)]
     assert four_.percent.tolist() == pytest.approx(expected, abs=1e-9)
-    points = plotted(figure)
+    lines = figure.axes[1].get_lines()
+    points = [(x, y) for line in lines for x, y in line.get_xydata()]
     assert all((62.5 + 125 * i, pytest.approx(y)) in points for i, y in enumerate(expected))
-    assert len(figure.axes) == 2  # R-TR is far off
+    assert len(figure.axes) == 3  # R-TR is far off
 
 
 def test_samples_are_paired_and_others_left_out(tmp_path):
@@ -163,7 +165,7 @@ def test_samples_are_paired_and_others_left_out(tmp_path):
     with np.load(odd.sample_arrays) as arrays:
         np.savez(odd.sample_arrays, images=arrays["images"], labels=arrays["labels"][::-1])
     make_run(root / "noisy", "DTR", {"alpha": 6.0, "beta": 0.8}, evaluation={"seed": 1})
-    figure, numbers, note = samples.draw(finished(root))
+    figure, numbers, note = samples.draw(finished(root))[:3]
     assert "and 1 more" in note and not {"odd", "noisy"} & set(numbers.run)
     assert (numbers.groupby("index").label.nunique() == 1).all() and len(numbers) == 4 * 20
     sheet = figure.axes[0].images[0].get_array()

@@ -10,13 +10,13 @@ PACKAGE = ROOT / "dtr_lightning"
 # From the bottom up: a module imports from layers below its own, or from its own folder.
 LAYERS = [
     {"errors", "naming"},
-    {"run", "captions", "recipes"},
-    {"masks", "diffusion", "provenance", "mistakes", "commands"},
+    {"run", "captions"},
+    {"recipes", "masks", "diffusion", "provenance", "mistakes", "commands"},
     {"tasks"},
     {"routers", "data", "samplers", "loss_weights", "gradients"},
     {"models", "metrics"},
     {"module", "pictures"},
-    {"callbacks", "ema", "evaluation", "bar", "weights"},
+    {"callbacks", "hparams", "ema", "evaluation", "bar", "weights"},
     {"building"},
     {"checks"},
     {"config"},

@@ -182,7 +182,12 @@ def test_readme_commands_name_files_that_exist():
 @pytest.mark.parametrize("file", ["digits.yaml", "experts.yaml", "gradients/nash_mtl.yaml"])
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"router": "DTR", "router.alpha": 2}, {"sampler": "DDIM", "sampler.steps": 7}, {"experts": 2, "seed": 3}],
+    [
+        {},
+        {"router": "DTR", "router.alpha": 2},
+        {"sampler": "DDIM", "sampler.steps": 7},
+        {"experts": 2, "seed": 3},
+    ],
 )
 def test_a_config_parsed_in_parts_is_the_config_parsed_as_a_whole(file, overrides):
     path = ROOT / "configs" / file

@@ -15,18 +15,27 @@ from torch import nn
 from dtr_lightning.data import Digits, to_float, to_uint8
 from dtr_lightning.errors import UserError
 from dtr_lightning.metrics import (
+    ClassifierScore,
     DigitsFeatures,
     Features,
     FrechetDistance,
     KernelDistance,
+    PrecisionRecall,
     Scorer,
+    TimmFeatures,
     frechet_distance,
+    inception_score,
+    neighbours,
+    precision_recall,
+    scores,
 )
 from dtr_lightning.metrics.copies import nearest, thumbnails
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics"
 SETS = np.load(GOLDEN / "distances.npz")
 VALUES = json.loads((GOLDEN / "distances.json").read_text())
+SAMPLES = np.load(GOLDEN / "samples.npz")
+SAMPLE_VALUES = json.loads((GOLDEN / "samples.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +94,62 @@ def test_kernel_distance_equals_the_golden():
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("order", ["file", "class_sorted"])
+@pytest.mark.parametrize("splits", [1, 10])
+def test_inception_score_equals_the_golden(splits, order):
+    probs, expected = SAMPLES["is_probs"], SAMPLE_VALUES["is"]
+    if order == "class_sorted":
+        probs = probs[np.argsort(probs.argmax(1), kind="stable")]
+        expected = expected[order]
+    logits = torch.from_numpy(probs).log() + 3  # a softmax does not see the 3
+    mean, std = inception_score(logits, len(logits) // splits)
+    assert mean == pytest.approx(expected[f"splits_{splits}"]["mean"], rel=1e-9)
+    assert std == pytest.approx(expected[f"splits_{splits}"]["std"], rel=1e-9, abs=1e-12)
+
+
+def test_a_certain_classifier_of_equal_classes_scores_their_number():
+    logits = 1e4 * torch.eye(7).repeat(3, 1)
+    assert inception_score(logits)[0] == pytest.approx(7)
+    metric = ClassifierScore(7)
+    for part in logits.split(4):
+        metric.update(part)
+    assert metric.compute() == pytest.approx(7)
+
+
+@pytest.mark.parametrize("blocks", [(1024, 4096), (50, 70)], ids=["whole", "blocks"])
+@pytest.mark.parametrize("name", ["pr", "pr_small"])
+def test_precision_and_recall_equal_the_golden(name, blocks, monkeypatch):
+    monkeypatch.setattr(neighbours, "ROWS", blocks[0])
+    monkeypatch.setattr(neighbours, "COLUMNS", blocks[1])
+    real, fake = (torch.from_numpy(SAMPLES[f"{name}_{side}"]) for side in ("ref", "gen"))
+    radii = torch.from_numpy(SAMPLES[f"{name}_radii_sq_ref"])
+    assert torch.allclose(neighbours.radii(real, 3).float(), radii, rtol=2e-6)
+    expected = SAMPLE_VALUES[name]
+    assert precision_recall(real, fake) == (expected["precision"], expected["recall"])
+    metric = PrecisionRecall()
+    for part in real.split(37):
+        metric.update(part, real=True)
+    for _ in range(2):  # the real side survives a reset
+        metric.update(fake, real=False)
+        assert metric.compute() == (expected["precision"], expected["recall"])
+        metric.reset()
+
+
+def test_precision_sees_what_is_wrong_and_recall_what_is_missing():
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(200, 4, generator=generator)
+    real[100:] += 50
+    assert precision_recall(real, real) == (1, 1)
+    precision, recall = precision_recall(real, real[:100])
+    assert precision == 1 and recall == 0.5
+    assert precision_recall(real, real + 1000) == (0, 0)
+    collapsed = real[:1].expand(50, -1)
+    precision, recall = precision_recall(real, collapsed)
+    assert precision == 1 and recall == 1 / 200
+    with pytest.raises(UserError, match="at least 4 images"):
+        precision_recall(real, real[:3])
+
+
 def test_the_shipped_card_tells_the_truth(held_out):
     card = resources.files("dtr_lightning.metrics") / "fd_digits_v1.json"
     card = json.loads(card.read_text())
@@ -109,6 +174,8 @@ def test_the_floor_is_the_score_of_held_out_images(scorer, held_out):
     assert (result["n"], result["floor_n"], result["reference_n"]) == (360, 360, 1437)
     assert result["accuracy"] >= 0.98 and abs(result["copies"] - 0.01) < 0.005
     assert abs(result["kid"]) < 0.05
+    assert 0.7 < result["precision"] < 1 and 0.7 < result["recall"] < 1
+    assert 9 < result["classifier_score"] < 10
     assert json.loads(json.dumps(result)) == result
 
 
@@ -116,6 +183,7 @@ def test_copies_beat_the_floor_and_are_called_copies(scorer, data):
     images, labels = data.split("train").tensors
     result = score(scorer, images, labels)
     assert result["copies"] == 1 and result["score"] < 1e-6 < result["floor"]
+    assert result["precision"] == result["recall"] == 1
 
 
 def test_a_score_grows_with_what_is_wrong(scorer, held_out):
@@ -152,6 +220,8 @@ def test_what_was_not_measured_is_none_or_an_error(data, held_out):
         score(scorer, held_out[0][:1])
     result = score(scorer, held_out[0])
     assert result["accuracy"] is None and "kid" not in result
+    few = score(scorer, held_out[0][:3])
+    assert few["precision"] is None and few["recall"] is None
     assert result["reference_n"] == result["floor_n"] == 200
     for options in ({"limit": 1}, {"kid_subsets": -1}):
         with pytest.raises(UserError, match="not valid"):
@@ -186,7 +256,39 @@ class Mean(Features):
 def test_any_features_score_any_data(data, held_out):
     result = score(Scorer(Mean(), data), *held_out)
     assert result["name"] == "fd_mean" and result["accuracy"] is None
+    assert result["classifier_score"] is None
     assert result["score"] == pytest.approx(result["floor"])
+
+
+def test_a_score_states_reference_extractor_and_resize(data, tmp_path):
+    stated = Scorer(DigitsFeatures(), data).describe()
+    assert stated["reference"] == "Digits, training split"
+    assert stated["num_features"] == 48 and "sha256" in stated["extractor_weights"]
+    stated = Scorer(TimmFeatures("test_resnet", size=32), data).describe()
+    assert stated["extractor"] == "timm test_resnet, pooled"
+    assert stated["extractor_weights"] == "random, seed 0"
+    assert stated["extractor_resize"] == "bilinear to 32x32, no antialiasing"
+    assert Scorer(Mean(), data).describe()["extractor"] == "Mean"
+
+
+def test_no_more_real_features_are_kept_than_the_limit(data, monkeypatch):
+    monkeypatch.setattr(scores, "LIMIT", 500)
+    scorer = Scorer(DigitsFeatures(), data, kid_subsets=0)
+    scorer.update(data.split("held_out").tensors[0])
+    kept = torch.cat(scorer.metrics["near"].real)
+    assert torch.equal(kept, DigitsFeatures()(data.split("train").tensors[0][::3]))
+
+
+class Foreign(Mean):
+    """A classifier of other classes than the data's."""
+
+    def logits(self, features):
+        return features
+
+
+def test_a_classifier_of_other_classes_has_no_accuracy(data, held_out):
+    result = score(Scorer(Foreign(), data), *held_out)
+    assert result["accuracy"] is None and result["classifier_score"] >= 1
 
 
 def share(rank, port, images, labels, queue):

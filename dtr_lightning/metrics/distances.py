@@ -48,15 +48,16 @@ class FrechetDistance(FrechetInceptionDistance):
 
     def compute(self) -> Tensor:
         """Returns the Frechet distance, a float64 scalar."""
-        real = self.real_features_sum, self.real_features_cov_sum, self.real_features_num_samples
-        fake = self.fake_features_sum, self.fake_features_cov_sum, self.fake_features_num_samples
-        return frechet_distance(*_moments(*real), *_moments(*fake))
+        return frechet_distance(*self.moments(real=True), *self.moments(real=False))
 
-
-def _moments(total: Tensor, squares: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns mean (D,) and covariance (D, D), ddof 1, from sums over n samples."""
-    mu = total / n
-    return mu, (squares - n * torch.outer(mu, mu)) / (n - 1)
+    def moments(self, real: bool) -> tuple[Tensor, Tensor]:
+        """Returns mean (D,) and covariance (D, D), ddof 1, of one side, float64."""
+        side = "real" if real else "fake"
+        total, squares, n = (
+            getattr(self, f"{side}_features_{sum}") for sum in ("sum", "cov_sum", "num_samples")
+        )
+        mu = total / n
+        return mu, (squares - n * torch.outer(mu, mu)) / (n - 1)
 
 
 class KernelDistance(KernelInceptionDistance):

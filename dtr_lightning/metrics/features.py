@@ -4,29 +4,42 @@ The name of a score follows its features: "fid" is Inception's alone; a distance
 is another number and says so.
 """
 
-__all__ = ["Features", "InceptionFeatures", "TimmFeatures"]
+__all__ = ["Features", "digest", "rgb", "unreadable"]
 
-import difflib
 from abc import ABC, abstractmethod
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 
-import timm
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dtr_lightning.errors import UserError, choices
+from dtr_lightning.errors import UserError
 
 
 class Features(nn.Module, ABC):
     """A frozen feature extractor; a subclass is a choice of `--features` by its name.
 
-    A constructor sets `name` (the score's name) and `num_features` and ends with `freeze()`.
+    A constructor sets `name` (the score's name) and `num_features` and ends with `freeze()`. A row
+    of metrics also states `which_weights` (a hash of their file, say) and `resize`.
     """
 
     name: str
     num_features: int
+    which_weights: str = "its own"
+    resize: str = "none"
+
+    @property
+    def extractor(self) -> str:
+        """What computes the features, in words."""
+        return type(self).__name__
+
+    def describe(self) -> dict[str, str | int]:
+        """Returns what must be equal where scores are compared."""
+        return {
+            "extractor": self.extractor,
+            "extractor_weights": self.which_weights,
+            "extractor_resize": self.resize,
+            "num_features": self.num_features,
+        }
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
@@ -53,126 +66,14 @@ def rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1)
 
 
-class TimmFeatures(Features):
-    """The pooled features of any timm model, images resized and normalised as its config says.
-
-    The resize is bilinear without antialiasing. Without weights the network is random (seed 0) and
-    the name says "untrained": good for a test, no measure of quality.
-
-    Args:
-        model: timm's name of the model, e.g. resnet18 or vit_base_patch14_dinov2.lvd142m.
-        weights: local weights of that model, .safetensors or .pt/.pth without code in it.
-        pretrained: whether timm downloads its weights.
-        size: pixels a side that images are resized to; the model's own by default.
-    """
-
-    def __init__(
-        self,
-        model: str = "resnet18",
-        weights: str | None = None,
-        pretrained: bool = False,
-        size: int | None = None,
-    ) -> None:
-        super().__init__()
-        if not timm.is_model(model):
-            near = difflib.get_close_matches(model, timm.list_models(), n=5)
-            raise choices("timm model", model, near or ["the names of timm.list_models()"])
-        if size is not None and size < 1:
-            raise UserError(f"features.size must be at least 1 pixel; got {size}")
-        if weights and pretrained:
-            raise UserError("give features either weights or pretrained, not both")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            try:
-                self.net = timm.create_model(model, pretrained=pretrained, num_classes=0)
-            except Exception as error:  # of the hub, the network or timm: each has its own
-                raise UserError(
-                    f"timm cannot make {model} ({type(error).__name__}); check the name's tag"
-                    + (" and the network, or give a local file as weights" if pretrained else "")
-                ) from error
-        if weights:
-            self._load(weights)
-            self.name = f"fd_{model}_{Path(weights).stem}"
-        else:
-            self.name = f"fd_{model}" + ("" if pretrained else "_untrained")
-        config = timm.data.resolve_model_data_config(self.net)
-        self.input_size = (size, size) if size else config["input_size"][1:]
-        if size:
-            self.name += f"_{size}px"
-        for key in ("mean", "std"):
-            value = torch.tensor(config[key]).view(1, -1, 1, 1) * 255
-            self.register_buffer(key, value, persistent=False)
-        self.freeze()
-        with torch.no_grad():
-            probe = torch.zeros(1, 3, *self.input_size, dtype=torch.uint8)
-            self.num_features = self(probe).shape[1]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the pooled features float32 (N, num_features)."""
-        x = rgb(images).float()
-        if x.shape[-2:] != self.input_size:
-            x = F.interpolate(x, self.input_size, mode="bilinear", antialias=False)
-        return self.net((x - self.mean) / self.std).float()
-
-    def _load(self, weights: str) -> None:
-        try:
-            state = timm.models.load_state_dict(weights, use_ema=False, weights_only=True)
-        except Exception as error:
-            raise _unreadable(weights, error) from error
-        heads = self.net.pretrained_cfg.get("classifier") or ()
-        heads = (heads,) if isinstance(heads, str) else tuple(heads)
-        state = {key: v for key, v in state.items() if key.rpartition(".")[0] not in heads}
-        try:
-            self.net.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(f"{weights} does not hold the weights of this model") from error
+def digest(path: str | Path) -> str:
+    """Returns the first eight hexadecimal digits of a file's SHA-256."""
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()[:8]
 
 
-class InceptionFeatures(Features):
-    """Inception's 2,048 pooled features as FID defines them (TF1 graph and resize, Section 5.1).
-
-    The resize inside is TF1's: bilinear, without antialiasing. Needs torch-fidelity; weights are
-    downloaded by it unless a local copy of its file is given. Another file's score is not "fid".
-
-    Args:
-        weights: local copy of weights-inception-2015-12-05-6726825d.pth.
-    """
-
-    digest = "6726825d"
-    num_features = 2048
-
-    def __init__(self, weights: str | None = None) -> None:
-        super().__init__()
-        try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ImportError as error:
-            raise UserError(
-                "Inception features need torch-fidelity: pip install torch-fidelity"
-            ) from error
-        if weights:
-            try:  # torch-fidelity itself would run code hidden in the file
-                torch.load(weights, weights_only=True)
-            except Exception as error:
-                raise _unreadable(weights, error) from error
-        try:
-            self.net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights)
-        except OSError as error:
-            raise UserError(
-                f"cannot download the Inception weights ({type(error).__name__}); "
-                "give a local copy as weights"
-            ) from error
-        except RuntimeError as error:
-            raise UserError(f"{weights} does not hold the Inception weights") from error
-        known = not weights or sha256(Path(weights).read_bytes()).hexdigest()[:8] == self.digest
-        self.name = "fid" if known else f"fd_inception_{Path(weights).stem}"
-        self.freeze()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the pool_3 features float32 (N, 2048)."""
-        return self.net(rgb(images))[0].flatten(1)
-
-
-def _unreadable(path: str, error: Exception) -> UserError:
+def unreadable(path: str, error: Exception) -> UserError:
+    """Returns the error for weights that cannot be read, or are not there."""
     if not Path(path).is_file():
         return UserError(f"weights {path} do not exist")
     return UserError(

@@ -1,4 +1,4 @@
-"""The score of a set of samples, with all that is needed to read it: floor, copies, accuracy, KID.
+"""The score of a set of samples, with all that is needed to read it: floor, copies, recall, KID.
 
 The reference is the training split: the held-out one then has a score of its own, the floor.
 """
@@ -15,9 +15,11 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from dtr_lightning.data.base import Batch, Data
 from dtr_lightning.errors import UserError
+from dtr_lightning.metrics.class_scores import ClassifierScore
 from dtr_lightning.metrics.copies import Copies, thumbnails
 from dtr_lightning.metrics.distances import FrechetDistance, KernelDistance
 from dtr_lightning.metrics.features import Features
+from dtr_lightning.metrics.neighbours import LIMIT, PrecisionRecall
 
 COUNTS = ("n", "copied", "labelled", "right")
 
@@ -56,10 +58,16 @@ class Scorer:
         self.copies: Copies | None = None
         self.metrics: dict[str, Metric] = {count: SumMetric() for count in COUNTS}
         self.metrics["score"] = FrechetDistance(features.num_features)
+        self.metrics["near"] = PrecisionRecall()
         self.distances = ["score"]
         if kid_subsets:
             self.metrics["kid"] = KernelDistance(features.num_features, kid_subsets)
             self.distances.append("kid")
+        with torch.no_grad():
+            logits = features.logits(torch.zeros(1, features.num_features, device=self.device))
+        self.classes = 0 if logits is None else logits.shape[1]
+        if self.classes:
+            self.metrics["classes"] = ClassifierScore(self.classes)
         for metric in self.metrics.values():
             metric.to(self.device)
 
@@ -73,20 +81,24 @@ class Scorer:
         features = self._extract(images)
         for name in self.distances:
             self.metrics[name].update(features, real=False)
+        self.metrics["near"].update(features, real=False)
         self.metrics["n"].update(len(images))
         self.metrics["copied"].update(self.copies(thumbnails(images)).sum())
-        logits = self.features.logits(features)
-        if labels is not None and logits is not None:
-            self.metrics["labelled"].update(len(labels))
-            self.metrics["right"].update((logits.argmax(1) == labels.to(self.device)).sum())
+        if self.classes:
+            logits = self.features.logits(features)
+            self.metrics["classes"].update(logits)
+            if labels is not None and self.classes == self.data.num_classes:
+                self.metrics["labelled"].update(len(labels))
+                self.metrics["right"].update((logits.argmax(1) == labels.to(self.device)).sum())
 
     @torch.no_grad()
     def compute(self) -> dict[str, float | int | str | None]:
         """Returns the score and how it was made, plain values; None for what was not measured.
 
         Keys: name, score, n, reference_n, floor, floor_n, accuracy (share of samples that the
-        features' classifier reads as their class), copies (see Copies) and, unless left out, kid,
-        kid_std and kid_subsets.
+        features' classifier reads as their class, where it knows the data's classes), copies (see
+        Copies), precision, recall (k = 3), classifier_score (the inception score's formula with the
+        features' classifier) and, unless left out, kid, kid_std and kid_subsets.
         """
         if self.copies is None:
             raise UserError("a score needs samples: none were given")
@@ -94,6 +106,7 @@ class Scorer:
         n, copied, labelled, right = (int(self._total(count)) for count in COUNTS)
         if n < 2:
             raise UserError(f"a score needs at least 2 samples, not {n}")
+        precision, recall = self.metrics["near"].compute()
         result = {
             "name": self.features.name,
             "score": float(self.metrics["score"].compute()),
@@ -103,11 +116,19 @@ class Scorer:
             "floor_n": self.floor_n,
             "accuracy": right / labelled if labelled else None,
             "copies": copied / n,
+            "precision": precision,
+            "recall": recall,
+            "classifier_score": self.metrics["classes"].compute() if self.classes else None,
         }
         if self.kid_subsets:
             kid, spread = self.metrics["kid"].compute()
             result |= {"kid": float(kid), "kid_std": float(spread), "kid_subsets": self.kid_subsets}
         return result
+
+    def describe(self) -> dict[str, str | int]:
+        """Returns what must be equal where scores are compared: reference, extractor, resize."""
+        reference = f"{type(self.data).__name__}, training split"
+        return {"reference": reference, **self.features.describe()}
 
     def reset(self) -> None:
         """Forgets the samples; reference and floor stay."""
@@ -122,21 +143,32 @@ class Scorer:
         self.reference_n, self.floor_n = (min(size, self.limit or size) for size in sizes)
         if self.reference_n < 2:
             raise UserError("a score needs at least 2 training images to compare with")
-        train = self._take(self.data.train_images(self.limit, rank, world), True, self.distances)
-        held_out = self._take(self.data.heldout_images(self.limit, rank, world), False, ["score"])
+        train, held_out = (
+            self._take(images(self.limit, rank, world), real, distances, rank, world)
+            for images, real, distances in (
+                (self.data.train_images, True, self.distances),
+                (self.data.heldout_images, False, ["score"]),
+            )
+        )
         self.floor = float(self.metrics["score"].compute()) if self.floor_n > 1 else None
         self.metrics["score"].reset()
         self.copies = Copies(train, held_out)
 
-    def _take(self, batches: Iterable[Batch], real: bool, distances: list[str]) -> Tensor:
+    def _take(
+        self, batches: Iterable[Batch], real: bool, distances: list[str], rank: int, world: int
+    ) -> Tensor:
         """Updates distances with this rank's images; returns the thumbnails (N, D) of all ranks."""
         rows = []
         for images, _ in batches:
             images = images.to(self.device)
-            rows.append(thumbnails(images))
             features = self._extract(images)
             for name in distances:
                 self.metrics[name].update(features, real=real)
+            if real:  # every so many-th of the split, whatever rank takes it
+                place = (torch.arange(len(images)) + sum(map(len, rows))) * world + rank
+                kept = place % -(-self.reference_n // LIMIT) == 0
+                self.metrics["near"].update(features[kept.to(self.device)], real=True)
+            rows.append(thumbnails(images))
         rows = torch.cat(rows)
         if distributed.is_available() and distributed.is_initialized():
             rows = torch.cat(gather_all_tensors(rows))

@@ -1,0 +1,107 @@
+"""Table 5 as a figure: score against the number of parameters, a line per router."""
+
+__all__ = ["NAME", "draw", "needs"]
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from analysis.runs import Finished, largest, settings
+from analysis.statistics import t_interval
+from analysis.style import NARROW, Drawing, legend, lines, log_ticks, new_figure, styled
+
+NAME = "sizes"
+
+
+def _line(run: Finished) -> str:
+    return run.hash_without("model", "seed")
+
+
+def _sized(runs: Sequence[Finished]) -> list[Finished]:
+    return [r for r in runs if math.isfinite(r.score) and r.number("parameters") > 0]
+
+
+def _comparable(run: Finished) -> tuple:
+    return *run.protocol, run.hash_without("model", "router", "seed")
+
+
+def _kept(runs: Sequence[Finished]) -> tuple[list[Finished], str]:
+    """Returns the runs of routers that were trained in several sizes, and who is left out."""
+    sized = _sized(runs)
+    sizes = defaultdict(set)
+    for run in sized:
+        sizes[_line(run), run.protocol].add(run.hash_without("router", "seed"))
+    several = [run for run in sized if len(sizes[_line(run), run.protocol]) > 1]
+    if not several:
+        return [], ""
+    return largest(
+        several, _comparable, "differs from most runs in more than size, router and seed"
+    )
+
+
+def needs(runs: Sequence[Finished]) -> str | None:
+    """Says what is missing: a router in two sizes of the model."""
+    if _kept(runs)[0]:
+        return None
+    return "needs finished runs of one router in two sizes of the model, equal in all else"
+
+
+def _short(count: float, _: object = None) -> str:
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= unit:
+            return f"{count / unit:.3g}{letter}"
+    return f"{count:g}"
+
+
+@styled
+def draw(runs: Sequence[Finished]) -> Drawing:
+    """Draws mean scores against parameters, both axes logarithmic; bars: 95 % t intervals.
+
+    What a router adds counts: Switch has experts of its own. Records hold no FLOPs.
+    """
+    kept, note = _kept(runs)
+    by_line = defaultdict(list)
+    for run in kept:
+        by_line[_line(run)].append(run)
+    # one run per line tells what a line is called: the sizes must not be in its name
+    (first, *_), names = [own[0] for own in by_line.values()], {}
+    size = first.hash_without("router", "seed")
+    alike = [
+        [r for r in own if r.hash_without("router", "seed") == size] for own in by_line.values()
+    ]
+    named = settings([(same or own)[0] for same, own in zip(alike, by_line.values(), strict=True)])
+    for setting, style in zip(named, lines(named), strict=True):
+        names[_line(setting.runs[0])] = setting, style
+
+    figure = new_figure(NARROW, 2.6)
+    ax = figure.subplots()
+    numbers = []
+    for key, (setting, style) in names.items():
+        rows = []
+        for each in settings(by_line[key]):
+            low, high = t_interval(each.scores)
+            row = {"setting": setting.label, "router": each.router, "alpha": each.alpha}
+            row |= {"beta": each.beta, "parameters": int(each.runs[0].number("parameters"))}
+            row |= {"seeds": len(each.scores), "score": each.score, "low": low, "high": high}
+            rows.append(row)
+        table = pd.DataFrame(rows).sort_values("parameters")
+        numbers.append(table)
+        ax.plot(table.parameters, table.score, **style, label=setting.label, zorder=3)
+        ax.vlines(table.parameters, table.low.clip(lower=1e-9), table.high, color=style["color"])
+    table = pd.concat(numbers, ignore_index=True)
+    ax.set_xscale("log")
+    ticks = sorted(set(table.parameters[table.router == table.router.iloc[0]]))
+    ax.set_xticks(ticks)
+    ax.xaxis.set_major_formatter(FuncFormatter(_short))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_ylim(0.7 * table.score.min(), 1.4 * table.score.max())
+    log_ticks(ax)
+    name, n = kept[0].protocol
+    seeds = f"\nmean of {table.seeds.max()} seeds, 95 % t interval" if table.seeds.max() > 1 else ""
+    ax.set_xlabel(f"parameters (log scale){seeds}")
+    ax.set_ylabel(f"{name} (N = {n:,})\nlog scale, lower is better")
+    legend(figure)
+    return Drawing(figure, table, note)

@@ -1,0 +1,112 @@
+"""Make a reference for ADM's protocol: python make_reference.py DIR --out ref.npz --size 64
+
+DIR is a folder of images, all of which count, prepared as a training prepares them (ADM's centre
+crop); or a run, whose training images count. The file holds the statistics of Inception's features
+over all images (mu, sigma, mu_s, sigma_s) and 10,000 of the images, evenly spaced in the order of
+their paths (arr_0), for precision and recall. ADM's evaluator reads it too.
+"""
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dtr_lightning.commands import Options, command, stop_on_signals
+from dtr_lightning.errors import Stopped, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dtr_lightning.metrics.adm import Activations
+
+
+@command
+def main() -> int:
+    """Reads the options and writes the file."""
+    parser = Options(__doc__)
+    parser.add_argument("dir", metavar="DIR", help="folder of images, or a run")
+    parser.add_argument("--out", required=True, help="the file to write, .npz")
+    parser.add_argument("--size", type=int, help="pixels a side; of a run: its own")
+    parser.add_argument("--images", type=int, default=10_000, help="of arr_0, for precision")
+    parser.add_argument("--weights", metavar="PTH", help="local copy of Inception's weights")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read images")
+    given = parser.parse_args()
+    if not given.out.endswith(".npz") or not Path(given.out).parent.is_dir():
+        raise UserError(f"--out {given.out} must end in .npz and lie in a directory that exists")
+    if given.images < 2:
+        raise UserError(f"--images must be at least 2; got {given.images}")
+    stop = stop_on_signals()
+
+    import torch
+
+    from dtr_lightning.bar import Bar
+    from dtr_lightning.metrics.adm import Activations, notes
+    from dtr_lightning.metrics.inception import InceptionFeatures
+    from dtr_lightning.metrics.npz import write_archive
+
+    batches, n = source(given.dir, given.size, given.workers)
+    network = InceptionFeatures(given.weights)
+    activations = Activations(network, "cuda" if torch.cuda.is_available() else "cpu")
+    kept = min(n, given.images)
+    with Bar("reference") as bar, write_archive(given.out) as archive:
+
+        def count(done: int) -> None:
+            bar(done, n, "reference")
+            if stop.is_set():
+                raise Stopped
+
+        archive.images(spaced(batches, activations, kept, n, count), kept)
+        archive.arrays(activations.statistics())
+    print(f"{given.out}: {n} images, {kept} of them kept, {network.which_weights}")
+    for note in notes(n, network.num_features):
+        print(f"note: {note}", file=sys.stderr)
+    return 0
+
+
+def source(path: str, size: int | None, workers: int) -> "tuple[Iterable[Tensor], int]":
+    """Returns batches of images uint8 (n, C, H, W) of a run's training split or of a folder."""
+    from dtr_lightning.building import build
+    from dtr_lightning.data import Data, ImageFolder
+    from dtr_lightning.run import Run
+
+    if (Path(path) / "config.yaml").is_file():
+        if size is not None:
+            raise UserError(f"{path} is a run: its images have a size; leave --size out")
+        data = build(Data, Run.existing(path).config["data"])
+        parts = [data.train_images()]
+    else:
+        if size is None:
+            raise UserError("a folder of images needs --size, the pixels a side of your samples")
+        data = ImageFolder(path, size, class_folders=False, flip=False, workers=workers)
+        parts = [data.train_images(), data.heldout_images()]
+    n = len(data.split("train")) + (len(data.split("held_out")) if len(parts) > 1 else 0)
+    return (images for images, _ in itertools.chain(*parts)), n
+
+
+def spaced(
+    batches: "Iterable[Tensor]",
+    activations: "Activations",
+    kept: int,
+    n: int,
+    count: Callable[[int], None],
+) -> "Iterator[Tensor]":
+    """Passes n images to activations, and yields those that are kept as RGB, evenly spaced."""
+    import torch
+
+    from dtr_lightning.metrics.adm import BATCH
+    from dtr_lightning.metrics.features import rgb
+
+    chosen = torch.zeros(n, dtype=torch.bool)
+    chosen[torch.arange(kept) * n // kept] = True
+    done = 0
+    for images in batches:
+        for part in images.split(BATCH):
+            activations.update(part)
+            yield rgb(part[chosen[done : done + len(part)]])
+            done += len(part)
+            count(done)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
