@@ -90,7 +90,11 @@ def draw_all(
             left_out.append((figure.NAME, f"not drawn: {reason}"))
             continue
         own = [protocols[figure.NAME]] if protocols and figure.NAME in protocols else []
-        drawing = figure.draw(runs, *own)
+        try:
+            drawing = figure.draw(runs, *own)
+        except UserError as error:  # the others can still be drawn
+            left_out.append((figure.NAME, f"not drawn: {error}"))
+            continue
         written += save(drawing, for_figures, figure.NAME)
         if drawing.note:
             left_out.append((figure.NAME, drawing.note))

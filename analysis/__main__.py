@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from analysis import ASKED, NAMES, draw_all
-from dtr_lightning.commands import INTERRUPTED
+from dtr_lightning.commands import INTERRUPTED, quiet
 from dtr_lightning.errors import UserError
 
 PROTOCOLS = [figure for figure in ASKED if hasattr(figure, "Protocol")]
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             told = f"default: {option.default}"
             group.add_argument(f"--{figure.NAME}.{option.name}", type=kind, metavar=name, help=told)
     given = parser.parse_args(arguments)
+    quiet()
     try:
         protocols = _protocols(vars(given))
         written, left_out = draw_all(

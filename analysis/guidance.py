@@ -149,7 +149,7 @@ def _panels(numbers: pd.DataFrame, score_name: str) -> dict[str, str]:
     if numbers.accuracy.notna().any():
         titles["accuracy"] = f"accuracy of the classes {UP}"
     elif numbers.classifier_score.notna().any():
-        titles["classifier_score"] = f"{'IS' if fid else 'classifier score'} {UP}"
+        titles["classifier_score"] = f"{'IS (one split)' if fid else 'classifier score'} {UP}"
     return titles | {"precision": f"precision {UP}", "recall": f"recall {UP}"}
 
 

@@ -1,6 +1,6 @@
 """The database of a sweep: Optuna's storage, waited for while it is away and locked for a plan."""
 
-__all__ = ["PATIENCE", "Database", "patient"]
+__all__ = ["Database", "patient"]
 
 import contextlib
 import sqlite3
@@ -37,7 +37,8 @@ class Database:
         self.url = url or f"sqlite:///{folder.database.resolve()}"
         self.say: Callable[[str], None] = lambda line: None
         self.interrupted: Callable[[], bool] = lambda: False
-        self.patience = PATIENCE  # seconds; none with a database that a new sweep names wrongly
+        # a URL that was never right is a mistake, told at once
+        self.patience = PATIENCE if folder.knows(self.url) else 0.0
         self.waited = 0.0  # seconds, for the lock
 
     @property
@@ -78,6 +79,8 @@ class Database:
                 stack.callback(engine.dispose)
                 stack.enter_context(_advisory(engine, "tables"))
             self.storage = RDBStorage(self.url, arguments)
+            self.folder.remember(self.url)
+        self.patience = PATIENCE
         return self.storage
 
     @contextlib.contextmanager

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dtr_lightning.run import find_runs
 from sweeps.child import Train, train_run
-from sweeps.database import PATIENCE, Database
+from sweeps.database import Database
 from sweeps.folder import Folder
 from sweeps.optimisers import make_pruner, make_sampler
 from sweeps.plan import Sweep, resolve_all
@@ -91,15 +91,11 @@ def run_sweep(
     """
     console = console or Console()
     plan, folder, crew = prepare(sweep, out=out, train=train, **reading)
-    begun = folder.sweep_file.exists()
     folder.prepare(plan)
     database = Database(folder, storage)
     database.say = lambda line: console.print(line, markup=False, soft_wrap=True)
-    if not begun:
-        database.patience = 0.0
     with folder.owner() as owner:
         study = Study(plan, folder, owner, database)
-        database.patience = PATIENCE
         with database.guard():
             study.plan(retry_failed, finish_pruned)
             session = Session(study, crew, make_view(plan, console))

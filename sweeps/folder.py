@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import uuid
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Folder:
         self.figures = self.path / "figures"
         self.table = self.path / "results.csv"
         self._owners = self.path / ".owners"
+        self._databases = self.path / ".databases"
 
     @property
     def study(self) -> str:
@@ -139,6 +141,19 @@ class Folder:
         for name in (owner, f"{owner}.stop"):
             (self._owners / name).unlink(missing_ok=True)
 
+    def knows(self, url: str) -> bool:
+        """Returns whether the sweep was in this database before."""
+        try:
+            return _digest(url) in self._databases.read_text().split()
+        except OSError:
+            return False
+
+    def remember(self, url: str) -> None:
+        """Notes that the sweep is in this database; the URL itself may hold a password."""
+        if not self.knows(url):
+            with self._databases.open("a") as file:
+                file.write(f"{_digest(url)}\n")
+
     def ask_to_stop(self, save: bool) -> int:
         """Asks all commands to leave, when their trials end or have saved; returns how many."""
         owners = [path for path in self._owners.glob("*") if path.suffix != ".stop"]
@@ -152,3 +167,7 @@ class Folder:
             return (self._owners / f"{owner}.stop").read_text()
         except OSError:
             return None
+
+
+def _digest(url: str) -> str:
+    return sha256(url.encode()).hexdigest()[:16]

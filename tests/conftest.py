@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dtr_lightning.commands import quiet
-from dtr_lightning.config import resolve
+from dtr_lightning.config import resolve, valid_choices
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -65,3 +65,9 @@ def counting_graphs(model):
         return graph.forward
 
     return torch.compile(model, fullgraph=True, backend=count), graphs
+
+
+def shipped(base):
+    """Returns the choices of an axis that the package brings, without those of tests."""
+    found = valid_choices(base).items()
+    return {name: cls for name, cls in found if cls.__module__.startswith("dtr_lightning.")}

@@ -314,8 +314,11 @@ def test_a_mistake_is_one_line_and_exit_2(what, alone, tmp_path, capsys):
     assert out == "" and told in err and err.count("\n") == 1
 
 
+LIGHT = ("errors", "masks", "naming", "run", "commands", "tasks")
+
+
 def test_what_needs_no_network_reads_run_directories_only():
-    allowed = {f"dtr_lightning.{name}" for name in ("errors", "masks", "naming", "run", "commands")}
+    allowed = {f"dtr_lightning.{name}" for name in LIGHT}
     # these make masks again, load networks or look at training images
     loading = "affinity animation cka classes film gates guidance mask_tables neighbours probe"
     for file in Path(analysis.__file__).parent.glob("*.py"):

@@ -40,15 +40,16 @@ def light(monkeypatch):
 
 
 @linux
-def test_killed_four_times_every_point_is_trained_once(tmp_path):
+def test_killed_twice_every_point_is_trained_once(tmp_path):
     lab = Lab(tmp_path, 12, light=True)
-    tally = campaign(lab, reference(lab), 4, 0, None, 1)
-    assert tally.kills == 4 and tally.caught.total() > 0
+    tally = campaign(lab, reference(lab), 2, 0, None, 1)
+    assert tally.kills == 2 and tally.caught.total() > 0
     assert tally.wrong == []
     assert tally.count("equal") == tally.count("points") >= 12
 
 
 @linux
+@pytest.mark.faults
 def test_eight_commands_at_one_instant_make_one_plan(tmp_path):
     assert eight_starts(Lab(tmp_path, 6, light=True), tmp_path) == []
 

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from dtr_lightning.config import valid_choices
 from dtr_lightning.diffusion import Diffusion, FlowMatching
 from dtr_lightning.errors import UserError
 from dtr_lightning.loss_weights import CUW, P2, UW, Constant, LossWeight, MinSNR
-from tests.conftest import golden
+from tests.conftest import golden, shipped
 
 
 def made(loss_weight, schedule="cosine", **options):
@@ -25,7 +24,7 @@ def arrays(name):
     return {key: torch.from_numpy(a) for key, a in golden(name).items()}
 
 
-@pytest.mark.parametrize("cls", valid_choices(LossWeight).values())
+@pytest.mark.parametrize("cls", shipped(LossWeight).values())
 class TestEveryLossWeight:
     def test_gives_a_finite_scalar_and_a_gradient_to_every_sample(self, cls):
         mse, vb, t = batch()

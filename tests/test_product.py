@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from dtr_lightning.config import resolve, valid_choices
+from dtr_lightning.config import resolve
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.gradients import Gradients
 from dtr_lightning.loss_weights import LossWeight
 from dtr_lightning.routers import Router
-from tests.conftest import ROOT
+from tests.conftest import ROOT, shipped
 
 DIT = {"patch_size": 2, "hidden_size": 16, "depth": 2, "num_heads": 2}
 ADM = {"model_channels": 32, "num_res_blocks": 1, "attention_resolutions": [2]}
@@ -21,8 +21,8 @@ BACKBONES = {
     "TextDiT": ("DigitsCaptions", DIT, "Diffusion"),
     "flow": ("Digits", DIT, "FlowMatching"),
 }
-WEIGHTS = [("loss_weight", name) for name in valid_choices(LossWeight)]
-WEIGHTS += [("gradients", name) for name in valid_choices(Gradients) if name != "Joint"]
+WEIGHTS = [("loss_weight", name) for name in shipped(LossWeight)]
+WEIGHTS += [("gradients", name) for name in shipped(Gradients) if name != "Joint"]
 
 
 def choice(name, **arguments):
@@ -58,7 +58,7 @@ def step(config):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("router", valid_choices(Router))
+@pytest.mark.parametrize("router", shipped(Router))
 def test_one_step_of_every_loss_weight_and_gradient_rule(base, masks, router, backbone):
     data, sizes, process = BACKBONES[backbone]
     if router == "FixedMasks" and backbone == "ADM":

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from dtr_lightning.config import valid_choices
 from dtr_lightning.errors import UserError
 from dtr_lightning.masks import active_channels, window
 from dtr_lightning.models import DiT
@@ -23,7 +22,7 @@ from dtr_lightning.routers import (
     TimeShuffledDTR,
     WeightsOnly,
 )
-from tests.conftest import counting_graphs
+from tests.conftest import counting_graphs, shipped
 
 WIDTHS = [24, 24, 24]
 STATEFUL = ("MaxRoaming", "Switch")
@@ -71,7 +70,7 @@ def inputs(n=5):
     return x, torch.tensor([0, 1, 500, 998, 999])[:n], torch.arange(n) % 3
 
 
-@pytest.mark.parametrize("cls", valid_choices(Router).values())
+@pytest.mark.parametrize("cls", shipped(Router).values())
 class TestEveryRouter:
     def test_leaves_the_global_random_state_and_adds_no_state(self, make, cls):
         torch.manual_seed(3)
