@@ -39,6 +39,7 @@ class Study(Records):
 
         `retry` lets failed points wait again, `whole` pruned ones, which then go on to their end.
         """
+        self.trials()  # the first reading of many trials takes seconds: not under the lock
         with self.database.lock():
             for params in self.sweep.starts():
                 self.study.enqueue_trial(params, skip_if_exists=True)
