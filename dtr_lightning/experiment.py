@@ -161,14 +161,12 @@ class Experiment:
     def held_out(self, trainer: Trainer, module: DiffusionModule) -> dict[str, float]:
         """Returns the unweighted held-out loss, over all tasks and per eighth of the timeline."""
         rank, world = trainer.global_rank, trainer.world_size
-        limit = HELD_OUT_IMAGES
-        batches = [
-            (to_float(x), y)
-            for images, labels in self.data.heldout_images(limit, rank, world)
-            for x, y in zip(images.split(HELD_OUT_BATCH), labels.split(HELD_OUT_BATCH), strict=True)
-        ]
-        passes = max(1, limit // max(1, sum(len(y) for _, y in batches) * world))
-        losses = module.held_out_losses(batches * passes, seed=self.protocol.seed + rank)
+        loader = self.data.heldout_images(HELD_OUT_IMAGES, rank, world)
+        images, labels = map(torch.cat, zip(*loader, strict=True))
+        passes = max(1, HELD_OUT_IMAGES // (len(labels) * world))
+        order = torch.arange(len(labels)).repeat(passes).split(HELD_OUT_BATCH)
+        batches = ((to_float(images[i]), labels[i]) for i in order)
+        losses = module.held_out_losses(batches, seed=self.protocol.seed + rank)
         sums = over_ranks(trainer, by_task(losses, module.diffusion.T))
         return scalars(sums, module.diffusion.T, "val")
 

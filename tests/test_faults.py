@@ -40,12 +40,13 @@ def light(monkeypatch):
 
 
 @linux
+@pytest.mark.faults
 def test_killed_twice_every_point_is_trained_once(tmp_path):
-    lab = Lab(tmp_path, 12, light=True)
+    lab = Lab(tmp_path, 6, light=True)
     tally = campaign(lab, reference(lab), 2, 0, None, 1)
     assert tally.kills == 2 and tally.caught.total() > 0
     assert tally.wrong == []
-    assert tally.count("equal") == tally.count("points") >= 12
+    assert tally.count("equal") == tally.count("points") >= 6
 
 
 @linux
