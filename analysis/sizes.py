@@ -1,4 +1,4 @@
-"""Table 5 as a figure: score against the number of parameters, a line per router."""
+"""Table 5 as a figure: score against parameters and against multiply-adds, a line per router."""
 
 __all__ = ["NAME", "draw", "needs"]
 
@@ -11,9 +11,13 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis.runs import Finished, largest, settings
 from analysis.statistics import t_interval
-from analysis.style import NARROW, Drawing, legend, lines, log_ticks, new_figure, styled
+from analysis.style import NARROW, WIDE, Drawing, legend, lines, log_ticks, new_figure, styled
 
 NAME = "sizes"
+COSTS = {
+    "parameters": "parameters (log scale)",
+    "macs": "multiply-adds per evaluation\n(GFLOPs in the papers; log scale)",
+}
 
 
 def _line(run: Finished) -> str:
@@ -58,9 +62,9 @@ def _short(count: float, _: object = None) -> str:
 
 @styled
 def draw(runs: Sequence[Finished]) -> Drawing:
-    """Draws mean scores against parameters, both axes logarithmic; bars: 95 % t intervals.
+    """Draws mean scores against cost, all axes logarithmic; bars: 95 % t intervals.
 
-    What a router adds counts: Switch has experts of its own. Records hold no FLOPs.
+    What a router adds counts: Switch has experts of its own.
     """
     kept, note = _kept(runs)
     by_line = defaultdict(list)
@@ -76,32 +80,34 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     for setting, style in zip(named, lines(named), strict=True):
         names[_line(setting.runs[0])] = setting, style
 
-    figure = new_figure(NARROW, 2.6)
-    ax = figure.subplots()
     numbers = []
-    for key, (setting, style) in names.items():
+    for setting, _ in names.values():
         rows = []
-        for each in settings(by_line[key]):
+        for each in settings(by_line[_line(setting.runs[0])]):
             low, high = t_interval(each.scores)
             row = {"setting": setting.label, "router": each.router, "alpha": each.alpha}
             row |= {"beta": each.beta, "parameters": int(each.runs[0].number("parameters"))}
-            row |= {"seeds": len(each.scores), "score": each.score, "low": low, "high": high}
-            rows.append(row)
-        table = pd.DataFrame(rows).sort_values("parameters")
-        numbers.append(table)
-        ax.plot(table.parameters, table.score, **style, label=setting.label, zorder=3)
-        ax.vlines(table.parameters, table.low.clip(lower=1e-9), table.high, color=style["color"])
+            row |= {"macs": each.runs[0].number("macs"), "seeds": len(each.scores)}
+            rows.append(row | {"score": each.score, "low": low, "high": high})
+        numbers.append(pd.DataFrame(rows).sort_values("parameters"))
     table = pd.concat(numbers, ignore_index=True)
-    ax.set_xscale("log")
-    ticks = sorted(set(table.parameters[table.router == table.router.iloc[0]]))
-    ax.set_xticks(ticks)
-    ax.xaxis.set_major_formatter(FuncFormatter(_short))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_ylim(0.7 * table.score.min(), 1.4 * table.score.max())
-    log_ticks(ax)
+    costs = [cost for cost in COSTS if table[cost].notna().all()]  # older records hold no MACs
+
+    figure = new_figure(WIDE if len(costs) > 1 else NARROW, 2.6)
+    axes = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    for ax, cost in zip(axes, costs, strict=True):
+        for (setting, style), own in zip(names.values(), numbers, strict=True):
+            ax.plot(own[cost], own.score, **style, label=setting.label, zorder=3)
+            ax.vlines(own[cost], own.low.clip(lower=1e-9), own.high, color=style["color"])
+        ax.set_xscale("log")
+        ax.set_xticks(sorted(set(numbers[0][cost])))
+        ax.xaxis.set_major_formatter(FuncFormatter(_short))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlabel(COSTS[cost])
+    axes[0].set_ylim(0.7 * table.score.min(), 1.4 * table.score.max())
+    log_ticks(axes[0])
     name, n = kept[0].protocol
     seeds = f"\nmean of {table.seeds.max()} seeds, 95 % t interval" if table.seeds.max() > 1 else ""
-    ax.set_xlabel(f"parameters (log scale){seeds}")
-    ax.set_ylabel(f"{name} (N = {n:,})\nlog scale, lower is better")
+    axes[0].set_ylabel(f"{name} (N = {n:,})\nlog scale, lower is better{seeds}")
     legend(figure)
     return Drawing(figure, table, note)

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.paper_rows import published
 from dtr_lightning.errors import choices
+from dtr_lightning.macs import count_macs
 from dtr_lightning.models import ADM, DiT_B, DiT_L, DiT_S, DiT_XL
 from dtr_lightning.routers import DTR, NoRouting, Route, Router, Switch
 
@@ -97,9 +97,7 @@ def cost(name: str, router: str) -> Cost:
             extra += (switch.k * tokens - tokens - experts) * channels**2
     elif isinstance(switch, DTR):
         model.router = tally = _Tally(switch.blocks)  # a mask is no product
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(x, t, y)
-    macs = counter.get_total_flops() // 2
+    macs = count_macs(model, x, t, y)
     masking = PER_ELEMENT.get(name, 3) * tally.elements if tally else 0
     return Cost(parameters, trained, active, macs, macs + extra, masking)
 

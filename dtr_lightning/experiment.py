@@ -20,6 +20,7 @@ from dtr_lightning.errors import UserError
 from dtr_lightning.evaluation import Protocol, Report, check_guidance, evaluate, silent
 from dtr_lightning.gradients import Gradients
 from dtr_lightning.loss_weights import LossWeight
+from dtr_lightning.macs import count_macs, on_meta
 from dtr_lightning.metrics import Features
 from dtr_lightning.metrics.scores import Scorer
 from dtr_lightning.models import Denoiser, Experts
@@ -197,6 +198,15 @@ class Experiment:
     def parameters(self) -> int:
         """Returns the number of the network's parameters, fixed positions included."""
         return sum(p.numel() for p in self.module.model.parameters())
+
+    def macs(self) -> int:
+        """Returns the multiply-adds of the network, or of one expert, for one image."""
+        model = self.module.model
+        network = model.networks[0] if isinstance(model, Experts) else model
+        images, labels = next(iter(self.data.heldout_images(1)))
+        y = self.module.condition(labels, torch.zeros(1, dtype=torch.long))
+        inputs = (to_float(images), torch.zeros(1, dtype=torch.long), y)
+        return count_macs(on_meta(network), *(x.to("meta") for x in inputs))
 
     def describe(self) -> Mapping[str, Any]:
         """Returns the protocol that the score is stored with."""

@@ -8,7 +8,7 @@ grid:                               each entry is the product of its lists;
   - {router: FreeWindow, router.knots: [[0, 1], [0, 0.2, 1]]}     values that are lists
 seeds: 1                            every point is trained with the seeds 0 .. seeds - 1
 metric: score                       a number of results.json, or several numbers, each with its
-direction: minimize                 direction: {score: minimize, parameters: minimize}
+direction: minimize                 direction: {score: minimize, macs: minimize}
 pruning: median                     median | halving | hyperband, with options as {kind: median, ..}
 smoke: {trainer.max_steps: 10}      options of --smoke, on top of the base; SMOKE by default
 paper: {config: .., grid: [..]}     what --paper trains instead: the published sizes

@@ -229,7 +229,7 @@ def test_negative_transfer_needs_experts_and_an_equal_joint_run(experts, tmp_pat
     assert "joint" in ntg.needs(odd)
 
 
-def test_sizes_are_lines_over_parameters(tmp_path):
+def test_sizes_are_lines_over_parameters_and_macs(tmp_path):
     for width in (32, 64, 96):
         model = {"class_path": "DiT", "init_args": {"hidden_size": width}}
         for router, args in (("NoRouting", {}), ("DTR", DTR4)):
@@ -242,9 +242,12 @@ def test_sizes_are_lines_over_parameters(tmp_path):
                     64 / width,
                     model=model,
                 )
-                run.write_results(run.results | {"parameters": 10 * width**2})
+                run.write_results(run.results | {"parameters": 10 * width**2, "macs": width**3})
     make_run(tmp_path / "once", "RTR", {"beta": 0.8})
-    numbers = sizes.draw(finished(tmp_path)).numbers
+    drawing = sizes.draw(finished(tmp_path))
+    labels, numbers = [ax.get_xlabel() for ax in drawing.figure.axes], drawing.numbers
+    assert ["multiply-adds" in label for label in labels] == [False, True]
+    assert numbers.macs.tolist() == [32**3, 64**3, 96**3] * 2
     assert numbers.setting.tolist() == ["no routing"] * 3 + [f"DTR {ALPHA}=4 β=0.8"] * 3
     assert numbers.parameters.tolist() == [10_240, 40_960, 92_160] * 2
     assert numbers.score.tolist() == pytest.approx([2, 1, 2 / 3] * 2)

@@ -9,7 +9,10 @@ from analysis.paper_rows import published
 from benchmarks import cost as command
 from benchmarks import counts
 from benchmarks.counts import ADM_64, Cost, costs
+from dtr_lightning.config import resolve
+from dtr_lightning.experiment import Experiment
 from dtr_lightning.models import ADM
+from tests.conftest import ROOT
 
 cost = cache(counts.cost)
 DEPTHS = {"S/2": (12, 384), "B/2": (12, 768), "L/2": (24, 1024), "XL/2": (28, 1152)}
@@ -32,6 +35,16 @@ def test_macs_are_those_of_the_formula():
     block = 12 * length * width**2 + 2 * length**2 * width + 6 * width**2
     ends = 2 * width**2 + 16 * length * width + 32 * length * width + 256 * width + width**2
     assert cost("S/2", "NoRouting").macs == depth * block + ends
+
+
+@pytest.mark.parametrize("more", [
+    {}, {"router": "DTR"}, {"experts": 2}, {"module.compile": True}, {"gradients": "PCGrad"}
+])  # fmt: skip
+def test_a_run_counts_the_macs_of_its_network(more):
+    """4 x 4 tokens of 64 channels through 3 blocks; experts are asked one at a time."""
+    block = 12 * 16 * 64**2 + 2 * 16**2 * 64 + 6 * 64**2
+    ends = 2 * 64**2 + 4 * 16 * 64 + 8 * 16 * 64 + 256 * 64 + 64**2
+    assert Experiment(resolve(ROOT / "configs" / "digits.yaml", more)).macs() == 3 * block + ends
 
 
 @pytest.mark.parametrize("name", ["S/2", "B/2"])

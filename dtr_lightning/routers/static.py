@@ -71,7 +71,7 @@ class MaskRouter(Router):
     def forward(self, t: Tensor, emb: Tensor) -> list[Route]:
         """Returns z -> m_t * z for every block, the mask in the dtype of the features."""
         # what blocks read is float32 under autocast, whatever the embedding is by then
-        mixed = torch.is_autocast_enabled(emb.device.type)
+        mixed = not emb.is_meta and torch.is_autocast_enabled(emb.device.type)
         rows = self.rows(t).to(torch.float32 if mixed else emb.dtype)
         routes = [masked(mask, self.channel_dim) for mask in rows.split(self.widths, 1)]
         return [routes[i] for i in self.table_of_block]
