@@ -28,7 +28,7 @@ from analysis import (
 from analysis.paper_tables import NAME as PAPER_TABLES
 from analysis.paper_tables import write_paper_tables
 from analysis.report import write_report
-from analysis.runs import read
+from analysis.runs import mixed, read
 from analysis.style import save
 from analysis.tables import table, write_tables
 from dtr_lightning.errors import UserError, choices
@@ -78,7 +78,7 @@ def draw_all(
     reading = read(found, records=set(only or NAMES) != {"tables"})
     runs, skipped = reading
     written: list[Path] = []
-    left_out = [("runs", reason) for reason in skipped]
+    left_out = [("runs", reason) for reason in (*skipped, mixed(runs)) if reason]
     for figure in (*FIGURES, *ASKED):
         if only and figure.NAME not in only:
             continue

@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.runs import ALPHA, Finished, Setting, largest, settings
+from analysis.runs import Finished
+from analysis.settings import ALPHA, Setting, largest, settings
 from analysis.statistics import t_interval
 from analysis.style import NARROW, Drawing, legend, log_ticks, look, new_figure, styled
 

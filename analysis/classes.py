@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.runs import Finished, settings
+from analysis.runs import Finished
 from analysis.samples import rgb
+from analysis.settings import settings
 from analysis.style import WIDE, Drawing, new_figure, styled
 from dtr_lightning.bar import Bar
 from dtr_lightning.errors import UserError

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import StrMethodFormatter
 
-from analysis.runs import Finished, Setting, chosen, largest, settings
+from analysis.runs import Finished
+from analysis.settings import Setting, chosen, largest, settings
 from analysis.statistics import t_interval
 from analysis.style import GREY, NARROW, Drawing, legend, lines, log_ticks, new_figure, styled
 

@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 
 from analysis.mask_tables import Masks, mask_tables
-from analysis.runs import Finished, chosen
+from analysis.runs import Finished
+from analysis.settings import chosen
 from analysis.style import GREY, WIDE, Drawing, legend, look, new_figure, styled
 
 NAME = "dedicated"

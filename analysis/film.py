@@ -15,8 +15,9 @@ from torch import Tensor
 
 from analysis.animation import Film
 from analysis.masks import COLORS
-from analysis.runs import Finished, settings
+from analysis.runs import Finished
 from analysis.samples import rgb
+from analysis.settings import settings
 from analysis.style import WIDE, Drawing, new_figure, styled
 from dtr_lightning.building import build
 from dtr_lightning.data import to_uint8

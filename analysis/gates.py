@@ -14,7 +14,8 @@ from matplotlib.colors import ListedColormap
 from torch import Tensor
 from torch.nn import functional as F
 
-from analysis.runs import Finished, Setting, settings
+from analysis.runs import Finished
+from analysis.settings import Setting, settings
 from analysis.style import DASHES, WIDE, Drawing, new_figure, panel_title, styled
 from dtr_lightning import masks
 from dtr_lightning.errors import UserError

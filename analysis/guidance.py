@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.runs import Finished, Setting, chosen, largest, settings
+from analysis.runs import Finished
+from analysis.settings import Setting, chosen, largest, settings
 from analysis.style import WIDE, Drawing, legend, lines, new_figure, styled
 from dtr_lightning.bar import Bar
 from dtr_lightning.errors import UserError

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.runs import ALPHA, Finished, Setting, largest, settings
+from analysis.runs import Finished
+from analysis.settings import ALPHA, Setting, largest, settings
 from analysis.statistics import t_interval
 from analysis.style import NARROW, Drawing, new_figure, styled
 

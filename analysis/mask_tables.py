@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from analysis.runs import ALPHA, Finished, Setting, chosen, settings
+from analysis.runs import Finished
+from analysis.settings import ALPHA, Setting, chosen, settings
 from dtr_lightning import masks
 from dtr_lightning.building import build
 from dtr_lightning.errors import UserError

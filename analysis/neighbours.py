@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from analysis.runs import Finished, Setting, settings
+from analysis.runs import Finished
 from analysis.samples import arrays_of, rgb
+from analysis.settings import Setting, settings
 from analysis.style import WIDE, Drawing, new_figure, styled
 from dtr_lightning.bar import Bar
 from dtr_lightning.building import build

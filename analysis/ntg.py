@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.runs import Finished, settings
+from analysis.runs import Finished
+from analysis.settings import settings
 from analysis.statistics import t_interval
 from analysis.style import WIDE, Drawing, legend, look, new_figure, panel_title, styled
 from analysis.tasks import losses_of

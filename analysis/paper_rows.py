@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from analysis.runs import ALPHA, Finished, Setting, settings
+from analysis.runs import Finished
+from analysis.settings import ALPHA, Setting, settings
 from analysis.statistics import over_seeds
 from analysis.tables import table
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analysis.runs import Finished, Setting, chosen, settings
+from analysis.runs import Finished
+from analysis.settings import Setting, chosen, settings
 from dtr_lightning.bar import Bar
 from dtr_lightning.commands import quiet
 from dtr_lightning.errors import UserError

@@ -14,7 +14,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from analysis.runs import DISPLAY_NAMES, Finished, Reading
+from analysis.runs import Finished, Reading
+from analysis.settings import DISPLAY_NAMES
 from analysis.statistics import SIX, over_seeds
 from analysis.tables import caption, cells, table
 from dtr_lightning.errors import UserError

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.runs import Finished, chosen, largest, settings
+from analysis.runs import Finished
+from analysis.settings import chosen, largest, settings
 from analysis.style import WIDE, Drawing, new_figure, styled
 
 NAME = "samples"

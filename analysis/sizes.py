@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from analysis.runs import Finished, largest, settings
+from analysis.runs import Finished
+from analysis.settings import largest, settings
 from analysis.statistics import t_interval
 from analysis.style import NARROW, WIDE, Drawing, legend, lines, log_ticks, new_figure, styled
 

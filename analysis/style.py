@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from analysis.animation import Film, write_film
-from analysis.runs import Setting
+from analysis.settings import Setting
 from dtr_lightning.errors import UserError
 
 NARROW, WIDE = 3.25, 6.75  # inches: one column and two columns of a paper

@@ -12,7 +12,8 @@ import pandas as pd
 from rich.table import Table
 
 from analysis.layout import write_texts
-from analysis.runs import DISPLAY_NAMES, Finished, read, settings
+from analysis.runs import Finished, read
+from analysis.settings import DISPLAY_NAMES, settings
 from analysis.statistics import MEASURED, PROTOCOL, SETTING, SIX, over_seeds, ranked, reach
 from dtr_lightning.run import Run
 

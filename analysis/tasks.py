@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.runs import Finished, chosen, settings
+from analysis.runs import Finished
+from analysis.settings import chosen, settings
 from analysis.statistics import t_interval
 from analysis.style import GREY, WIDE, Drawing, legend, lines, log_ticks, new_figure, styled
 

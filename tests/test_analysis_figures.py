@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from analysis import ablation, convergence, dedicated, gates, heatmap, masks, ntg, overlap, sizes
 from analysis import tasks as tasks_figure
 from analysis.mask_tables import FORMULAS, mask_tables
-from analysis.runs import ALPHA, read
+from analysis.runs import read
+from analysis.settings import ALPHA
 from analysis.statistics import t_interval
 from analysis.style import save
 from dtr_lightning.masks import dtr, ercdt

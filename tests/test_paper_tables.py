@@ -12,7 +12,8 @@ from analysis.__main__ import main
 from analysis.layout import Text, p_value, published_cells
 from analysis.paper_rows import needs, paper_rows, published, select
 from analysis.paper_tables import write_paper_tables
-from analysis.runs import ALPHA, read
+from analysis.runs import read
+from analysis.settings import ALPHA
 from dtr_lightning.run import find_runs
 from tests.synthetic_runs import diverge, make_run
 
