@@ -24,6 +24,7 @@ from analysis import (
     samples,
     sizes,
     tasks,
+    transfer,
 )
 from analysis.paper_tables import NAME as PAPER_TABLES
 from analysis.paper_tables import write_paper_tables
@@ -40,7 +41,7 @@ FIGURES = (
     *(convergence, samples, tasks, ntg, gates),
 )
 # These load networks or features, which takes time: drawn only where `only` names them.
-ASKED = (cka, affinity, guidance, classes, neighbours, film)
+ASKED = (cka, affinity, guidance, transfer, classes, neighbours, film)
 NAMES = (*(figure.NAME for figure in (*FIGURES, *ASKED)), PAPER_TABLES, "tables")
 
 

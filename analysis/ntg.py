@@ -1,10 +1,10 @@
 """Negative transfer: held-out loss of experts for ranges of the timeline, beside the joint model.
 
-The gap of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023, is one of FID; this
-one is of the loss, which runs have recorded: no sampling.
+The gap of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023, is one of FID, see
+`transfer`; this one is of the loss, which runs have recorded: no sampling.
 """
 
-__all__ = ["NAME", "draw", "needs"]
+__all__ = ["NAME", "draw", "intervals", "needs", "pairs", "told"]
 
 import math
 from collections import defaultdict
@@ -25,7 +25,7 @@ NAME = "ntg"
 OWN = ("experts", "trainer.max_steps")  # what an expert run and its joint run may differ in
 
 
-def _intervals(run: Finished) -> list[Interval]:
+def intervals(run: Finished) -> list[Interval]:
     """Returns the ranges [low, high) of a run's experts, one for a joint run."""
     try:
         return ranges(int(run.flat.get("diffusion.T", 1000)), run.flat.get("experts", 1))
@@ -33,27 +33,31 @@ def _intervals(run: Finished) -> list[Interval]:
         return []
 
 
-def _pairs(runs: Sequence[Finished]) -> list[tuple[Finished, Finished]]:
-    """Returns (run of experts, joint run of the same seed) with held-out losses per eighth.
+def pairs(runs: Sequence[Finished]) -> list[tuple[Finished, Finished]]:
+    """Returns (run of experts, joint run of the same seed).
 
     They are equal in all but the number of experts and the steps; of several joint runs, the one
     with the most steps.
     """
-    validated = [run for run in runs if losses_of(run)]
     joint = sorted(
-        (run for run in validated if len(_intervals(run)) == 1),
+        (run for run in runs if len(intervals(run)) == 1),
         key=lambda run: run.flat.get("trainer.max_steps", 0),
     )
     twins = {run.hash_without(*OWN): run for run in joint}
-    experts = [run for run in validated if len(_intervals(run)) > 1]
+    experts = [run for run in runs if len(intervals(run)) > 1]
     return [(run, twin) for run in experts if (twin := twins.get(run.hash_without(*OWN)))]
+
+
+def _recorded(runs: Sequence[Finished]) -> list[tuple[Finished, Finished]]:
+    """Returns the pairs of which both have held-out losses per eighth."""
+    return pairs([run for run in runs if losses_of(run)])
 
 
 def needs(runs: Sequence[Finished]) -> str | None:
     """Says what is missing: a run of experts and a joint run, both with validation losses."""
-    if _pairs(runs):
+    if _recorded(runs):
         return None
-    if not any(len(_intervals(run)) > 1 for run in runs):
+    if not any(len(intervals(run)) > 1 for run in runs):
         return "needs a run of experts: --experts 4"
     return "needs a joint run that differs from the experts' in experts and steps alone"
 
@@ -63,7 +67,7 @@ def _gaps(experts: Finished, joint: Finished) -> Iterator[dict]:
     mine, theirs = losses_of(experts), losses_of(joint)
     eighths = sorted(mine.keys() & theirs.keys())
     spans = [("eighth", first, last, [(first, last)]) for first, last in eighths]
-    for low, high in _intervals(experts):
+    for low, high in intervals(experts):
         inside = [(first, last) for first, last in eighths if low <= first and last < high]
         if sum(last - first + 1 for first, last in inside) == high - low:
             spans.append(("interval", low, high - 1, inside))
@@ -87,9 +91,10 @@ def _over_seeds(pairs: Sequence[tuple[Finished, Finished]]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _name(run: Finished, joint: Finished) -> str:
+def told(run: Finished, joint: Finished) -> str:
+    """Returns two lines for a reader: how long the experts and the joint model were trained."""
     each, whole = (r.flat.get("trainer.max_steps", 0) for r in (run, joint))
-    return f"{len(_intervals(run))} experts, {each:,} steps each\njoint: {whole:,} steps"
+    return f"{len(intervals(run))} experts, {each:,} steps each\njoint: {whole:,} steps"
 
 
 @styled
@@ -99,12 +104,12 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     Dots are the eighths within, on the same images, tasks and noise; below zero the specialist is
     better: negative transfer. Error bars are 95 % t intervals over seeds.
     """
-    twins = {run.path: joint for run, joint in _pairs(runs)}
+    twins = {run.path: joint for run, joint in _recorded(runs)}
     groups = settings([run for run in runs if run.path in twins])
     panels = defaultdict(list)
     for setting in groups:
         first = setting.runs[0]
-        panels[_name(first, twins[first.path])].append(setting)
+        panels[told(first, twins[first.path])].append(setting)
     figure = new_figure(WIDE, 2.5)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     figure.get_layout_engine().set(wspace=0.06)
@@ -112,7 +117,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     for ax, (name, own) in zip(axes, panels.items(), strict=True):
         for i, setting in enumerate(own):
             table = _over_seeds([(run, twins[run.path]) for run in setting.runs])
-            row = {"setting": setting.label, "experts": len(_intervals(setting.runs[0]))}
+            row = {"setting": setting.label, "experts": len(intervals(setting.runs[0]))}
             row |= {
                 "steps": setting.runs[0].flat.get("trainer.max_steps"),
                 "against": name.replace("\n", "; "),
@@ -133,7 +138,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
             ax.plot(middle, dots.percent, **(style | {"linestyle": "none"}), label=f"{label}eighth")
         ax.axhline(0, color="black", linewidth=0.8)
         tasks = int(table.t_last.max()) + 1
-        inner = [low for low, _ in _intervals(own[0].runs[0])]
+        inner = [low for low, _ in intervals(own[0].runs[0])]
         ax.set_xticks([*inner, tasks])
         ax.set_xlim(0, tasks)
         ax.set_xlabel("timestep t (0 = cleanest)")

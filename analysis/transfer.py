@@ -1,0 +1,183 @@
+"""Negative transfer by score: a specialist takes over its range of the joint model's sampling.
+
+The gap of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023, with the runs' own
+score in place of FID: score of the joint model less that of the joint model whose steps in one
+range are taken by the expert for it. Above zero the specialist is better: negative transfer.
+"""
+
+__all__ = ["NAME", "Protocol", "draw", "needs"]
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import pandas as pd
+
+from analysis.ntg import intervals, pairs, told
+from analysis.probe import artifact, write
+from analysis.runs import Finished
+from analysis.settings import settings
+from analysis.statistics import t_interval
+from analysis.style import WIDE, Drawing, look, new_figure, panel_title, styled
+from dtr_lightning.bar import Bar
+from dtr_lightning.errors import UserError
+
+NAME = "transfer"
+FILE = "transfer.json"  # in the artifacts of the run of experts: {what was drawn: score}
+Pair = tuple[Finished, Finished]  # experts, joint model
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How many samples are drawn per range: n, 0 for as many as the runs are scored with."""
+
+    n: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 0 or self.n == 1:
+            raise UserError(f"{NAME}.n must be 0 (the runs' own) or at least 2; got {self.n}")
+
+
+def _usable(runs: Sequence[Finished]) -> list[Pair]:
+    """Returns the pairs of which the checkpoints are there."""
+
+    def kept(experts: Finished, joint: Finished) -> bool:
+        parts = [experts.expert(interval) for interval in intervals(experts)]
+        return all(run.last.is_file() for run in (joint, *parts))
+
+    return [pair for pair in pairs(runs) if kept(*pair)]
+
+
+def needs(runs: Sequence[Finished]) -> str | None:
+    """Says what is missing: a run of experts and a joint run, both with their checkpoints."""
+    if _usable(runs):
+        return None
+    return "needs a run of experts (--experts 4) and its joint run, with their checkpoints"
+
+
+def _stored(experts: Finished) -> dict[str, float]:
+    """Returns {what was drawn: score}; empty if nothing was, or the file is damaged."""
+    try:
+        found = json.loads(artifact(experts, FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _keys(pair: Pair, protocol: Protocol) -> list[str]:
+    """Returns what tells a score of each range from others: protocol, and both runs' training."""
+    experts, joint = pair
+    how = joint.results["protocol"] | {"n": protocol.n or joint.results["n"]}
+    steps = [run.results["steps"] for run in pair]
+    return [
+        json.dumps([how, joint.hash_without(), steps, interval], sort_keys=True)
+        for interval in (None, *intervals(experts))
+    ]
+
+
+def _measure(pair: Pair, protocol: Protocol, bar: Bar) -> None:
+    """Samples from the joint model, and with each expert in its range; stores each score."""
+    # Lightning takes seconds to import; what is stored already does without.
+    from dtr_lightning.models import Experts
+    from dtr_lightning.trained import TrainedRun, other_protocol
+
+    def trained(run: Finished) -> TrainedRun:
+        options = [f"--evaluation.n={protocol.n}"] if protocol.n else []
+        config = other_protocol(run, options)
+        return TrainedRun(run, config | {"module": config["module"] | {"compile": False}})
+
+    experts, joint = map(trained, pair)
+    whole, networks = joint.module.model, experts.module.model.networks
+    T, n = joint.module.diffusion.T, joint.experiment.protocol.n
+    ranges = [None, *intervals(pair[0])]
+    total, done = len(ranges) * joint.experiment.sampling_work(), 0
+
+    def report(images: int) -> None:
+        nonlocal done
+        done += images
+        bar(done, total, f"{NAME} {pair[0].path.name}")
+
+    for key, interval, i in zip(_keys(pair, protocol), ranges, count(-1)):
+        if key in _stored(pair[0]):
+            report(joint.experiment.sampling_work())
+            continue
+        if interval:
+            low, high = interval
+            parts = [(whole, (0, low)), (networks[i], interval), (whole, (high, T))]
+            parts = [part for part in parts if part[1][0] < part[1][1]]
+            joint.module.model = Experts(*zip(*parts, strict=True)).to(joint.device)
+        scores, *_ = joint.experiment.evaluate(joint.trainer, joint.module, n, 1, report)
+        content = json.dumps(_stored(pair[0]) | {key: scores["score"]}, indent=1)
+        write(artifact(pair[0], FILE), lambda file, content=content: file.write(content.encode()))
+
+
+def _scores(pair: Pair, protocol: Protocol) -> list[float]:
+    """Returns the score of the joint model, and with each expert in its range."""
+    if not _stored(pair[0]).keys() >= {*_keys(pair, protocol)}:
+        with Bar(NAME) as bar:
+            _measure(pair, protocol, bar)
+    found = _stored(pair[0])
+    return [found[key] for key in _keys(pair, protocol)]
+
+
+def _gaps(found: Sequence[Pair], protocol: Protocol) -> pd.DataFrame:
+    """Returns a row per range: mean scores over seeds, their gap, and its 95 % t interval."""
+    ranges = intervals(found[0][0])
+    joint, *mixed = zip(*(_scores(pair, protocol) for pair in found), strict=True)
+    rows = []
+    for (low, high), scores in zip(ranges, mixed, strict=True):
+        gaps = [a - b for a, b in zip(joint, scores, strict=True)]
+        row = {"t_first": low, "t_last": high - 1, "seeds": len(gaps)}
+        row |= {"score_joint": sum(joint) / len(gaps), "score_expert": sum(scores) / len(gaps)}
+        bottom, top = t_interval(gaps)
+        rows.append(row | {"gap": sum(gaps) / len(gaps), "low": bottom, "high": top})
+    return pd.DataFrame(rows)
+
+
+@styled
+def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
+    """Draws the gap per range of an expert, a panel per setting; bars: 95 % t intervals of seeds.
+
+    All scores are of samples from equal noise and labels.
+    """
+    protocol = protocol or Protocol()
+    joint, failed, numbers = {e.path: j for e, j in _usable(runs)}, [], []
+    for setting in settings([run for run in runs if run.path in joint]):
+        own = [(run, joint[run.path]) for run in setting.runs]
+        try:
+            table = _gaps(own, protocol)
+        except UserError as error:
+            failed.append(f"left out {setting.label}: {error}")
+            continue
+        row: dict[str, Any] = {"setting": setting.label, "against": told(*own[0])}
+        row |= {
+            "score_name": own[0][1].results["score_name"],
+            "n": protocol.n or own[0][1].results["n"],
+        }
+        numbers.append(pd.DataFrame(row | {c: table[c] for c in table}))
+    if not numbers:
+        raise UserError(f"{NAME}: nothing to draw: {'; '.join(failed)}")
+    figure = new_figure(WIDE, 2.2)
+    axes = figure.subplots(1, len(numbers), sharey=True, squeeze=False)[0]
+    for ax, table in zip(axes, numbers, strict=True):
+        wide = table.t_last - table.t_first + 1
+        ax.bar(
+            table.t_first,
+            table.gap,
+            wide,
+            align="edge",
+            alpha=0.5,
+            edgecolor="white",
+            color=look("DTR", 0)["color"],
+        )
+        ax.vlines(table.t_first + wide / 2, table.low, table.high, color="black", linewidth=0.8)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set(xlim=(0, table.t_last.max() + 1), xlabel="timestep t (0 = cleanest)")
+        ax.set_xticks([*table.t_first, table.t_last.max() + 1])
+        panel_title(ax, *table.against[0].split("\n"), width=36)
+    name, n = numbers[0][["score_name", "n"]].iloc[0]
+    what = "joint model less with\nthe specialist in its range"
+    axes[0].set_ylabel(f"{name} (N = {n:,}):\n{what}\nabove 0: negative transfer")
+    return Drawing(figure, pd.concat(numbers, ignore_index=True), "; ".join(failed))
