@@ -11,6 +11,7 @@ __all__ = ["Folder"]
 
 import contextlib
 import fcntl
+import socket
 import uuid
 from collections.abc import Iterator
 from hashlib import sha256
@@ -120,6 +121,8 @@ class Folder:
         path = self._owners / uuid.uuid4().hex[:12]
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(socket.gethostname())
+            file.flush()
             try:
                 yield path.name
             finally:
@@ -136,6 +139,14 @@ class Folder:
             return True
         self._forget(owner)
         return False
+
+    def _may_live(self, owner: Path) -> bool:
+        """Returns whether a command may run: one of another machine cannot be seen from here."""
+        try:
+            elsewhere = owner.read_text() != socket.gethostname()
+        except FileNotFoundError:
+            return False
+        return elsewhere or self.alive(owner.name)
 
     def _forget(self, owner: str) -> None:
         for name in (owner, f"{owner}.stop"):
@@ -156,8 +167,9 @@ class Folder:
 
     def ask_to_stop(self, save: bool) -> int:
         """Asks all commands to leave, when their trials end or have saved; returns how many."""
-        owners = [path for path in self._owners.glob("*") if path.suffix != ".stop"]
-        for path in owners:  # of any machine: whether one elsewhere lives cannot be seen here
+        found = [path for path in self._owners.glob("*") if path.suffix != ".stop"]
+        owners = [path for path in found if self._may_live(path)]
+        for path in owners:
             path.with_suffix(".stop").write_text("save" if save else "finish")
         return len(owners)
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from io import StringIO
@@ -70,7 +71,11 @@ def test_status_of_a_running_sweep_and_stop(tmp_path):
     assert sorted(counts(out).values()) == [(1, 1), (1, 1)]
     process = spawn(path, out, 0.4)  # the request was for those that ran
     wait_for(lambda: any(len(run.metrics()) in range(1, 5) for run in standin.find_runs([out])))
-    assert Folder(out).ask_to_stop(save=True) == 1
+    owners = out / ".owners"
+    (owners / "killed").write_text(socket.gethostname())  # and nobody holds its lock
+    (owners / "elsewhere").write_text("another-host")  # may live
+    assert Folder(out).ask_to_stop(save=True) == 2
+    assert (owners / "elsewhere.stop").is_file() and not (owners / "killed").exists()
     assert "state saved" in process.communicate()[0]
     assert sum(ends for _, ends in counts(out).values()) < 5
 
