@@ -5,6 +5,7 @@ __all__ = ["build", "options", "valid_choices"]
 import importlib
 import inspect
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 
@@ -26,9 +27,14 @@ def build(base: type, choice: Mapping[str, Any], **linked: Any) -> Any:
 
 def options(base: type, path: str) -> set[str]:
     """Returns the names of a class's arguments, and of its bases' where it has **kwargs."""
+    return _arguments(_find(base, path))
+
+
+@cache
+def _arguments(cls: type) -> set[str]:
     names: set[str] = set()
-    for cls in _find(base, path).__mro__:
-        takes = inspect.signature(cls.__init__).parameters
+    for own in cls.__mro__:
+        takes = inspect.signature(own.__init__).parameters
         names |= takes.keys()
         if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
             break

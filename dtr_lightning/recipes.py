@@ -3,6 +3,7 @@
 __all__ = ["expand", "parts"]
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ def expand(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             if file is None:
                 raise UserError("--config needs the path of a YAML file")
             files.append(file)
-            for content in _chain(Path(file), ()):
-                expanded.append(f"--config={yaml.safe_dump(content)}")
+            for path, text in _chain(Path(file), ()):
+                expanded.append(f"--config={yaml.safe_dump(_options(path, text))}")
         else:
             expanded.append(argument)
     return expanded, files
@@ -38,33 +39,56 @@ def expand(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def parts(file: Path) -> dict[str, list[str]]:
     """Returns what a recipe and its bases say of each group of options, as texts, bases first."""
     found: dict[str, list[str]] = {}
-    for content in _chain(file, ()):
-        for key, value in content.items():
-            text = yaml.dump({key: value}, Dumper=DUMPER)
-            found.setdefault(str(key).partition(".")[0], []).append(text)
+    for path, text in _chain(file, ()):
+        for group, own in _by_option(path, text):
+            found.setdefault(group, []).append(own)
     return found
 
 
-def _chain(file: Path, seen: tuple[Path, ...]) -> list[dict[str, Any]]:
+def _chain(file: Path, seen: tuple[Path, ...]) -> list[tuple[Path, str]]:
+    """Returns a recipe and its bases as (file, text), bases first."""
     if file.resolve() in seen:
         raise UserError(f"config file {file} is its own base")
-    content = _read(file)
-    base = content.pop("base", None)
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise UserError(f"config file {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise _not_yaml(file, error) from error
+    base = _content(file, text).get("base")
     if base is None:
-        return [content]
+        return [(file, text)]
     if not isinstance(base, str):
         raise UserError(f"{file}: base is to be the path of another recipe, not {base!r}")
     earlier = _chain(file.parent / base, (*seen, file.resolve()))
-    return [*earlier, content] if content else earlier
+    return [*earlier, (file, text)] if _options(file, text) else earlier
 
 
-def _read(file: Path) -> dict[str, Any]:
+# The points of a sweep read the same few texts again and again.
+@lru_cache
+def _content(file: Path, text: str) -> dict[str, Any]:
     try:
-        content = yaml.load(file.read_text(), Loader=LOADER)
-    except OSError as error:
-        raise UserError(f"config file {file} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+        content = yaml.load(text, Loader=LOADER)
+    except yaml.YAMLError as error:
+        raise _not_yaml(file, error) from error
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold options as `key: value`")
     return content
+
+
+def _options(file: Path, text: str) -> dict[str, Any]:
+    return {key: value for key, value in _content(file, text).items() if key != "base"}
+
+
+@lru_cache
+def _by_option(file: Path, text: str) -> list[tuple[str, str]]:
+    """Returns (group, text) of every option of a recipe."""
+    options = _options(file, text).items()
+    return [
+        (str(key).partition(".")[0], yaml.dump({key: value}, Dumper=DUMPER))
+        for key, value in options
+    ]
+
+
+def _not_yaml(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}")
