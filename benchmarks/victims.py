@@ -115,8 +115,9 @@ class Lab:
         """Writes a sweep of tiny trainings and returns its path."""
         base = {"config": str(ROOT / "configs" / "digits.yaml"), "seeds": 3}
         path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(base | {"smoke": LIGHT if self.light else TINY} | content))
-        return path
+        part = path.with_suffix(".part")  # a command that starts may be reading it
+        part.write_text(yaml.safe_dump(base | {"smoke": LIGHT if self.light else TINY} | content))
+        return part.replace(path)
 
     def start(
         self,
