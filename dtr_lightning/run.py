@@ -11,7 +11,7 @@ artifacts/      further evaluations
 results.json    final numbers with their protocol; written last: its presence means done
 """
 
-__all__ = ["Run", "find_runs"]
+__all__ = ["LOADER", "OBJECTIVES", "Run", "find_runs"]
 
 import contextlib
 import fcntl
@@ -26,9 +26,25 @@ import yaml
 from dtr_lightning.errors import UserError
 from dtr_lightning.naming import science
 
-LOADER = getattr(
-    yaml, "CSafeLoader", yaml.SafeLoader
-)  # libyaml's, if PyYAML has it: 7 times faster
+# what a sweep may be about: numbers of results.json, None where a run could not measure one
+OBJECTIVES = (
+    *("score", "kid", "accuracy", "copies", "precision", "recall", "classifier_score", "loss"),
+    *("parameters", "macs", "seconds", "steps_per_second"),
+)
+
+
+class LOADER(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml's is 7 times faster
+    """YAML's plain values; a key that is there twice is an error, and not the last one's value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Returns a mapping whose keys are all there."""
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if key in keys[:i] and key[1] != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key[1]!r} is there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def _write_atomically(path: Path, text: str) -> None:
@@ -144,7 +160,11 @@ class Run:
     @property
     def results(self) -> dict[str, Any] | None:
         """The final numbers, None while the run is not done."""
-        return _read_json(self.results_file)
+        results = _read_json(self.results_file)
+        for key in OBJECTIVES if results else ():
+            if not _number(value := results.get(key)):
+                raise UserError(f"{self.results_file} is damaged: {key} is {value!r:.40}")
+        return results
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Writes the final numbers: from now on the run is done."""
@@ -205,6 +225,13 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
         return content
+
+
+def _number(value: Any) -> bool:
+    """Returns whether a value is what results.json has for a number: also None, never a bool."""
+    if value is None or isinstance(value, float):
+        return True
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:

@@ -61,6 +61,8 @@ class Database:
             yield
         except (OptunaError, SQLAlchemyError, ImportError, RuntimeError, sqlite3.Error) as error:
             cause = " ".join(str(error.__cause__ or error).split("\n")[0].split())
+            if isinstance(error, ModuleNotFoundError):
+                cause += "; pip install it, or use sqlite:/// or postgresql+psycopg://"
             raise UserError(f"the database {self.shown} cannot be used: {cause}") from error
 
     def open(self) -> RDBStorage:
@@ -107,7 +109,9 @@ class Database:
     def away(self, error: BaseException) -> bool:
         """Returns whether an error means that the database is away for now: busy, full, down."""
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-        return isinstance(cause, AWAY)
+        own = getattr(cause, "orig", cause)
+        wrong = getattr(own, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR  # such as no column
+        return isinstance(cause, AWAY) and not wrong
 
     def wait(self, error: BaseException, since: float, tries: int) -> None:
         """Waits before the next try; raises the error when patience or a person ends it."""

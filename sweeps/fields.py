@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from dtr_lightning.errors import UserError, choices
+from dtr_lightning.run import OBJECTIVES
 from sweeps.space import Axis
 from sweeps.values import is_number, is_word, named, one_line, plain, shown
 
@@ -55,10 +56,13 @@ def positive(value: Any, what: str, where: str) -> float | None:
 def objectives(content: Mapping[str, Any], where: str) -> dict[str, str]:
     """Returns which numbers of results.json a sweep is about, and which way is better."""
     metric = content.get("metric", "score")
+    for name in [metric] if is_word(metric) else metric if isinstance(metric, Mapping) else ():
+        if name not in OBJECTIVES:
+            raise choices(f"metric in {where}", named(name), OBJECTIVES)
     if is_word(metric):
         direction = content.get("direction", "minimize")
         return {metric: one_of(direction, DIRECTIONS, f"direction in {where}")}
-    if not isinstance(metric, Mapping) or not metric or not all(map(is_word, metric)):
+    if not isinstance(metric, Mapping) or not metric:
         raise UserError(
             f"{where}: metric is to be the name of a number in results.json, or several as in "
             "{score: minimize, accuracy: maximize}"

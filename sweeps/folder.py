@@ -48,11 +48,14 @@ class Folder:
         """Returns what sweep.yaml holds; UserError if there is none or it is damaged."""
         try:
             stored = yaml.safe_load(self.sweep_file.read_text())
-        except FileNotFoundError:
-            raise UserError(f"{self.path} holds no sweep") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{self.path} holds no sweep (yet)") from None
         except (yaml.YAMLError, ValueError, OSError) as error:
             raise UserError(f"{self.sweep_file} is damaged; choose another --out") from error
-        if not isinstance(stored, dict) or not {"study", "metric", "config"} <= stored.keys():
+        kinds = {"study": str, "metric": dict, "config": dict}
+        if not isinstance(stored, dict) or not all(
+            isinstance(stored.get(key), kind) for key, kind in kinds.items()
+        ):
             raise UserError(f"{self.sweep_file} is damaged; choose another --out")
         return stored
 
@@ -70,7 +73,7 @@ class Folder:
                 directory.mkdir(parents=True, exist_ok=True)
             with self.lock():
                 if self.sweep_file.exists():
-                    self._refuse_another(sweep)
+                    self.check(sweep)
                     return
                 content = {
                     "name": sweep.name,
@@ -85,7 +88,10 @@ class Folder:
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
 
-    def _refuse_another(self, sweep: Sweep) -> None:
+    def check(self, sweep: Sweep) -> None:
+        """Raises UserError if the directory is another sweep's; an empty one is anybody's."""
+        if not self.sweep_file.exists():
+            return
         stored = self.stored()
         try:
             same = config_hash(stored["config"]) == config_hash(sweep.config)
@@ -144,7 +150,7 @@ class Folder:
         """Returns whether a command may run: one of another machine cannot be seen from here."""
         try:
             elsewhere = owner.read_text() != socket.gethostname()
-        except FileNotFoundError:
+        except (OSError, UnicodeDecodeError):
             return False
         return elsewhere or self.alive(owner.name)
 
@@ -167,7 +173,7 @@ class Folder:
 
     def ask_to_stop(self, save: bool) -> int:
         """Asks all commands to leave, when their trials end or have saved; returns how many."""
-        found = [path for path in self._owners.glob("*") if path.suffix != ".stop"]
+        found = [path for path in self._owners.glob("*") if path.suffix == ""]
         owners = [path for path in found if self._may_live(path)]
         for path in owners:
             path.with_suffix(".stop").write_text("save" if save else "finish")

@@ -33,6 +33,7 @@ def preview(
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    folder.check(sweep)
     states = []
     for point in sweep.points:
         run = folder.run(point)
@@ -41,7 +42,8 @@ def preview(
         say(f"{states[-1]:<8} {point.label}")
     waiting = [p.config for p, s in zip(sweep.points, states, strict=True) if s == "waiting"]
     if states:
-        say(f"{states.count('done')} of {len(states)} points done, {len(waiting)} waiting")
+        done = f"{states.count('done')} of {len(states)} points done, {len(waiting)} waiting"
+        say(f"{done}, in {folder.path}")
     for key, axis in sweep.recipe.space.items():
         say(f"{key}: {axis}")
     if sweep.recipe.space:
@@ -83,6 +85,6 @@ def _cost(sweep: Sweep, configs: list[dict[str, Any]], workers: Workers) -> list
     return [
         f"about {60 * hours / workers.number:.1f} min with {workers.number} workers of "
         f"{workers.threads} threads: {stated:.3g} steps/s, {source}, and {evaluated - 1:.0%} more "
-        f"for evaluations; {hours:.3g} {unit} in all",
+        f"for sampling; {hours:.3g} {unit} in all, and some seconds a run to start and to score",
         f"about {copies * size / 1e9:.2g} GB of checkpoints in {len(configs)} runs",
     ]

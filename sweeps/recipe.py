@@ -35,6 +35,7 @@ from typing import Any
 import yaml
 
 from dtr_lightning.errors import UserError, choices
+from dtr_lightning.run import LOADER
 from sweeps import fields
 from sweeps.space import Axis, axes
 from sweeps.values import is_word, named, one_line
@@ -181,7 +182,7 @@ def read(
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader=LOADER)
     except RecursionError:
         raise UserError(f"{path} is not YAML for a sweep: lists in lists without an end") from None
     except (yaml.YAMLError, ValueError) as error:

@@ -3,6 +3,7 @@
 __all__ = ["Session"]
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ ATTEMPTS = 2  # of a trial whose process dies in silence, in one command
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is SLURM's before the end
 LOOK = 2.0  # seconds between two looks at what other commands did
 HEARTBEAT = 30.0  # seconds between two signs of life
+ONCE = 0.5  # seconds in which signals count as one
 
 
 class Session:
@@ -170,8 +172,14 @@ class Session:
             yield
             return
 
+        last = -math.inf
+
         def count(*_: Any) -> None:
-            self.interrupts += 1
+            nonlocal last
+            now = time.monotonic()
+            # schedulers and `timeout` send a signal to the command and again to its group
+            self.interrupts += now - last > ONCE
+            last = now
 
         before = {number: signal.signal(number, count) for number in STOPS}
         try:

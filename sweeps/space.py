@@ -104,8 +104,23 @@ class Range(Axis):
     def check(self, value: Any, where: str) -> None:
         """Raises UserError for what is no number between low and high."""
         sound = is_number(value) and (isinstance(value, int) or not self.whole)
-        if not sound or not self.low <= value <= self.high:
-            raise UserError(f"{where} is {shown(value)}; valid: {self.low} to {self.high}")
+        if not sound or not self.low <= value <= self.high or not self._on_grid(value):
+            steps = f" in steps of {self.step}" if self.step else ""
+            raise UserError(f"{where} is {shown(value)}; valid: {self.low} to {self.high}{steps}")
+
+    @property
+    def sound(self) -> bool:
+        """Whether low, high, step and log agree."""
+        numbers = all(map(is_number, (self.low, self.high, self.step or 1)))
+        if not numbers or not isinstance(self.log, bool) or not self.low < self.high:
+            return False
+        if self.log:
+            return self.low > 0 and self.step is None
+        return self.step is None or (self.step > 0 and self._on_grid(self.high))
+
+    def _on_grid(self, value: float) -> bool:
+        steps = (value - self.low) / self.step if self.step else 0.0
+        return abs(steps - round(steps)) < 1e-6 and steps < 1e6
 
 
 @dataclass(frozen=True)
@@ -165,19 +180,18 @@ def _axis(value: Any, where: str, key: Any) -> Axis:
     if isinstance(value, list) and value:
         values = tuple(plain(x) for x in value)
         sound = all(isinstance(x, bool) or is_word(x) or is_number(x) for x in values)
-        if sound and len({*values}) == len(values):
+        if sound and len({*values}) < len(values):
+            raise UserError(f"{where} has a choice twice: {shown(value)}")
+        if sound:
             return Choices(values)
     elif isinstance(value, Mapping):
-        if value.keys() == {"rising"} and value["rising"] in range(1, 100):
-            return Rising(int(value["rising"]))
+        inner = value.get("rising")
+        if value.keys() == {"rising"} and is_number(inner) and inner in range(1, 100):
+            return Rising(int(inner))
         if {"low", "high"} <= value.keys() <= {"low", "high", "step", "log"}:
-            found = Range(**value)
-            step = found.step if found.step is not None else 1
-            numbers = all(map(is_number, (found.low, found.high, step))) and step > 0
-            if numbers and isinstance(found.log, bool) and found.low < found.high:
-                if not found.log or (found.low > 0 and found.step is None):
-                    return found
+            if (found := Range(**value)).sound:
+                return found
     raise UserError(
-        f"{where} is to be a list of choices, {{low: 0.5, high: 8}} with `step` or `log: true` "
-        f"(of positive numbers), or {{rising: 3}}; got {shown(value)}"
+        f"{where} is to be a list of choices, {{low: 0.5, high: 8}} with a `step` that divides "
+        f"high - low or `log: true` (of positive numbers), or {{rising: 3}}; got {shown(value)}"
     )

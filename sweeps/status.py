@@ -114,7 +114,7 @@ def _progress(folder: Folder, name: str) -> tuple[str, float]:
         age = time.time() - Path(run.metrics_file).stat().st_mtime
     except (OSError, UserError, ValueError, KeyError, IndexError, TypeError):
         return "starts", 0.0
-    return (
-        f"step {step}/{steps}, {100 * step / steps:.0f} %, last sign {age:.0f} s ago",
-        step / steps,
-    )
+    if step == steps:
+        return f"step {step}/{steps}, evaluates for {age:.0f} s", 1.0
+    told = f"step {step}/{steps}, {100 * step / steps:.0f} %, last sign {age:.0f} s ago"
+    return told, step / steps

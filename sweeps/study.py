@@ -48,9 +48,12 @@ class Study(Records):
             for name, point in self.points.items():
                 trial = last.get(name)
                 state = trial.state if trial else None
+                run = self.folder.run(point)
                 if state == TrialState.COMPLETE or (trial and "diverged" in trial.user_attrs):
-                    continue
-                if (results := self.folder.run(point).results) is not None:
+                    if not run.results_file.exists():
+                        self.database.say(f"{point.label}: its results are gone: it goes on")
+                        self._add(point, like=trial)
+                elif (results := run.results) is not None:
                     if state == TrialState.WAITING:
                         self._finish(trial._trial_id, results)
                     elif state != TrialState.RUNNING:

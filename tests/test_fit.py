@@ -21,7 +21,7 @@ from dtr_lightning.errors import UserError
 from dtr_lightning.evaluation import sample
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.fit import Stopped, read_checkpoint, run
-from dtr_lightning.run import Run
+from dtr_lightning.run import OBJECTIVES, Run
 from tests.conftest import ROOT, TINY
 
 
@@ -139,6 +139,13 @@ def test_results_state_their_protocol(whole):
         == results["protocol"]
     )
     assert [r["step"] for r in Run(path).metrics()] == [3, 4, 6, 6]
+    assert {*OBJECTIVES} <= results.keys()  # what a sweep may be about
+    damaged = Run(path.parent / "damaged")
+    damaged.path.mkdir()
+    for value in ("3", [1], True, 10**400):
+        damaged.results_file.write_text(json.dumps(results | {"score": value}))
+        with pytest.raises(UserError, match=r"results\.json is damaged: score is"):
+            _ = damaged.results
 
 
 @pytest.mark.parametrize("classes", [["a", "b"], ["."]], ids=["classes", "unconditional"])

@@ -12,7 +12,9 @@ import optuna
 import pytest
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.run import find_runs
+from dtr_lightning.run import Run, find_runs
+from sweeps import session as session_module
+from sweeps.session import Session
 from sweeps.workers import Workers
 from tests import standin
 from tests.standin import counts, run, trials, write
@@ -47,6 +49,27 @@ def test_a_lost_study_is_made_again_from_the_runs(light, tmp_path):
     assert first == second
     assert set(counts(out).values()) == {(1, 1)}
     assert [trial.value for trial in trials(out)] == [r["score"] for r in first.results.values()]
+
+
+def test_a_point_whose_results_are_gone_is_trained_again(light, tmp_path):
+    path, out = write(tmp_path), tmp_path / "out"
+    first, _ = run(path, out)
+    name = next(iter(first.results))
+    Run(out / name).results_file.unlink()
+    second, text = run(path, out)
+    assert "its results are gone: it goes on" in text
+    assert first == second
+    assert sorted(counts(out).values()) == [(1, 1)] * 4 + [(2, 2)]
+
+
+def test_a_signal_that_comes_twice_at_once_counts_once(monkeypatch):
+    session = Session.__new__(Session)
+    session.interrupts, now = 0, iter([100.0, 100.1, 102.0])
+    monkeypatch.setattr(session_module.time, "monotonic", lambda: next(now))
+    with session._interruptible():
+        for expected in (1, 1, 2):
+            signal.raise_signal(signal.SIGTERM)
+            assert session.interrupts == expected
 
 
 def test_a_failing_trial_does_not_stop_the_others_and_is_tried_again_on_demand(light, tmp_path):

@@ -112,7 +112,9 @@ def test_alpha_beta_is_figure_4():
         ("config: b\ngrid: [{a: 1}]\nseeds: 0", "seeds is to be"),
         ("config: b\ngrid: [{a: 1}]\ndirection: up", "valid: minimize, maximize"),
         ("config: b\ngrid: [{a: 1}]\nmetric: [a]", "metric is to be"),
+        ("config: b\ngrid: [{a: 1}]\nmetric: foo", "unknown metric .*'foo'; valid: score, kid"),
         ("config: b\ngrid: [{a: 1}]\nsmoke: 3", "smoke is to map"),
+        ("config: b\ngrid: [{a: 1}]\ngrid: [{a: 2}]", "the key 'grid' is there twice"),
     ],
 )
 def test_a_bad_yaml_is_one_line(tmp_path, text, says):

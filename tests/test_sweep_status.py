@@ -1,10 +1,13 @@
 """Laws of a sweep seen from outside: --status, --stop, signals."""
 
+import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import time
 from io import StringIO
 from pathlib import Path
 
@@ -43,6 +46,29 @@ def test_status_counts_what_became_of_every_point(light, tmp_path):
     assert "best score 0.1: NoRouting seed=0" in told
     with pytest.raises(UserError, match="holds no sweep"):
         seen(path, tmp_path / "nothing")
+
+
+def test_what_a_person_damaged_is_one_line(light, tmp_path):
+    path, out = write(tmp_path), tmp_path / "out"
+    run(path, out)
+    (out / ".owners" / "folder").mkdir()
+    (out / ".owners" / "binary").write_bytes(b"\xff")
+    assert Folder(out).ask_to_stop(save=False) == 0
+    (out / "sweep.yaml").write_text("study: 5\nmetric: {score: minimize}\nconfig: {}\n")
+    with pytest.raises(UserError, match=r"sweep\.yaml is damaged"):
+        seen(path, out)
+
+
+def test_a_database_of_somebody_else_is_told_at_once(light, tmp_path):
+    path, out = write(tmp_path), tmp_path / "out"
+    run(path, out)
+    (out / "study.db").unlink()
+    with contextlib.closing(sqlite3.connect(out / "study.db")) as connection:
+        connection.execute("CREATE TABLE studies (x)")
+    began = time.monotonic()
+    with pytest.raises(UserError, match="cannot be used"):
+        run(path, out)
+    assert time.monotonic() < began + 60
 
 
 def test_status_imports_nothing_heavy(light, tmp_path):
