@@ -44,10 +44,10 @@ def main() -> int:
         results = as_configured(given, options, stop)
         features = results.get("num_features", 0)
 
-    from dtr_lightning.metrics.adm import notes
+    from dtr_lightning.notes import of_distance
 
     print(json.dumps(results, indent=1))
-    for note in notes(results["n"], features) if features else ():
+    for note in of_distance(results["n"], features) if features else ():
         print(f"note: {note}", file=sys.stderr)
     return 0
 

@@ -41,9 +41,10 @@ def main() -> int:
     import torch
 
     from dtr_lightning.bar import Bar
-    from dtr_lightning.metrics.adm import Activations, notes
+    from dtr_lightning.metrics.adm import Activations
     from dtr_lightning.metrics.inception import InceptionFeatures
     from dtr_lightning.metrics.npz import write_archive
+    from dtr_lightning.notes import of_distance
 
     batches, n = source(given.dir, given.size, given.workers)
     network = InceptionFeatures(given.weights)
@@ -59,7 +60,7 @@ def main() -> int:
         archive.images(spaced(batches, activations, kept, n, count), kept)
         archive.arrays(activations.statistics())
     print(f"{given.out}: {n} images, {kept} of them kept, {network.which_weights}")
-    for note in notes(n, network.num_features):
+    for note in of_distance(n, network.num_features):
         print(f"note: {note}", file=sys.stderr)
     return 0
 

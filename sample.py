@@ -73,7 +73,9 @@ def main() -> int:
         parts = sample(trained.module, sampler, labels, range(given.n), shape, protocol, count)
         images = torch.cat([images.cpu() for images, _ in parts])
     which = "all" if given.classes is None else "+".join(map(str, classes))
-    name = f"class={which[:60]}-n={given.n}-seed={protocol.seed}-{trained.name}.png"
+    how = f"{trained.experiment.sampler_steps}-guidance={protocol.guidance:g}-step={trained.step}"
+    sampler = f"{type(trained.experiment.sampler).__name__.lower()}{how}"
+    name = f"class={which[:60]}-n={given.n}-seed={protocol.seed}-{sampler}.png"
     out = Path(given.out or run.samples / name)
     save_sheet(str(out), images, len(classes))
     print(out)

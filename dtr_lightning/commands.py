@@ -8,10 +8,12 @@ __all__ = ["Options", "command", "quiet", "stop_on_signals"]
 import argparse
 import errno
 import logging
+import math
 import os
 import shlex
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -34,6 +36,7 @@ MISTAKES = {
     errno.ENAMETOOLONG: "the file name is too long",
 }
 INTERRUPTED = 130
+ONCE = 0.5  # seconds in which signals count as one
 
 
 class Options(argparse.ArgumentParser):
@@ -96,10 +99,15 @@ def _fail(message: str) -> int:
 
 def stop_on_signals() -> Event:
     """Returns an event that SIGINT and SIGTERM set; a second Ctrl-C is immediate."""
-    stop, own = Event(), os.getpid()
+    stop, own, last = Event(), os.getpid(), -math.inf
 
     def handle(number: int, frame: FrameType | None) -> None:
         if os.getpid() != own:  # a data worker: whoever made it tells it to end
+            return
+        nonlocal last
+        # schedulers and `timeout` send a signal to the command and again to its group
+        again, last = time.monotonic() - last < ONCE, time.monotonic()
+        if again:
             return
         if stop.is_set():
             raise KeyboardInterrupt

@@ -6,6 +6,7 @@
 __all__ = ["Progress", "Stopped", "read_checkpoint", "run", "seconds_per_step"]
 
 import copy
+import logging
 import os
 import time
 import traceback
@@ -26,6 +27,7 @@ from dtr_lightning.errors import Diverged, Stopped
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.experts import train_experts
 from dtr_lightning.hparams import log_end, log_start
+from dtr_lightning.notes import of_run
 from dtr_lightning.pictures import image_grid, log_masks, save_samples
 from dtr_lightning.progress import Progress, Reporter
 from dtr_lightning.provenance import provenance
@@ -33,6 +35,7 @@ from dtr_lightning.run import Run
 from dtr_lightning.weights import load_average, read_checkpoint
 
 KEPT_SAMPLES = 100
+LOG = logging.getLogger(__name__)
 
 
 def run(
@@ -60,6 +63,8 @@ def run(
     with directory.lock() if leader else nullcontext():
         if leader:
             directory.prepare(config)
+            for note in of_run(experiment):
+                LOG.warning("note: %s", note)
         if (results := directory.results) is not None:
             return results
         stop, status = stop or Event(), "done"
@@ -78,7 +83,8 @@ def run(
                 directory.update_meta(status=status, traceback=trace)
             raise
         if leader:
-            directory.update_meta(status=status, finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+            ended = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            directory.update_meta(status=status, seconds=results["seconds"], **ended)
             directory.write_results(results)
         return results
 
@@ -134,18 +140,19 @@ def _train_and_evaluate(
         "macs": experiment.macs(),
         "seconds": meta.get("seconds", 0.0) + time.perf_counter() - began,
         "steps_per_second": timed / train_seconds if timed else None,
+        "notes": of_run(experiment),
         **({"protocol": experiment.describe()} if n else {}),
     }
     if leader:
-        classes = experiment.data.num_classes
+        names = experiment.data.class_names
         if experiment.networks > 1:
             for logger in trainer.loggers:
                 logger.log_metrics(losses, steps["steps"])
         every, last = experiment.protocol.every, steps["steps"]
         if n and (experiment.networks > 1 or not every or last % every):
-            tensorboard.experiment.add_image("samples", image_grid(images, classes), last)
+            tensorboard.experiment.add_image("samples", image_grid(images, len(names)), last)
         if n:
-            save_samples(directory, images, labels, classes)
+            save_samples(directory, images, labels, names)
         log_end(tensorboard.experiment, results)
         tensorboard.finalize("success")
     return results

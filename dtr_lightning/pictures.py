@@ -2,6 +2,8 @@
 
 __all__ = ["image_grid", "log_masks", "save_samples", "save_sheet"]
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -18,12 +20,14 @@ def image_grid(images: Tensor, columns: int, least: int = 32) -> Tensor:
     """Returns a sheet uint8 (3, H', W') of images uint8 (N, C, H, W), row by row.
 
     Images smaller than `least` pixels are enlarged by whole factors, without smoothing. With as
-    many columns as classes each column is one class; more than 16 or fewer than 2 become 10.
+    many columns as classes each column is one class: of few classes there are several columns each,
+    as samples go round the classes; more than 16 or fewer than 2 become 10.
     """
     images = images[:, :3] if images.shape[1] in (3, 4) else images[:, :1]
     factor = max(1, -(-least // images.shape[-1]))
     images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    return make_grid(images, nrow=columns if 2 <= columns <= 16 else 10, padding=2, pad_value=255)
+    columns = columns * max(1, 10 // columns) if 2 <= columns <= 16 else 10
+    return make_grid(images, nrow=columns, padding=2, pad_value=255)
 
 
 def save_sheet(path: str, images: Tensor, columns: int) -> None:
@@ -32,11 +36,12 @@ def save_sheet(path: str, images: Tensor, columns: int) -> None:
     Image.fromarray(sheet).save(path)
 
 
-def save_samples(run: Run, images: Tensor, labels: Tensor, columns: int) -> None:
-    """Writes a run's first samples as arrays and as a sheet."""
+def save_samples(run: Run, images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
+    """Writes a run's first samples as arrays, with the names of their classes, and as a sheet."""
     run.samples.mkdir(exist_ok=True)
-    np.savez_compressed(run.sample_arrays, images=images.numpy(), labels=labels.numpy())
-    save_sheet(str(run.samples / "samples.png"), images, columns)
+    arrays = {"images": images.numpy(), "labels": labels.numpy(), "classes": np.array(classes)}
+    np.savez_compressed(run.sample_arrays, **arrays)
+    save_sheet(str(run.samples / "samples.png"), images, len(classes))
 
 
 def log_masks(writer: SummaryWriter, router: Router) -> None:

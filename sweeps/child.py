@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dtr_lightning.commands import quiet
 from dtr_lightning.errors import UserError
 from dtr_lightning.run import Run
 
@@ -46,6 +47,7 @@ def train_run(
     """
     from dtr_lightning.fit import Stopped, run
 
+    quiet()
     if config.get("trainer", {}).get("devices") not in (None, 1, "1", "auto"):
         command = Path(__file__).parent.parent / "train.py"
         sys.argv = [str(command), f"--config={Run(path).config_file}", f"--out={path}"]

@@ -21,6 +21,7 @@ class View:
         self.sweep, self.console = sweep, console
         self.total, self.finished = sweep.total, 0  # no total: a search for some hours
         self.best: tuple[float, str] | None = None
+        self.notes: set[str] = set()
 
     def __enter__(self) -> "View":
         return self
@@ -47,6 +48,10 @@ class View:
     def finish(self, point: Point, results: Mapping[str, Any]) -> None:
         """A trial of this command is done."""
         self.stored(point, results)
+        for note in results.get("notes") or ():
+            if note not in self.notes:
+                self.notes.add(note)
+                self.say(f"note: {note}")
         score, loss = (_text(results.get(key)) for key in (self.sweep.metric, "loss"))
         seconds = _text(results.get("seconds"), ".0f")
         self.say(

@@ -21,6 +21,7 @@ from dtr_lightning.errors import UserError
 from dtr_lightning.evaluation import sample
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.fit import Stopped, read_checkpoint, run
+from dtr_lightning.notes import of_run
 from dtr_lightning.run import OBJECTIVES, Run
 from tests.conftest import ROOT, TINY
 
@@ -167,7 +168,23 @@ def test_images_of_a_folder(tmp_path, classes):
     results = run(config, tmp_path / "run")
     assert results["score_name"] == "fd_resnet18_untrained_32px"
     assert results["accuracy"] is None
-    assert np.load(Run(tmp_path / "run").sample_arrays)["images"].shape == (20, 3, 8, 8)
+    arrays = np.load(Run(tmp_path / "run").sample_arrays)
+    assert arrays["images"].shape == (20, 3, 8, 8)
+    assert arrays["classes"].tolist() == (classes if len(classes) > 1 else ["all"])
+    assert any("1 held-out images tell little" in note for note in results["notes"])
+
+
+def test_what_makes_numbers_say_little_is_noted(tiny, caplog, tmp_path):
+    assert of_run(Experiment(resolve(ROOT / "configs" / "digits.yaml"))) == []
+    slow = {"module__ema_decay": 0.9999, "module__ema_warmup": False}
+    config = tiny(trainer__max_steps=2, evaluation__every=0, **slow)
+    results = run(config, tmp_path / "run")
+    average, covariance = results["notes"]
+    assert average.startswith("after 2 steps 100% of the average, which is sampled from, is still")
+    assert covariance.startswith("20 images are fewer than the 48 features need (49)")
+    assert [f"note: {note}" for note in results["notes"]] == caplog.messages
+    warm = tiny(module__ema_decay=0.9999, module__ema_warmup=True, evaluation__n=49)
+    assert of_run(Experiment(warm)) == []
 
 
 def test_routers_are_compared_in_pairs(tiny):

@@ -5,7 +5,7 @@ precision and recall alone; sFID in 2,023 spatial features; the inception score 
 splits of 5,000 in file order; k = 3 neighbours by squared L2. Features are summed in float64.
 """
 
-__all__ = ["Activations", "check_size", "notes", "protocol", "scores"]
+__all__ = ["Activations", "check_size", "protocol", "scores"]
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -114,16 +114,6 @@ def protocol(network: InceptionFeatures, reference: Archive) -> dict[str, Any]:
         "k": 3,
         **network.describe(),
     }
-
-
-def notes(n: int, features: int) -> list[str]:
-    """Returns what a person must know of a Frechet distance of n images, a line each."""
-    if n > features:
-        return []
-    return [
-        f"{n} images are fewer than the {features} features need ({features + 1}): their "
-        "covariance is singular and the distance far too large; compare it at equal n only"
-    ]
 
 
 def check_size(shape: tuple[int, int, int], reference: Archive) -> None:
