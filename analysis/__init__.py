@@ -42,6 +42,7 @@ FIGURES = (
 )
 # These load networks or features, which takes time: drawn only where `only` names them.
 ASKED = (cka, affinity, guidance, transfer, classes, neighbours, film)
+ALWAYS = [figure.NAME for figure in FIGURES]
 NAMES = (*(figure.NAME for figure in (*FIGURES, *ASKED)), PAPER_TABLES, "tables")
 
 
@@ -81,11 +82,7 @@ def draw_all(
     written: list[Path] = []
     left_out = [("runs", reason) for reason in (*skipped, mixed(runs)) if reason]
     for figure in (*FIGURES, *ASKED):
-        if only and figure.NAME not in only:
-            continue
-        if figure in ASKED and not only:
-            told = f"drawn by --only {figure.NAME} alone: it loads the networks"
-            left_out.append((figure.NAME, told))
+        if figure.NAME not in (only or ALWAYS):
             continue
         if reason := figure.needs(runs):
             left_out.append((figure.NAME, f"not drawn: {reason}"))
@@ -99,6 +96,9 @@ def draw_all(
         written += save(drawing, for_figures, figure.NAME)
         if drawing.note:
             left_out.append((figure.NAME, drawing.note))
+    if not only:
+        names = ", ".join(figure.NAME for figure in ASKED)
+        left_out.append((names, "drawn by --only NAME alone: they load the networks"))
     if not only or PAPER_TABLES in only:
         paths, reasons = write_paper_tables(runs, for_tables / "tables", brief=not only)
         written, left_out = [*written, *paths], [*left_out, *reasons]

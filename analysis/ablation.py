@@ -5,18 +5,32 @@ __all__ = ["NAME", "draw", "needs"]
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.markers import CARETDOWN, CARETUP
 
+from analysis.heatmap import searched
 from analysis.runs import Finished
 from analysis.settings import ALPHA, Setting, largest, settings
 from analysis.statistics import t_interval
-from analysis.style import NARROW, Drawing, legend, log_ticks, look, new_figure, styled
+from analysis.style import (
+    NARROW,
+    Drawing,
+    count_seeds,
+    legend,
+    log_ticks,
+    look,
+    new_figure,
+    score_name,
+    styled,
+)
 
 NAME = "ablation"
+TRIANGLE = "\N{BLACK UP-POINTING TRIANGLE}"
 
 
 def _with_alpha(runs: Sequence[Finished]) -> list[Finished]:
@@ -24,10 +38,15 @@ def _with_alpha(runs: Sequence[Finished]) -> list[Finished]:
 
 
 def needs(runs: Sequence[Finished]) -> str | None:
-    """Says what is missing: a finished run of DTR with a finite score."""
-    if _with_alpha(runs):
-        return None
-    return "needs a finished run of DTR: --router DTR --router.alpha 4"
+    """Says what is missing: a finished run of DTR with a finite score, and alphas on a grid."""
+    if not (dtr := _with_alpha(runs)):
+        return "needs a finished run of DTR: --router DTR --router.alpha 4"
+    if searched(settings(largest(dtr, _comparable, "")[0])):
+        return (
+            "needs a grid of alphas and betas; alphas and betas of a search are drawn as points: "
+            "see heatmap"
+        )
+    return None
 
 
 def _comparable(run: Finished) -> tuple:
@@ -109,8 +128,26 @@ def _panels(figure: Figure, strips: Sequence[tuple[float, float]], main: float) 
     return axes
 
 
-def _draw_line(ax: Axes, numbers: pd.DataFrame, style: dict, label: str) -> None:
-    """Draws one router and beta: over alpha, or as a level where the router has no alpha."""
+def _cut(ax: Axes, means: pd.DataFrame, color: Any) -> bool:
+    """Marks the intervals that the axis of their mean cuts by a triangle at the edge, if any."""
+    bottom, top = ax.get_ylim()
+    here = means[means.score.between(bottom, top)]
+    above, below = here[here.high > top], here[here.low < bottom]
+    for rows, marker, edge in ((above, CARETUP, 1), (below, CARETDOWN, 0)):
+        style = {"marker": marker, "color": color, "linestyle": "none", "markersize": 5}
+        level = rows.alpha.isna()
+        x = rows.alpha.where(~level, 0.96)  # a level has no alpha: beside the right end
+        for own, transform in ((x[~level], ax.get_xaxis_transform()), (x[level], ax.transAxes)):
+            if len(own):
+                ax.plot(own, [edge] * len(own), transform=transform, **style, zorder=4)
+    return len(above) + len(below) > 0
+
+
+def _draw_line(ax: Axes, numbers: pd.DataFrame, style: dict, label: str) -> bool:
+    """Draws one router and beta: over alpha, or as a level where the router has no alpha.
+
+    Returns whether the axis cuts an interval.
+    """
     means = numbers[numbers.what == "mean"]
     single = numbers[numbers.what == "seed"]
     if means.alpha.isna().all():
@@ -126,6 +163,7 @@ def _draw_line(ax: Axes, numbers: pd.DataFrame, style: dict, label: str) -> None
         ax.vlines(means.alpha, means.low, means.high, **bars, zorder=2)
         dots = {"marker": style["marker"], "color": style["color"], "alpha": 0.45, "s": 5}
         ax.scatter(single.alpha, single.score, **dots, linewidths=0, zorder=2)
+    return _cut(ax, means, style["color"])
 
 
 @styled
@@ -133,8 +171,8 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws mean scores over a log2 alpha axis; with several seeds, single ones as small points.
 
     Bars are 95 % t intervals over seeds, bands those of routers without alpha, which are levels;
-    the axis may cut them, the numbers do not. Runs that differ from most in more
-    than router and seed are left out; diverged ones have no point.
+    where the axis cuts them is a triangle, the numbers are whole. Runs that differ from most in
+    more than router and seed are left out; diverged ones have no point.
     """
     what = "differs from most runs in more than router and seed"
     kept, note = largest(runs, _comparable, what, among=_with_alpha(runs))
@@ -155,12 +193,13 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     if _wide(main):
         log_ticks(axes[0])
     seen: dict[str, int] = {}
+    cut = False
     for line, rows in numbers.groupby("line", sort=False):
         router = rows.router.iloc[0]
         style = look(router, seen.setdefault(router, 0))
         seen[router] += 1
         for ax in axes:
-            _draw_line(ax, rows, style, line)
+            cut |= _draw_line(ax, rows, style, line)
     if floors:
         for ax in axes:
             label = f"floor: real images{f', N = {floor_n:,}' if floor_n else ''}"
@@ -173,12 +212,25 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     axes[-1].set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
     axes[-1].minorticks_off()
     axes[-1].set_xlim(alphas[0] / 1.25, alphas[-1] * 1.25)
-    seeds = int(numbers.seeds.max())
-    over = f"\nmean of {seeds} seeds, 95 % t interval; dots: seeds" if seeds > 1 else ""
-    axes[-1].set_xlabel(f"{ALPHA} (log scale){over}")
+    axes[-1].set_xlabel(f"{ALPHA} (log scale){_over_seeds(numbers, cut)}")
     name, n = kept[0].protocol
-    tall = max(axes, key=lambda ax: ax.get_position().height)
     scale = "log scale, " if _wide(main) else ""
-    tall.set_ylabel(f"{name} (N = {n:,})\n{scale}lower is better")
+    label = figure.supylabel(
+        score_name(name, n, f"{scale}lower is better"), fontsize=8, ma="center"
+    )
     legend(figure)
+    figure.draw_without_rendering()  # tells where the axes are
+    label.set_y((axes[0].get_position().y1 + axes[-1].get_position().y0) / 2)
     return Drawing(figure, numbers, note)
+
+
+def _over_seeds(numbers: pd.DataFrame, cut: bool) -> str:
+    """Returns lines that tell what is over seeds; nothing where every mean is of one seed."""
+    means = numbers[numbers.what == "mean"]
+    if not (seeds := count_seeds(means.seeds)):
+        return ""
+    levels = means[means.seeds > 1].alpha.isna()
+    drawn = ["bars"] * (not levels.all()) + ["bands"] * bool(levels.any())
+    dots = "" if levels.all() else "; dots: seeds"
+    triangle = f" ({TRIANGLE}: cut off)" if cut else ""
+    return f"\nmean of {seeds}{dots}\n{', '.join(drawn)}: 95 % t interval{triangle}"

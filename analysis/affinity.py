@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from analysis.probe import Probe, Report, artifact, at_least, measured, shown, write
 from analysis.runs import Finished
 from analysis.similarity import PARTS, Projection, cosines, spread
-from analysis.style import WIDE, Drawing, new_figure, styled
+from analysis.style import WIDE, Drawing, count_images, new_figure, styled
 from dtr_lightning.errors import UserError, choices
 
 NAME = "affinity"
@@ -74,7 +75,7 @@ def _exact(gradients: Tensor) -> Tensor:
 
 
 def measure(probe: Probe, protocol: Protocol, report: Report) -> Mapping[str, np.ndarray]:
-    """Returns t (m,), log-SNR of all T tasks, cosines [m, m], and the projection's error.
+    """Returns t (m,), log-SNR of all T tasks, cosines [m, m], the projection's error, images.
 
     The error is rms and largest over pairs of different t: of the projection against the exact
     cosines or, if only the projection is held, the standard error of the mean of its parts.
@@ -108,6 +109,7 @@ def measure(probe: Probe, protocol: Protocol, report: Report) -> Mapping[str, np
         "log_snr": process.log_snr().cpu().numpy(),
         "affinity": found.numpy(),
         "exact": np.array(exact),
+        "images": np.array(len(probe.x0)),
         "error": np.array([error.square().mean().sqrt(), error.abs().max()]),
     }
 
@@ -161,7 +163,8 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
         row |= {"projection_rms": own["error"][0], "projection_max": own["error"][1]}
         numbers.append(pd.DataFrame(row).round(6))
     bar = figure.colorbar(image, ax=grid, shrink=1 / pairs, aspect=24, pad=0.02)
-    bar.set_label("cosine of gradients", fontsize=7)
+    of = count_images([found[s.runs[0].path] for s in rows], protocol.images)
+    bar.set_label(f"cosine of gradients, {of}", fontsize=7)
     table = pd.concat(numbers, ignore_index=True)
     notes = [_accuracy(table, protocol.size), f"clusters read each run's artifacts/{FILE}"]
     return Drawing(figure, table, "; ".join([*notes, *lines, *failed]))
@@ -190,4 +193,6 @@ def _panel(ax: Axes, x: np.ndarray, affinity: np.ndarray, low: float) -> object:
     ax.grid(False)
     image = ax.pcolormesh(edges, edges, affinity, vmin=low, vmax=1, cmap="viridis", rasterized=True)
     ax.set(xlim=(edges[0], edges[-1]), ylim=(edges[-1], edges[0]), box_aspect=1)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(4))  # the same ticks on both
     return image

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from analysis.probe import Probe, Report, at_least, measured, shown
 from analysis.runs import Finished
 from analysis.similarity import LEAST, Estimator, Minibatches, gram
-from analysis.style import WIDE, Drawing, new_figure, styled
+from analysis.style import WIDE, Drawing, count_images, new_figure, styled
 from dtr_lightning.errors import UserError, choices
 
 NAME = "cka"
@@ -89,7 +89,7 @@ def _reader(
 
 @torch.no_grad()
 def measure(probe: Probe, protocol: Protocol, report: Report) -> Mapping[str, np.ndarray]:
-    """Returns t (m,), block names, and CKA [blocks, m, m] by either estimator."""
+    """Returns t (m,), block names, number of images, CKA [blocks, m, m] by either estimator."""
     model, process = probe.module.model, probe.module.diffusion
     named = blocks(model)
     at = torch.arange(protocol.timesteps) * process.T // protocol.timesteps
@@ -117,7 +117,8 @@ def measure(probe: Probe, protocol: Protocol, report: Report) -> Mapping[str, np
         for hook in hooks:
             hook.remove()
     found = {kind: torch.stack([b.cka() for b in own]).numpy() for kind, own in sums.items()}
-    return {"t": at.numpy(), "blocks": np.array(list(named)), **found}
+    images = np.array(len(probe.x0))
+    return {"t": at.numpy(), "blocks": np.array(list(named)), "images": images, **found}
 
 
 def needs(runs: Sequence[Finished]) -> str | None:
@@ -168,7 +169,9 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
             numbers.append(pd.DataFrame(row | {"cka": cka[i][upper].round(6)}))
         axes[0].set_ylabel(f"{fill(setting.label, 16)}\nt")
     bar = figure.colorbar(image, ax=grid, shrink=min(1.0, 1.6 / len(rows)), aspect=18, pad=0.02)
-    bar.set_label(f"CKA ({protocol.estimator})", fontsize=7)
+    bar.set_label(
+        f"CKA ({protocol.estimator})\n{count_images(arrays, protocol.images)}", fontsize=7
+    )
     return Drawing(figure, pd.concat(numbers, ignore_index=True), "; ".join([*lines, *failed]))
 
 

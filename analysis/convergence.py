@@ -12,7 +12,18 @@ from matplotlib.ticker import StrMethodFormatter
 from analysis.runs import Finished
 from analysis.settings import Setting, chosen, largest, settings
 from analysis.statistics import t_interval
-from analysis.style import GREY, NARROW, Drawing, legend, lines, log_ticks, new_figure, styled
+from analysis.style import (
+    GREY,
+    NARROW,
+    Drawing,
+    count_seeds,
+    legend,
+    lines,
+    log_ticks,
+    new_figure,
+    score_name,
+    styled,
+)
 
 NAME = "convergence"
 
@@ -154,10 +165,10 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     # the intervals of two seeds may reach far: the axis cuts them
     ax.set_ylim(0.9 * table.lowest.min(), 1.1 * table.highest.max())
     log_ticks(ax)
-    samples = f" (N = {n:,})" if n else ""
-    reached = "\n(steps to the final score of no routing; -: never)" if told else ""
-    seeds = f", mean of {table.seeds.max()} seeds, 95 % t band" if table.seeds.max() > 1 else ""
-    ax.set(xlabel=f"training steps{seeds}{reached}")
-    ax.set(ylabel=f"{name}{samples}\nlog scale, lower is better")
+    reached = "\n(steps to no routing's final score; -: never)" if told else ""
+    seeds = count_seeds(table.seeds)
+    over = f"\nmean of {seeds}, 95 % t band" if seeds else ""
+    ax.set(xlabel=f"training steps{over}{reached}")
+    ax.set(ylabel=score_name(name, n, "log scale, lower is better"))
     legend(figure)
     return Drawing(figure, table, note)

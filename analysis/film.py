@@ -176,22 +176,26 @@ def _film(table: np.ndarray, moments: Moments, title: str, names: Sequence[str])
 def _still(table: np.ndarray, moments: Moments, title: str) -> Figure:
     """Returns a figure of five moments: masks, and per moment x_t beside the predicted x_0."""
     chosen = np.linspace(0, len(moments.t) - 1, STILLS).round().astype(int).tolist()
-    figure = new_figure(WIDE, 2.6)
-    grid = figure.add_gridspec(9, STILLS + 1, width_ratios=[1.5, *[1] * STILLS])
-    masks = figure.add_subplot(grid[:, 0])
+    count, _, height, width = moments.x.shape[1:]
+    figure = new_figure(WIDE, 0.75 + max(1.1, 0.46 * count * height / width))
+    left, right = figure.subfigures(1, 2, width_ratios=[1.7, STILLS])
+    grid = right.add_gridspec(9, STILLS)
+    masks = left.subplots()
     _table(masks, table)
-    for column, i in enumerate(chosen, 1):
+    for column, i in enumerate(chosen):
         t = moments.t[i]
         masks.axhline(t + 0.5, **CURSOR)
-        top = figure.add_subplot(grid[0, column])
+        top = right.add_subplot(grid[0, column])
         _strip(top, table[round(t)])
         top.set_title(f"t = {t:.0f}", fontsize=7)
         pairs = torch.stack([moments.x[i], moments.x0[i]], 1)  # (N, 2, C, H, W)
         sheet = [np.concatenate([_framed(image) for image in pair], 1) for pair in pairs.numpy()]
-        ax = figure.add_subplot(grid[1:, column])
+        ax = right.add_subplot(grid[1:, column])
         _picture(ax, np.concatenate(sheet))
-        for place, name in ((0.25, "x$_t$"), (0.75, "x$_0$")):
-            ax.text(place, 1.03, name, transform=ax.transAxes, fontsize=7, ha="center")
+        ax.set_anchor("N")
+        for place, name in ((0.25, "x$_t$"), (0.75, "guess of x$_0$")):
+            above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
+            ax.annotate(name, (place, 1), xycoords="axes fraction", **above, fontsize=6)
     figure.suptitle(title, fontsize=8)
     return figure
 

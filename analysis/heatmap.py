@@ -1,20 +1,35 @@
-"""Figure 4 as a table in colours: DTR's score over alpha and beta."""
+"""Figure 4 as a table in colours: DTR's score over alpha and beta; a search as points."""
 
-__all__ = ["NAME", "draw", "needs"]
+__all__ = ["NAME", "draw", "needs", "searched"]
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
 
 from analysis.runs import Finished
 from analysis.settings import ALPHA, Setting, largest, settings
 from analysis.statistics import t_interval
-from analysis.style import NARROW, Drawing, new_figure, styled
+from analysis.style import (
+    NARROW,
+    Drawing,
+    count_seeds,
+    legend,
+    log_ticks,
+    new_figure,
+    score_name,
+    styled,
+)
 
 NAME = "heatmap"
 BETA = "\N{GREEK SMALL LETTER BETA}"
+ALPHAS = 4  # fewer are no search
+RING = "#D55E00"
 
 
 def _comparable(run: Finished) -> tuple:
@@ -63,11 +78,63 @@ def _told(row: dict, cell: bool = False) -> str:
     return f"{row['score']:.{digits}f}{more}"
 
 
+def searched(dtr: Sequence[Setting]) -> bool:
+    """Returns whether alphas and betas are a search's: most of their cells would be empty.
+
+    A line over alpha at one beta and one over beta at one alpha are a cross, and no search.
+    """
+    cells = {(s.alpha, s.beta) for s in dtr}
+    alphas, betas = Counter(alpha for alpha, _ in cells), Counter(beta for _, beta in cells)
+    crossed = len(alphas) in betas.values()
+    return len(alphas) >= ALPHAS and 2 * len(cells) < len(alphas) * len(betas) and not crossed
+
+
+def _cells(figure: Figure, rows: Sequence[dict], colours: dict) -> tuple[Axes, ScalarMappable]:
+    """Draws a cell per alpha and beta with the mean score and its interval's half-width."""
+    alphas, betas = (sorted({row[key] for row in rows}) for key in ("alpha", "beta"))
+    grid = np.full((len(betas), len(alphas)), math.nan)
+    for row in rows:
+        grid[betas.index(row["beta"]), alphas.index(row["alpha"])] = row["score"]
+    figure.set_size_inches(max(NARROW, 1.3 + 0.45 * len(alphas)), 1.3 + 0.4 * len(betas))
+    ax = figure.subplots()
+    image = ax.pcolormesh(grid, edgecolors="white", **colours)
+    for row in rows:
+        x, y = alphas.index(row["alpha"]), betas.index(row["beta"])
+        middle = (colours["vmin"] + colours["vmax"]) / 2
+        dark = math.isfinite(row["score"]) and row["score"] > middle
+        text = {"ha": "center", "va": "center", "fontsize": 6.5}
+        ax.text(x + 0.5, y + 0.5, _told(row, True), color="white" if dark else "black", **text)
+    ax.grid(False)
+    ax.set_xticks(np.arange(len(alphas)) + 0.5, [f"{alpha:g}" for alpha in alphas])
+    ax.set_yticks(np.arange(len(betas)) + 0.5, [f"{beta:g}" for beta in betas])
+    ax.tick_params(length=0)
+    ax.set(xlabel=ALPHA, ylabel=BETA)
+    return ax, image
+
+
+def _points(figure: Figure, rows: Sequence[dict], colours: dict) -> tuple[Axes, ScalarMappable]:
+    """Draws a point per alpha and beta of a search, the best one ringed."""
+    found = pd.DataFrame(rows).dropna(subset="score")
+    ax = figure.subplots()
+    points = {"c": found.score, "s": 34, "edgecolors": "0.4", "linewidths": 0.4, "zorder": 3}
+    image = ax.scatter(found.alpha, found.beta, **points, **colours)
+    best = found.loc[found.score.idxmin()]
+    ring = {"s": 110, "facecolors": "none", "edgecolors": RING, "linewidths": 1.4, "zorder": 4}
+    told = f"best: {ALPHA}={best.alpha:g} {BETA}={best.beta:g}, {_told(best)}"
+    ax.scatter([best.alpha], [best.beta], **ring, label=told)
+    ax.set_xlim(0.8 * found.alpha.min(), 1.25 * found.alpha.max())
+    log_ticks(ax, "x")
+    ax.set(xlabel=f"{ALPHA} (log scale)", ylabel=BETA)
+    legend(figure)
+    return ax, image
+
+
 @styled
 def draw(runs: Sequence[Finished]) -> Drawing:
-    """Draws a cell per alpha and beta with the mean score and its 95 % t interval's half-width.
+    """Draws DTR's mean scores: a cell per alpha and beta, for a search a point over log alpha.
 
-    The colour bar has no routing as a line. A grid that is not full has empty cells.
+    A cell has the half-width of the 95 % t interval too. The colour bar has no routing as a line.
+    A grid that is not full has empty cells.
     """
     dtr, plain, note = _grid(runs)
     rows = [_row(s) for s in dtr]
@@ -78,35 +145,24 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         note = "; ".join(filter(None, [note, f"shown for {most or 'the usual options'} alone"]))
     baseline = [_row(s) for s in plain[:1]]
     numbers = pd.DataFrame([*baseline, *rows])
-    alphas, betas = (sorted({row[key] for row in rows}) for key in ("alpha", "beta"))
-    grid = np.full((len(betas), len(alphas)), math.nan)
-    for row in rows:
-        grid[betas.index(row["beta"]), alphas.index(row["alpha"])] = row["score"]
+    levels = numbers.score.dropna()
+    margin = 0.03 * (levels.max() - levels.min())
+    colours = {"cmap": "cividis_r", "vmin": levels.min() - margin, "vmax": levels.max() + margin}
 
-    figure = new_figure(max(NARROW, 1.3 + 0.45 * len(alphas)), 1.2 + 0.4 * len(betas))
-    ax = figure.subplots()
-    levels = [*grid[np.isfinite(grid)], *(row["score"] for row in baseline)]
-    margin = 0.03 * (max(levels) - min(levels))
-    low, high = min(levels) - margin, max(levels) + margin
-    image = ax.pcolormesh(grid, cmap="cividis_r", vmin=low, vmax=high, edgecolors="white")
-    for row in rows:
-        x, y = alphas.index(row["alpha"]), betas.index(row["beta"])
-        dark = math.isfinite(row["score"]) and row["score"] > (low + high) / 2
-        text = {"ha": "center", "va": "center", "fontsize": 6.5}
-        ax.text(x + 0.5, y + 0.5, _told(row, True), color="white" if dark else "black", **text)
-    ax.grid(False)
-    ax.set_xticks(np.arange(len(alphas)) + 0.5, [f"{alpha:g}" for alpha in alphas])
-    ax.set_yticks(np.arange(len(betas)) + 0.5, [f"{beta:g}" for beta in betas])
-    ax.tick_params(length=0)
-    ax.set(xlabel=ALPHA, ylabel=BETA)
+    figure = new_figure(NARROW, 2.7)
+    scored = [s for s in dtr if math.isfinite(s.score)]
+    ax, image = (_points if searched(scored) else _cells)(figure, rows, colours)
     bar = figure.colorbar(image, ax=ax, aspect=12)
     bar.set_label("lower is better")
     for row in baseline:
         bar.ax.axhline(row["score"], color="white", linewidth=2.5)
         bar.ax.axhline(row["score"], color="black", linewidth=1.2)
-    name, n = dtr[0].runs[0].protocol
-    seeds = max(row["seeds"] for row in rows)
-    over = f"mean of {seeds} seeds ± 95 % t interval; " if seeds > 1 else ""
-    told = f"no routing: {_told(baseline[0])} (line)" if baseline else "no run without routing"
-    ax.set_title(f"{name} (N = {n:,}) of DTR\n{over}{told}", fontsize=7)
+    seeds = count_seeds(numbers.seeds)
+    told = [f"mean of {seeds} ± 95 % t interval"] if seeds else []
+    if baseline:
+        told.append(f"no routing: {_told(baseline[0])} (line)")
+    else:
+        told.append("no run without routing")
+    title = score_name(*dtr[0].runs[0].protocol, width=40)
+    ax.set_title("\n".join([f"{title} of DTR", *told]), fontsize=7)
     return Drawing(figure, numbers, note)

@@ -1,10 +1,19 @@
 """Tables as text: GitHub Markdown and LaTeX (booktabs), and how a number is written."""
 
-__all__ = ["DAGGER", "Text", "interval", "p_value", "published_cells", "write_texts"]
+__all__ = [
+    "DAGGER",
+    "Text",
+    "decimals",
+    "interval",
+    "latex_cell",
+    "p_value",
+    "published_cells",
+    "write_texts",
+]
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +34,21 @@ ESCAPES = {ord(c): f"\\{c}" for c in "&%$#_{}"} | {
 }
 
 
-def interval(mean: float, high: float, sign: str = "") -> str:
+def decimals(values: Iterable[float], two: float = 1.0) -> int:
+    """Returns the decimals that show the smallest finite value of a column, whatever its sign.
+
+    These are 2 from the value `two` on, 3 from a tenth of it on, 4 below.
+    """
+    least = min((abs(value) for value in values if math.isfinite(value)), default=two)
+    return 2 if least >= two else 3 if least >= two / 10 else 4
+
+
+def interval(mean: float, high: float, digits: int = 2, sign: str = "") -> str:
     """Returns mean ± half-width of the interval that ends at high; no ± where that is nan."""
     if not math.isfinite(mean):
         return "-"
-    return f"{mean:{sign}.2f}" + (f" ± {high - mean:.2f}" if math.isfinite(high) else "")
+    half = f" ± {high - mean:.{digits}f}" if math.isfinite(high) else ""
+    return f"{mean:{sign}.{digits}f}{half}"
 
 
 def p_value(p: float) -> str:
@@ -46,7 +65,8 @@ def published_cells(values: Sequence[float]) -> list[str]:
     return ["-" if math.isnan(x) else f"{x:.{digits}f}" for x in values]
 
 
-def _latex(cell: str) -> str:
+def latex_cell(cell: str) -> str:
+    """Returns a cell as LaTeX: what is special is escaped, a minus is a minus."""
     return re.sub(r"^-(?=\d)", "$-$", cell.translate(ESCAPES))
 
 
@@ -90,13 +110,13 @@ class Text(NamedTuple):
         align = "".join("l" if name in self.words else "r" for name in shown)
         body = []
         for i in range(len(self.rows)):
-            cells = " & ".join(_latex(self.columns[name][i]) for name in shown)
+            cells = " & ".join(latex_cell(self.columns[name][i]) for name in shown)
             trace = "; ".join(self.columns[name][i] for name in self.traced)
             body.append(rf"{cells} \\" + (f" % {trace}" if trace.strip("- ;") else ""))
-        told = [rf"\par\footnotesize {_latex(note)}" for note in self.notes]
+        told = [rf"\par\footnotesize {latex_cell(note)}" for note in self.notes]
         return "\n".join(
             [
-                *(r"\begin{table}", r"\centering", rf"\caption{{{_latex(self.caption)}}}"),
+                *(r"\begin{table}", r"\centering", rf"\caption{{{latex_cell(self.caption)}}}"),
                 *(rf"\begin{{tabular}}{{{align}}}", r"\toprule", *_heading(shown)),
                 *(r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *told),
                 *(r"\end{table}", ""),
@@ -107,7 +127,7 @@ class Text(NamedTuple):
 def _heading(names: Sequence[str]) -> list[str]:
     """Returns the lines of a LaTeX heading; published columns are next to each other."""
     theirs = [i for i, name in enumerate(names) if name.startswith(PUBLISHED)]
-    titles = " & ".join(_latex(name.removeprefix(PUBLISHED)) for name in names) + r" \\"
+    titles = " & ".join(latex_cell(name.removeprefix(PUBLISHED)) for name in names) + r" \\"
     if not theirs:
         return [titles]
     first, last = theirs[0], theirs[-1]

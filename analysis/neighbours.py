@@ -5,6 +5,7 @@ __all__ = ["NAME", "Nearest", "Reference", "draw", "nearest", "needs"]
 import json
 import math
 from collections.abc import Sequence
+from textwrap import fill, wrap
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,11 @@ class Reference(NamedTuple):
         held_out = torch.cat([copies.thumbnails(x) for x, _ in data.heldout_images(limit)])
         rule = Copies(torch.cat(rows), held_out)
         return cls(data, torch.arange(count) * size // count, features, torch.cat(vectors), rule)
+
+    @property
+    def rms(self) -> float:
+        """What makes an L2 distance of thumbnails the root mean square over their values."""
+        return self.copies.train.shape[1] ** -0.5
 
 
 class Nearest(NamedTuple):
@@ -122,25 +128,27 @@ def _block(ax: Axes, setting: Setting, reference: Reference) -> pd.DataFrame:
     run = setting.runs[0]
     images, labels = arrays_of(run)
     found = nearest(torch.from_numpy(images), reference)
-    threshold = float(reference.copies.threshold)
-    copied = found.closest <= threshold
+    copied = found.closest <= reference.copies.threshold
+    threshold = float(reference.copies.threshold) * reference.rms
+    closest, pixels = found.closest * reference.rms, found.pixels * reference.rms
     order = found.closest.argsort(stable=True)[:SAMPLES].tolist()
     train, numbers = reference.data.split("train"), []
     for row, i in enumerate(order):
         _image(ax, images[i], 0, row, bool(copied[i]))
-        ax.text(0.46, row * STEP + 1.12, f"{found.closest[i]:.0f}", **TEXT)
+        ax.text(0.46, row * STEP + 1.12, f"{closest[i]:.1f}", **TEXT)
         for j, index in enumerate(found.index[i].tolist()):
-            near, gap = float(found.pixels[i, j]), float(found.features[i, j])
+            near, gap = float(pixels[i, j]), float(found.features[i, j])
+            same = bool(found.pixels[i, j] <= reference.copies.threshold)
             image, label = train[index]
-            _image(ax, np.asarray(image), 1.3 + j, row, near <= threshold)
+            _image(ax, np.asarray(image), 1.3 + j, row, same)
             ax.text(1.76 + j, row * STEP + 1.12, f"{gap:.1f}", **TEXT)
-            one = {"sample": i, "label": int(labels[i]), "closest_pixels": float(found.closest[i])}
-            one |= {"threshold": threshold, "copy": bool(copied[i]), "rank": j + 1}
+            one = {"sample": i, "label": int(labels[i]), "closest_rms_grey": float(closest[i])}
+            one |= {"threshold_rms_grey": threshold, "copy": bool(copied[i]), "rank": j + 1}
             one |= {"train_index": index, "train_label": int(label)}
-            numbers.append(one | {"feature_distance": gap, "pixel_distance": near})
+            numbers.append(one | {"feature_distance": gap, "rms_grey": near})
     ax.set(xlim=(-0.05, 1.3 + found.index.shape[1]), ylim=(len(order) * STEP, -0.05))
-    share = f"{int(copied.sum())} of {len(images)} samples copy, threshold {threshold:.0f}"
-    ax.set_title(f"{setting.label}\n{share}", fontsize=7)
+    share = f"{int(copied.sum())} of {len(images)} samples copy, threshold {threshold:.1f}"
+    ax.set_title(f"{fill(setting.label, 36)}\n{share}", fontsize=7)
     ax.set_axis_off()
     row = {"run": run.path.name, "setting": setting.label, "seed": run.seed}
     return pd.DataFrame([row | one for one in numbers])
@@ -150,29 +158,32 @@ def _block(ax: Axes, setting: Setting, reference: Reference) -> pd.DataFrame:
 def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws, for up to three settings, the samples nearest to training images and their neighbours.
 
-    Below a sample: its distance to the closest training image in grey levels, which the rule of
-    copies compares with the threshold (see metrics.Copies). Below a neighbour: its distance in
+    Below a sample: its difference from the closest training image, which the rule of copies
+    compares with the threshold (see metrics.Copies): the root mean square over the pixels and
+    channels of their thumbnails, in grey levels of 0 to 255. Below a neighbour: its distance in
     features. A frame is a copy, and the training images that it copies. A setting shows its
     lowest seed.
     """
     kept, note = _shown(runs)
     references: dict[str, Reference] = {}
     block = WIDE / SETTINGS
-    figure = new_figure(block * max(2, len(kept)), 0.7 + SAMPLES * STEP * block / 6.7)
-    axes = figure.subplots(1, max(2, len(kept)))
+    wide = len(kept) > 1
+    below = 0.4 if wide else 0.6
+    figure = new_figure(block * len(kept), below + 0.3 + SAMPLES * STEP * block / 6.7)
+    axes = figure.subplots(1, len(kept), squeeze=False)[0]
     numbers = []
-    for ax, setting in zip(axes, kept, strict=False):
+    for ax, setting in zip(axes, kept, strict=True):
         config = setting.runs[0].config
         limit = setting.runs[0].flat.get("evaluation.reference")
         key = json.dumps([config["data"], config["features"], limit], sort_keys=True)
         if key not in references:
             references[key] = Reference.of(setting.runs[0])
         numbers.append(_block(ax, setting, references[key]))
-    for ax in axes[len(kept) :]:
-        ax.set_visible(False)
-    figure.supxlabel(
-        "left: samples, below them the grey levels to the closest training image\n"
+    told = [
+        "left: samples, below them the root-mean-square difference per pixel from the closest "
+        "training image, in grey levels of 0 to 255",
         "right: nearest training images, below them the distance in features; framed: a copy",
-        fontsize=6.5,
-    )
+    ]
+    lines = [line for part in told for line in wrap(part, 60 * len(kept) - 16)]
+    figure.supxlabel("\n".join(lines), fontsize=6.5)
     return Drawing(figure, pd.concat(numbers, ignore_index=True), note)

@@ -13,33 +13,34 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.layout import DAGGER, Text, interval, p_value, published_cells, write_texts
+from analysis.layout import DAGGER, Text, decimals, interval, p_value, published_cells, write_texts
 from analysis.paper_rows import SHARES, Entry, Selection, needs, paper_rows, published, select
 from analysis.runs import Finished
-from analysis.statistics import SIX, reach
+from analysis.statistics import reach
 
 NAME = "paper_tables"
 FORMATS = dict(zip(SHARES, ("{:.1%}", "{:.3f}", "{:.3f}", "{:.4f}"), strict=True))
 APART = "The published numbers are at another scale and not comparable in value with ours."
 
 
-def _score(row: Any) -> str:
+def _score(row: Any, digits: int) -> str:
     if row.seeds > 0:
         diverged = f" ({row.diverged:.0f} diverged)" if row.diverged else ""
-        return interval(row.score, row.high) + diverged
+        return interval(row.score, row.high, digits) + diverged
     return "diverged" if row.diverged > 0 else "-"
 
 
 def _text(entry: Entry, frame: pd.DataFrame, runs: Sequence[Finished]) -> Text:
     """Returns the table as a reader sees it; columns of ours that say nothing are dropped."""
-    rows = list(frame.itertuples())
+    rows, digits = list(frame.itertuples()), decimals(frame.score)
     columns = {"row": [row.row + f" {DAGGER}" * bool(row.note) for row in rows]}
-    columns |= {"score": [_score(row) for row in rows]}
+    columns |= {"score": [_score(row, digits) for row in rows]}
     columns |= {"n seeds": ["-" if math.isnan(row.seeds) else f"{row.seeds:.0f}" for row in rows]}
     if (frame.pairs > 0).any():
-        columns["Δ"] = [interval(row.difference, row.difference_high, "+") for row in rows]
+        ends = zip(frame.difference, frame.difference_high, strict=True)
+        columns["Δ"] = [interval(mean, high, digits, "+") for mean, high in ends]
     if (frame.pairs > 1).any():
-        columns["p"] = [p_value(row.p_holm if row.pairs >= SIX else math.nan) for row in rows]
+        columns["p"] = [p_value(p) for p in frame.p_holm]
     for name, form in FORMATS.items():
         if frame[name].notna().any():
             columns[name] = ["-" if math.isnan(x) else form.format(x) for x in frame[name]]

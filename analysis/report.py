@@ -14,8 +14,9 @@ import yaml
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
+from analysis.doubts import called, doubts
+from analysis.layout import decimals, interval
 from analysis.runs import Finished, Reading
-from analysis.settings import DISPLAY_NAMES
 from analysis.statistics import SIX, over_seeds
 from analysis.tables import caption, cells, table
 from dtr_lightning.errors import UserError
@@ -83,8 +84,8 @@ def write_report(
         rows=rows,
         caption=caption(means),
         pictures=_pictures(figures),
-        doubts=_doubts(means, reading),
-        left_out=[f"{name}: {reason}" for name, reason in left_out],
+        doubts=doubts(means, reading),
+        left_out=left_out,
         runs=[_told(run, row) for run, row in zip(*_in_order(runs, frame), strict=True)],
     )
     path = directory / "report.html"
@@ -100,18 +101,9 @@ def _question(directory: Path) -> str:
     try:
         name = yaml.safe_load((directory / "sweep.yaml").read_text())["name"]
         lines = (HERE.parent / "sweeps" / f"{name}.yaml").read_text().splitlines()
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return "Runs compared under one protocol."
     return lines[0].lstrip("# ")
-
-
-def _name(row: Any) -> str:
-    parts = [DISPLAY_NAMES.get(row.router, row.router)]
-    for key in ("alpha", "beta"):
-        if math.isfinite(value := getattr(row, key)):
-            parts.append(f"{key} {value:g}")
-    weight = "" if row.loss_weight == "Constant" else row.loss_weight
-    return " ".join(filter(None, [*parts, weight, row.other]))
 
 
 def _answer(means: pd.DataFrame) -> list[str]:
@@ -119,23 +111,21 @@ def _answer(means: pd.DataFrame) -> list[str]:
     sound = means[means.score.notna()]
     if not len(sound):
         return ["No run has a finite score."]
-    best = next(sound.itertuples())
-    half = f" ± {best.high - best.score:.2f}" if math.isfinite(best.high) else ""
+    best, digits = next(sound.itertuples()), decimals(means.score)
     seeds = "1 seed" if best.seeds == 1 else f"{best.seeds} seeds"
-    sentences = [f"Lowest score: {_name(best)}, {best.score:.2f}{half} ({seeds})."]
+    score = interval(best.score, best.high, digits)
+    sentences = [f"Lowest score: {called(best)}, {score} ({seeds})."]
     plain = sound[(sound.router == "NoRouting") & (sound.baseline == "")]
     if best.router != "NoRouting" and math.isfinite(best.difference):
-        interval = ""
-        if math.isfinite(best.difference_high):
-            half = best.difference_high - best.difference
-            interval = f" ± {half:.2f} over {best.pairs} common seeds"
+        told = interval(best.difference, best.difference_high, digits, "+")
+        over = f" over {best.pairs} common seeds" if best.pairs > 1 else ""
         p = f", p = {best.p_holm:.3f}" if best.pairs >= SIX else ""
-        sentences.append(f"Against the same without routing: {best.difference:+.2f}{interval}{p}.")
+        sentences.append(f"Against the same without routing: {told}{over}{p}.")
     elif best.router == "NoRouting" and len(plain) < len(sound):
         sentences.append("No routed setting is below it.")
     worse = sound[sound.difference > 0]
     if len(worse):
-        names = ", ".join(_name(row) for row in list(worse.itertuples())[:6])
+        names = ", ".join(called(row) for row in list(worse.itertuples())[:6])
         more = "" if len(worse) <= 6 else f" and {len(worse) - 6} more"
         sentences.append(f"Above their own baseline: {names}{more}.")
     return sentences
@@ -155,36 +145,6 @@ def _protocol(run: Finished) -> list[tuple[str, str]]:
     return [(key, str(value)) for key, value in (run.results.get("protocol") or {}).items()]
 
 
-def _doubts(means: pd.DataFrame, reading: Reading) -> list[str]:
-    """Returns what does not hold, or cannot be known, from these runs."""
-    doubts = []
-    least = int(means.seeds[means.score.notna()].min()) if means.score.notna().any() else 0
-    if least < SIX:
-        doubts.append(
-            f"Settings have {least} seed{'s' if least != 1 else ''} at least: below {SIX} no "
-            "difference can be told from chance by the exact test."
-        )
-    names = sorted(set(means.score_name[means.score.notna()]))
-    if any("digits" in name for name in names):
-        doubts.append("The score is a distance in a small classifier's features; it is not FID.")
-    if len(names) > 1:
-        doubts.append(f"Scores of different kinds are not comparable: {', '.join(names)}.")
-    if (means.diverged > 0).any():
-        rows = [row for row in means.itertuples() if row.diverged]
-        doubts.append("Diverged: " + ", ".join(f"{_name(r)} ({r.diverged})" for r in rows) + ".")
-    if reading.pruned:
-        doubts.append(f"{len(reading.pruned)} runs were pruned: they enter no mean.")
-    copying = means[means.copies > 0.05]
-    if len(copying):
-        names = ", ".join(map(_name, copying.itertuples()))
-        doubts.append(f"More than 5 % of the samples are near copies of training images: {names}.")
-    below = means[means.score < means.floor]
-    if len(below):
-        names = ", ".join(map(_name, below.itertuples()))
-        doubts.append(f"Below the floor of real images, which copying explains best: {names}.")
-    return [*doubts, *(line.capitalize() + "." for line in reading.skipped)]
-
-
 def _in_order(runs: Sequence[Any], frame: pd.DataFrame) -> tuple[list[Any], list[Any]]:
     by_path = {str(run.path): run for run in runs}
     rows = [row for row in frame.itertuples() if row.run in by_path]
@@ -194,7 +154,8 @@ def _in_order(runs: Sequence[Any], frame: pd.DataFrame) -> tuple[list[Any], list
 def _told(run: Any, row: Any) -> dict[str, str]:
     """Returns what a row says of one run, with the command that computes it again."""
     meta = run.meta
-    again = ["python", "train.py", "--config", str(run.config_file), "--out", "runs/again"]
+    again = ["python", "train.py", "--config", str(run.config_file)]
+    again += ["--out", f"runs/again/{run.path.name}"]
     return {
         "run": str(run.path),
         "status": row.status,

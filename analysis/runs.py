@@ -1,4 +1,7 @@
-"""What the figures and tables read of run directories: finished and pruned runs."""
+"""What the figures and tables read of run directories: finished and pruned runs.
+
+What a figure computes with is checked when a run is read, once: figures need not.
+"""
 
 __all__ = ["Finished", "Pruned", "Reading", "Recorded", "mixed", "named", "read"]
 
@@ -9,24 +12,39 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from typing import Any
 
+from analysis.kinds import CONFIG, META, NEEDED, RESULTS, checked, checked_record
 from dtr_lightning.errors import UserError
 from dtr_lightning.naming import MACHINE_KEYS, flatten
 from dtr_lightning.run import Run
 
 
 class Recorded(Run):
-    """A run whose config is read from the disk once; UserError if it is damaged."""
+    """A run whose config and meta are read once and checked; UserError if one is damaged."""
 
     config = cached_property(Run.config.fget)
+    meta = cached_property(Run.meta.fget)
 
     def __init__(self, run: Run) -> None:
         super().__init__(run.path)
-        self.flat = flatten(self.config)
+        config = self.config
+        try:
+            self.flat = flatten(config)
+            json.dumps(self.flat, sort_keys=True)
+        except (TypeError, ValueError, RecursionError) as error:  # a date, a number as a key
+            raise UserError(f"{self.config_file} is damaged: {error}") from error
+        checked(self.config_file, self.flat, CONFIG)
+        checked(self.meta_file, self.meta, META)
 
     def choice(self, axis: str) -> str:
         """Returns the class name chosen for an axis such as router, without its module."""
         return str(self.flat.get(axis, "")).rsplit(".", 1)[-1]
+
+    def option(self, key: str) -> float:
+        """Returns a number of the config; nan if it is absent or null."""
+        value = self.flat.get(key)
+        return math.nan if value is None else float(value)
 
     def hash_without(self, *axes: str) -> str:
         """Returns a hash of what the run computes but for some top-level keys of its config."""
@@ -39,7 +57,7 @@ class Recorded(Run):
     @property
     def seed(self) -> int:
         """The seed of weights, data order, t and noise."""
-        return int(self.flat.get("seed", 0))
+        return self.flat.get("seed", 0)
 
 
 class Pruned(Recorded):
@@ -47,15 +65,20 @@ class Pruned(Recorded):
 
 
 class Finished(Recorded):
-    """A done run, its files read from the disk once; UserError if one of them is damaged."""
+    """A done run, its files read once and checked; UserError if one of them is damaged."""
 
     results = cached_property(Run.results.fget)
-    records = cached_property(Run.metrics)
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
-        if missing := {"score", "score_name", "n"} - (self.results or {}).keys():
+        if missing := NEEDED - (self.results or {}).keys():
             raise UserError(f"{self.results_file} has no {', '.join(sorted(missing))}")
+        checked(self.results_file, self.results, RESULTS)
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl: numbers, or null where they are not finite."""
+        return [checked_record(self.metrics_file, record) for record in self.metrics()]
 
     def number(self, key: str) -> float:
         """Returns a number of results.json; nan if it is absent, null or not finite."""
@@ -70,7 +93,7 @@ class Finished(Recorded):
     @property
     def protocol(self) -> tuple[str, int]:
         """Name of the score and number of samples: other scores must not be compared with it."""
-        return self.results["score_name"], int(self.results["n"])
+        return self.results["score_name"], self.results["n"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +121,9 @@ def read(runs: Iterable[Run], records: bool = True) -> Reading:
                 if records:
                     _ = run.records  # a damaged file is told here, not by a figure
                 finished.setdefault(run.hash_without(), []).append(run)
-            elif (state := run.meta.get("status", "not started")) == "pruned":
+                continue
+            state = checked(run.meta_file, run.meta, META).get("status") or "not started"
+            if state == "pruned":
                 pruned.append(run if isinstance(run, Pruned) else Pruned(run))
             else:
                 status["without its results.json" if state == "done" else state] += 1

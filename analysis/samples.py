@@ -1,6 +1,6 @@
 """Figure 9: samples of every router from the same start noise and labels."""
 
-__all__ = ["NAME", "arrays_of", "draw", "needs", "rgb"]
+__all__ = ["NAME", "arrays_of", "classes_of", "draw", "needs", "rgb"]
 
 import zipfile
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ from analysis.style import WIDE, Drawing, new_figure, styled
 
 NAME = "samples"
 GAP = 1  # pixels of white between two samples
+LETTER = 0.06  # inches of 7 pt text
+LONGEST = 16  # letters of a class
 
 
 def arrays_of(run: Finished) -> tuple[np.ndarray, np.ndarray] | None:
@@ -25,6 +27,15 @@ def arrays_of(run: Finished) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     showable = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3)
     return (images, labels) if showable and 0 < len(images) == len(labels) else None
+
+
+def classes_of(run: Finished) -> list[str]:
+    """Returns the names of the classes by label; none where they are not stored."""
+    try:
+        with np.load(run.sample_arrays, allow_pickle=False) as arrays:
+            return arrays["classes"].astype(str).tolist() if "classes" in arrays else []
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return []
 
 
 def needs(runs: Sequence[Finished]) -> str | None:
@@ -70,21 +81,30 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     sheet = np.concatenate(strips)[:-GAP, :-GAP]
 
     height, width = np.array(images.shape[2:]) + GAP
-    names = 0.1 + 0.068 * max(len(row.label) for row in rows)  # inches of 7 pt text
-    figure = new_figure(WIDE, 0.45 + (WIDE - names) * len(sheet) / sheet.shape[1])
+    known = classes_of(kept[0])
+    names = [known[i] if 0 <= i < len(known) else str(i) for i in labels[:columns].tolist()]
+    shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+    left = 0.1 + LETTER * max(len(row.label) for row in rows)
+    longest = LETTER * max(map(len, shown))
+    turned = longest > (WIDE - left) / columns
+    above = 0.32 + longest if turned else 0.45
+    figure = new_figure(WIDE, above + (WIDE - left) * len(sheet) / sheet.shape[1])
     ax = figure.subplots()
     ax.imshow(sheet, interpolation="nearest")
     ax.grid(False)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     ax.xaxis.tick_top()
-    ax.set_xticks(np.arange(columns) * width + (width - GAP - 1) / 2, labels[:columns].astype(str))
+    ax.set_xticks(np.arange(columns) * width + (width - GAP - 1) / 2, shown)
+    ax.tick_params(axis="x", labelrotation=90 if turned else 0)
     ax.set_yticks(
         np.arange(len(rows)) * height + (height - GAP - 1) / 2, [row.label for row in rows]
     )
-    ax.set_title("label; every column has one start noise", fontsize=7)
+    what = "class" if known else "label"
+    figure.suptitle(f"{what}; every column has one start noise", fontsize=7)
     numbers = [
         {"run": row.runs[0].path.name, "row": row.label, "index": i, "label": int(labels[i])}
+        | {"class": names[i]}
         for row in rows
         for i in range(columns)
     ]

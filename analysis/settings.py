@@ -92,8 +92,8 @@ def settings(runs: Sequence[Recorded]) -> list[Setting]:
         found.append(
             Setting(
                 router=first.choice("router"),
-                alpha=float(first.flat.get("router.alpha", math.nan)),
-                beta=float(first.flat.get("router.beta", math.nan)),
+                alpha=first.option("router.alpha"),
+                beta=first.option("router.beta"),
                 loss_weight=first.choice("loss_weight"),
                 other=" ".join(filter(None, other)),
                 runs=tuple(sorted(group, key=lambda run: run.seed)),

@@ -12,7 +12,18 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from analysis.runs import Finished
 from analysis.settings import largest, settings
 from analysis.statistics import t_interval
-from analysis.style import NARROW, WIDE, Drawing, legend, lines, log_ticks, new_figure, styled
+from analysis.style import (
+    NARROW,
+    WIDE,
+    Drawing,
+    count_seeds,
+    legend,
+    lines,
+    log_ticks,
+    new_figure,
+    score_name,
+    styled,
+)
 
 NAME = "sizes"
 COSTS = {
@@ -108,7 +119,8 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     axes[0].set_ylim(0.7 * table.score.min(), 1.4 * table.score.max())
     log_ticks(axes[0])
     name, n = kept[0].protocol
-    seeds = f"\nmean of {table.seeds.max()} seeds, 95 % t interval" if table.seeds.max() > 1 else ""
-    axes[0].set_ylabel(f"{name} (N = {n:,})\nlog scale, lower is better{seeds}")
+    seeds = count_seeds(table.seeds)
+    over = [f"mean of {seeds}", "bars: 95 % t interval"] if seeds else []
+    axes[0].set_ylabel(score_name(name, n, "log scale, lower is better", *over))
     legend(figure)
     return Drawing(figure, table, note)

@@ -125,7 +125,8 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
     `low` and `high` bound the score's 95 % t interval over `seeds` seeds; `diverged` counts others.
     `difference` to the baseline is the mean over the seeds that both have (`pairs`), with its t
-    interval, sign-flip `p` and `p_holm`, corrected over the table. Each pruned run has its own row.
+    interval, sign-flip `p` and `p_holm`: corrected over the comparisons of at least SIX pairs, nan
+    for others. Each pruned run has its own row.
     """
     groups = defaultdict(list)
     for run in frame.to_dict("records"):
@@ -142,7 +143,8 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
         ended = [f"{run['ended_at']:.0f}" for run in group if math.isfinite(run["ended_at"])]
         low, high = t_interval([*mine.values()])
         row = group[0] | {
-            name: _mean(run[name] for run in group if run["seed"] in mine) for name in MEASURED
+            name: _mean(run[name] for run in group if run["seed"] in mine)
+            for name in (*MEASURED, "floor_n")
         }
         row |= {"low": low, "high": high, "seeds": len(mine)}
         row |= {"diverged": sum(run["status"] == "diverged" for run in group)}
@@ -152,20 +154,24 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
             test = paired([mine[s] for s in common], [theirs[s] for s in common])
             row |= dict(zip(COMPARED, [*test[:3], test.n, test.p], strict=False))
         rows.append(row)
-    for row, p in zip(rows, holm([row.get("p", math.nan) for row in rows]), strict=True):
+    tested = [row["p"] if row["pairs"] >= SIX else math.nan for row in rows]
+    for row, p in zip(rows, holm(tested), strict=True):
         row["p_holm"] = p
     return ranked(rows, MEANS)
 
 
 def reach(means: pd.DataFrame) -> str:
-    """Returns which test gave p, and for which numbers of seeds it cannot reach 5 %."""
+    """Returns which test gave p, over how many tests, and which seeds are too few for 5 %."""
     pairs = sorted({int(n) for n in means.pairs if n})
-    tests, most, few = int((means.pairs > 0).sum()), pairs[-1], [n for n in pairs if n < SIX]
+    tests, most, few = int((means.pairs >= SIX).sum()), pairs[-1], [n for n in pairs if n < SIX]
     flips = f" (beyond {EXACT} seeds random flips)" if most > EXACT else ""
-    told = f"p: exact sign-flip test{flips}, Holm over {tests} comparison{'s'[: tests > 1]}"
+    told = f"p: exact sign-flip test{flips}"
+    if tests:
+        least_seeds = f" of at least {SIX} seeds" if few else ""
+        told += f", Holm over {tests} comparison{'s'[: tests > 1]}{least_seeds}"
     if few:
         seeds = " and ".join(map(str, few)) + (" seeds" if few[-1] > 1 else " seed")
         told += f"; {seeds} cannot reach 5 % (least p {least_p(few[-1]):.2g})"
     if most >= SIX and (least := tests * least_p(most)) >= 0.05:
         told += f"; {most} seeds cannot reach 5 % after Holm (least p {min(least, 1):.2g})"
-    return told + ("; *: below 5 %" if ((means.p_holm < 0.05) & (means.pairs >= SIX)).any() else "")
+    return told + ("; *: below 5 %" if (means.p_holm < 0.05).any() else "")

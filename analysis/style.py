@@ -5,6 +5,8 @@ __all__ = [
     "NARROW",
     "WIDE",
     "Drawing",
+    "count_images",
+    "count_seeds",
     "legend",
     "lines",
     "log_ticks",
@@ -12,13 +14,14 @@ __all__ = [
     "new_figure",
     "panel_title",
     "save",
+    "score_name",
     "styled",
 ]
 
 import textwrap
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,14 +147,35 @@ def panel_title(ax: Axes, *parts: str, width: int = 30) -> None:
     ax.set_title("\n".join(lines), fontsize=6.5)
 
 
-def log_ticks(ax: Axes) -> None:
-    """Makes the y axis logarithmic, with plain numbers as ticks, more of them in a short range."""
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
+def count_seeds(counts: Iterable[float]) -> str:
+    """Returns `2 seeds`, `1 to 2 seeds`; nothing where no mean is of more than one."""
+    known = sorted({int(count) for count in counts if count >= 1})
+    if not known or known[-1] == 1:
+        return ""
+    return f"{known[0]} to {known[-1]} seeds" if len(known) > 1 else f"{known[0]} seeds"
+
+
+def count_images(measured: Iterable[Mapping[str, np.ndarray]], asked: int) -> str:
+    """Returns `512 images`; as many as were asked for where the arrays, older ones, do not say."""
+    found = sorted({int(own.get("images", asked)) for own in measured})
+    return f"{' to '.join(f'{n:,}' for n in found[:: max(1, len(found) - 1)])} images"
+
+
+def score_name(name: str, n: int, *more: str, width: int = 30) -> str:
+    """Returns an axis label of lines no longer than `width` letters: the score, its N, and more."""
+    samples = f" (N\xa0=\xa0{n:,})" if n else ""  # not broken at its spaces
+    return "\n".join([*textwrap.wrap(f"{name}{samples}", width), *more])
+
+
+def log_ticks(ax: Axes, which: str = "y") -> None:
+    """Makes an axis logarithmic, with plain numbers as ticks, more of them in a short range."""
+    axis = {"x": ax.xaxis, "y": ax.yaxis}[which]
+    ax.set(**{f"{which}scale": "log"})
+    low, high = sorted(axis.get_view_interval())
     short = high / low < 15
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if short else (1, 2, 3, 5)))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.yaxis.set_minor_locator(NullLocator())
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if short else (1, 2, 3, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 @styled

@@ -11,17 +11,17 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from analysis.layout import write_texts
+from analysis.layout import decimals, interval, latex_cell, p_value, write_texts
 from analysis.runs import Finished, read
 from analysis.settings import DISPLAY_NAMES, settings
-from analysis.statistics import MEASURED, PROTOCOL, SETTING, SIX, over_seeds, ranked, reach
+from analysis.statistics import MEASURED, PROTOCOL, SETTING, over_seeds, ranked, reach
 from dtr_lightning.run import Run
 
 COLUMNS = [*SETTING, "seed", *MEASURED, *PROTOCOL, "status", "ended_at", "pruned_score", "run"]
-FORMATS: dict[str, Callable[[float], str]] = {
+Format = Callable[[float], str]
+FORMATS: dict[str, Format] = {
     "alpha": "{:g}".format,
     "beta": "{:g}".format,
-    "floor": "{:.2f}".format,
     "accuracy": "{:.1%}".format,
     "copies": "{:.1%}".format,
     "loss": "{:.4f}".format,
@@ -29,13 +29,6 @@ FORMATS: dict[str, Callable[[float], str]] = {
 }
 NUMBERS = ["alpha", "beta", "Δ", "p", *MEASURED]
 NARROWED = ["seconds", "floor", "copies", "loss", "accuracy"]  # what a narrow table drops, in turn
-ESCAPES = {ord(c): f"\\{c}" for c in "&%$#_{}"} | {
-    ord("\\"): r"\textbackslash{}",
-    ord("~"): r"\textasciitilde{}",
-    ord("^"): r"\textasciicircum{}",
-    ord("±"): r"$\pm$",
-    ord("Δ"): r"$\Delta$",
-}
 
 
 def table(runs: Iterable[Run]) -> pd.DataFrame:
@@ -74,30 +67,15 @@ def _measured(run: Run) -> dict[str, Any]:
     return row | {"ended_at": at, "pruned_score": score}
 
 
-def _score(row: Any) -> str:
+def _score(row: Any, digits: int) -> str:
+    at = f" at {row.ended_at}" if row.ended_at else ""
     if row.status == "pruned":
-        at = f" at {row.ended_at}" if row.ended_at else ""
-        return f"pruned{at}" + (
-            f": {row.pruned_score:.2f}" if math.isfinite(row.pruned_score) else ""
-        )
+        score = f": {row.pruned_score:.{digits}f}" if math.isfinite(row.pruned_score) else ""
+        return f"pruned{at}{score}"
     if not row.seeds:
-        return f"diverged at {row.ended_at}" if row.ended_at else "diverged"
-    return _interval(row.score, row.high, "") + (
-        f" ({row.diverged} diverged)" if row.diverged else ""
-    )
-
-
-def _interval(mean: float, high: float, sign: str) -> str:
-    """Returns mean ± half-width as text; without ± where there is no interval."""
-    if not math.isfinite(mean):
-        return "-"
-    return f"{mean:{sign}.2f}" + (f" ± {high - mean:.2f}" if math.isfinite(high) else "")
-
-
-def _p(row: Any) -> str:
-    if row.pairs < SIX:
-        return "-"
-    return ("<0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}") + "*" * (row.p_holm < 0.05)
+        return f"diverged{at}"
+    diverged = f" ({row.diverged} diverged)" if row.diverged else ""
+    return interval(row.score, row.high, digits) + diverged
 
 
 def _span(seeds: str) -> str:
@@ -111,18 +89,20 @@ def _protocol(name: str, n: int) -> str:
     return f"{name}, N = {n:,}" if name else "-"
 
 
-def _numbers(means: pd.DataFrame, name: str) -> dict[str, list[str]]:
+def _numbers(means: pd.DataFrame, name: str, form: Format) -> dict[str, list[str]]:
     """Returns {name: cells}, empty if no row has that number."""
-    cells = [FORMATS[name](x) if math.isfinite(x) else "-" for x in means[name]]
+    cells = [form(x) if math.isfinite(x) else "-" for x in means[name]]
     return {name: cells} if set(cells) != {"-"} else {}
 
 
 def cells(means: pd.DataFrame, run: bool) -> tuple[list[str], list[list[str]]]:
     """Returns heading and cells as a reader sees them; columns that say nothing are dropped."""
-    rows = list(means.itertuples())
+    rows, digits = list(means.itertuples()), decimals(means.score)
+    floor = f"{{:.{max(digits, decimals(means.floor, 0.1))}f}}".format
+    forms = FORMATS | {"floor": floor}
     texts = {"router": [DISPLAY_NAMES.get(name, name) for name in means.router]}
     for name in ("alpha", "beta"):
-        texts |= _numbers(means, name)
+        texts |= _numbers(means, name, forms[name])
     if means.loss_weight.nunique() > 1:
         texts["loss weight"] = [*means.loss_weight]
     if means.other.any():
@@ -131,12 +111,13 @@ def cells(means: pd.DataFrame, run: bool) -> tuple[list[str], list[list[str]]]:
         texts["seeds" if (means.seeds + means.diverged > 1).any() else "seed"] = [
             *map(_span, means.seed)
         ]
-    texts["score"] = [_score(row) for row in rows]
+    texts["score"] = [_score(row, digits) for row in rows]
     if (means.pairs > 1).any():
-        texts["Δ"] = [_interval(row.difference, row.difference_high, "+") for row in rows]
-        texts["p"] = [_p(row) for row in rows]
+        ends = zip(means.difference, means.difference_high, strict=True)
+        texts["Δ"] = [interval(mean, high, digits, "+") for mean, high in ends]
+        texts["p"] = [*map(p_value, means.p_holm)]
     for name in MEASURED[1:]:
-        texts |= _numbers(means, name)
+        texts |= _numbers(means, name, forms[name])
     scored = means[means.status != "pruned"]
     if scored.score_name.nunique() > 1 or scored.n.nunique() > 1:
         texts["score of"] = [_protocol(row.score_name, row.n) for row in rows]
@@ -184,8 +165,8 @@ def latex(frame: pd.DataFrame) -> str:
     means = over_seeds(frame)
     head, rows = cells(means, run=False)
     greek = {"alpha": r"$\alpha$", "beta": r"$\beta$"}
-    titles = [greek.get(name, name.translate(ESCAPES)) for name in head]
-    texts = [[re.sub(r"^-(?=\d)", "$-$", cell.translate(ESCAPES)) for cell in r] for r in rows]
+    titles = [greek.get(name, latex_cell(name)) for name in head]
+    texts = [[*map(latex_cell, row)] for row in rows]
     lines = [" & ".join(row) + r" \\" for row in [titles, *texts]]
     align = "".join("r" if name in NUMBERS else "l" for name in head)
     start = ["% " + caption(means), rf"\begin{{tabular}}{{{align}}}", r"\toprule", lines[0]]

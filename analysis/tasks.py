@@ -19,7 +19,7 @@ KEY = re.compile(r"val_tasks/t(\d+)-(\d+)")
 
 
 def losses_of(run: Finished) -> dict[tuple[int, int], float]:
-    """Returns {(first t, last t): held-out loss} at the end; empty if not validated or diverged."""
+    """Returns {(first t, last t): held-out loss} at the end; empty if none or diverged."""
     for record in reversed(run.records):
         matches = [(KEY.fullmatch(key), value) for key, value in record.items()]
         losses = {(int(m[1]), int(m[2])): v for m, v in matches if m and v is not None}
@@ -41,10 +41,13 @@ def _pairs(runs: Sequence[Finished]) -> list[tuple[Finished, Finished]]:
 
 
 def needs(runs: Sequence[Finished]) -> str | None:
-    """Says what is missing: a routed run and its no-routing twin, both with validation losses."""
+    """Says what is missing: a routed run and its no-routing twin, both with held-out losses."""
     if _pairs(runs):
         return None
-    return "needs a routed run and a no-routing run that differ in nothing else, with validation"
+    return (
+        "needs a routed run and a no-routing run that differ in nothing else, both with held-out "
+        "losses on the way: set evaluation.every above 0"
+    )
 
 
 def _relative(pairs: Sequence[tuple[Finished, Finished]]) -> pd.DataFrame:
@@ -142,7 +145,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     legend(figure)
     left = len(runs) - len({r.path for pair in pairs for r in pair})
     note = (
-        f"left out {left} runs without a no-routing twin or finite validation losses"
+        f"left out {left} runs without a no-routing twin or finite held-out losses on the way"
         if left
         else ""
     )

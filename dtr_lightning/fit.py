@@ -35,7 +35,6 @@ from dtr_lightning.run import Run
 from dtr_lightning.weights import load_average, read_checkpoint
 
 KEPT_SAMPLES = 100
-LOG = logging.getLogger(__name__)
 
 
 def run(
@@ -64,7 +63,7 @@ def run(
         if leader:
             directory.prepare(config)
             for note in of_run(experiment):
-                LOG.warning("note: %s", note)
+                logging.getLogger(__name__).warning("note: %s", note)
         if (results := directory.results) is not None:
             return results
         stop, status = stop or Event(), "done"
@@ -83,8 +82,8 @@ def run(
                 directory.update_meta(status=status, traceback=trace)
             raise
         if leader:
-            ended = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-            directory.update_meta(status=status, seconds=results["seconds"], **ended)
+            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            directory.update_meta(status=status, seconds=results["seconds"], finished=now)
             directory.write_results(results)
         return results
 
@@ -129,20 +128,8 @@ def _train_and_evaluate(
     if n := experiment.protocol.n:
         scores, images, labels = experiment.evaluate(trainer, module, n, KEPT_SAMPLES, stoppable)
     losses = experiment.held_out(trainer, module)
-    meta = directory.meta
-    timed, train_seconds = meta.get("timed_steps"), meta.get("train_seconds")
-    results = {
-        **scores,
-        "loss": losses["val/loss"],
-        "seed": config["seed"],
-        **steps,
-        "parameters": experiment.parameters(),
-        "macs": experiment.macs(),
-        "seconds": meta.get("seconds", 0.0) + time.perf_counter() - began,
-        "steps_per_second": timed / train_seconds if timed else None,
-        "notes": of_run(experiment),
-        **({"protocol": experiment.describe()} if n else {}),
-    }
+    scores |= {"loss": losses["val/loss"], **steps}
+    results = _results(experiment, directory, scores, time.perf_counter() - began)
     if leader:
         names = experiment.data.class_names
         if experiment.networks > 1:
@@ -222,21 +209,27 @@ def _train(
 
 def _diverged(experiment: Experiment, directory: Run, step: int) -> dict[str, Any]:
     """Returns the results of a run that diverged: null where there is no number."""
-    meta, n = directory.meta, experiment.protocol.n
-    score = {"score_name": experiment.features.name, "score": None, "n": n} if n else {}
+    name, n = experiment.features.name, experiment.protocol.n
+    scores = {"score_name": name, "score": None, "n": n} if n else {}
+    told = {"tasks": list(experiment.module.diffusion.tasks), "diverged_at": step, "steps": step}
+    return _results(experiment, directory, {**scores, "loss": None, **told})
+
+
+def _results(
+    experiment: Experiment, directory: Run, scores: dict[str, Any], seconds: float = 0.0
+) -> dict[str, Any]:
+    """Returns what results.json holds: scores, what they cost, and how they were made."""
+    meta = directory.meta
     timed, train_seconds = meta.get("timed_steps"), meta.get("train_seconds")
     return {
-        **score,
-        "tasks": list(experiment.module.diffusion.tasks),
-        "loss": None,
-        "diverged_at": step,
+        **scores,
         "seed": experiment.config["seed"],
-        "steps": step,
         "parameters": experiment.parameters(),
         "macs": experiment.macs(),
-        "seconds": meta.get("seconds", 0.0),
+        "seconds": meta.get("seconds", 0.0) + seconds,
         "steps_per_second": timed / train_seconds if timed else None,
-        **({"protocol": experiment.describe()} if n else {}),
+        "notes": of_run(experiment),
+        **({"protocol": experiment.describe()} if experiment.protocol.n else {}),
     }
 
 

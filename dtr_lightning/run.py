@@ -213,7 +213,7 @@ def _readable(path: Path) -> Iterator[None]:
     """Turns what a damaged file raises into a UserError that names it."""
     try:
         yield
-    except (ValueError, yaml.YAMLError) as error:  # of JSON and of text that is not UTF-8 too
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # of JSON and wrong UTF-8 too
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from analysis.__main__ import main
-from analysis.affinity import FILE, Protocol, measure
+from analysis.affinity import FILE, Protocol, draw, measure
 from analysis.probe import Probe
+from analysis.runs import read
 from analysis.similarity import PARTS, Projection, cosines, spread
 from dtr_lightning import tasks
 from dtr_lightning.config import resolve
@@ -22,6 +23,7 @@ from dtr_lightning.loss_weights import UW, Constant
 from dtr_lightning.models import DiT
 from dtr_lightning.module import DiffusionModule
 from dtr_lightning.routers import DTR, Switch
+from dtr_lightning.run import find_runs
 from tests.conftest import ROOT, TINY
 
 
@@ -151,6 +153,10 @@ def test_clusters_read_what_a_run_was_measured_to_have(tmp_path, capsys):
     numbers = pd.read_csv(tmp_path / "run" / "figures" / "affinity.csv")
     assert len(numbers) == 55 and (numbers.method == "exact").all()
     assert (numbers.projection_max >= numbers.projection_rms).all()
+    drawn = draw(read(find_runs([tmp_path])).finished, Protocol(images=8, timesteps=10)).figure
+    assert drawn.axes[-1].get_ylabel() == "cosine of gradients, 8 images"
+    for ax in drawn.axes[:2]:
+        assert len(ax.get_xticks()) > 2 and sorted(ax.get_xticks()) == sorted(ax.get_yticks())
     path = str(tmp_path / "run" / "artifacts" / FILE)
     affinity = tasks.read_affinity(path, 1000)
     row = numbers[(numbers.t == 111) & (numbers.t2 == 888)].iloc[0]

@@ -182,6 +182,7 @@ def test_what_is_missing_is_told_in_one_line(tmp_path):
     written, left_out = draw_all([tmp_path], out=tmp_path / "out", only=[*names, "tables"])
     assert [name for name, _ in left_out] == names
     assert all("\n" not in reason for _, reason in left_out)
+    assert "evaluation.every above 0" in dict(left_out)["tasks"]
     assert {p.stem for p in written} == {"results", "table"}
 
 

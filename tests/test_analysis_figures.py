@@ -5,15 +5,30 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.markers import CARETDOWN, CARETUP
+from matplotlib.text import Text
 from torch.nn import functional as F
 
-from analysis import ablation, convergence, dedicated, gates, heatmap, masks, ntg, overlap, sizes
+from analysis import (
+    ablation,
+    convergence,
+    dedicated,
+    film,
+    gates,
+    heatmap,
+    masks,
+    ntg,
+    overlap,
+    samples,
+    sizes,
+)
 from analysis import tasks as tasks_figure
 from analysis.mask_tables import FORMULAS, mask_tables
 from analysis.runs import read
 from analysis.settings import ALPHA
 from analysis.statistics import t_interval
-from analysis.style import save
+from analysis.style import count_seeds, save, score_name, styled
 from dtr_lightning.masks import dtr, ercdt
 from dtr_lightning.models.layers import TimestepEmbedder
 from dtr_lightning.routers import MaxRoaming, Switch
@@ -53,6 +68,133 @@ def test_ablation_and_heatmap_have_the_t_intervals_of_the_seeds(grid):
         (row,) = numbers[(numbers.alpha == 4) & (numbers.beta == 0.8)].itertuples()
         assert row.seeds == 2 and row.score == pytest.approx(np.mean(scores_of(DTR4)))
         assert (row.low, row.high) == pytest.approx(expected)
+
+
+@styled
+def on_page(figure):
+    """Returns whether nothing that is drawn leaves the page, in inches."""
+    figure.draw_without_rendering()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    return min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.005
+
+
+@pytest.mark.parametrize("points, seeds", [(FOUR, (0,)), (GRID, (0, 1))], ids=["broken", "grid"])
+def test_a_long_score_name_stays_on_the_page(points, seeds, tmp_path):
+    for path in make_sweep(tmp_path, points, seeds).iterdir():
+        (run,) = find_runs([path])
+        run.write_results(run.results | {"score_name": "fd_resnet18_untrained_64px", "n": 24_000})
+    runs = finished(tmp_path)
+    for figure in (ablation, convergence, heatmap, samples):
+        if not figure.needs(runs):
+            assert on_page(figure.draw(runs).figure), figure.NAME
+    label = score_name("fd_resnet18_untrained_64px" * 3, 24, "lower is better")
+    assert max(map(len, label.split("\n"))) <= 30 and "(N\xa0=\xa024)" in label
+
+
+def test_means_tell_of_how_many_seeds_they_are(tmp_path):
+    assert [count_seeds(n) for n in ([1, 1], [], [math.nan, 3], [0, 2], [3, 1, 2])] == [
+        *("", "", "3 seeds", "2 seeds", "1 to 3 seeds"),
+    ]
+    make_sweep(tmp_path, GRID, seeds=(0,))
+    make_sweep(tmp_path, GRID[:1], seeds=(1,))
+    runs = finished(tmp_path)
+    figures = {f: f.draw(runs).figure for f in (ablation, heatmap, convergence)}
+    told = figures[ablation].axes[-1].get_xlabel()
+    assert "mean of 1 to 2 seeds\nbands: 95 % t interval" in told  # of no routing alone
+    assert "mean of 1 to 2 seeds" in figures[heatmap].axes[0].get_title()
+    assert "mean of 1 to 2 seeds" in figures[convergence].axes[0].get_xlabel()
+
+
+def marks(figure):
+    """Returns the triangles (marker, x, y) of cut intervals."""
+    found = []
+    for ax in figure.axes:
+        for line in ax.get_lines():
+            if line.get_marker() in (CARETUP, CARETDOWN):
+                found += [(line.get_marker(), *map(float, point)) for point in line.get_xydata()]
+    return sorted(found)
+
+
+def test_an_interval_that_the_axis_cuts_has_a_triangle_at_the_edge(tmp_path):
+    for seed, score in enumerate((20.0, 21.0)):
+        make_run(tmp_path / f"plain{seed}", seed=seed, score=score)
+        make_run(tmp_path / f"narrow{seed}", "DTR", DTR4, seed, score=19 + 0.01 * seed)
+        make_run(tmp_path / f"wide{seed}", "DTR", DTR4 | {"alpha": 1.0}, seed, score=19 + seed)
+    drawing = ablation.draw(finished(tmp_path))
+    means = drawing.numbers[drawing.numbers.what == "mean"]
+    low, high = drawing.figure.axes[0].get_ylim()
+    cut = means[means.alpha != 4]  # no routing's, at the right end, and that of alpha = 1
+    expected = [(CARETUP, x, 1) for x in cut.alpha.fillna(0.96)[cut.high > high]]
+    expected += [(CARETDOWN, x, 0) for x in cut.alpha.fillna(0.96)[cut.low < low]]
+    assert marks(drawing.figure) == sorted(expected) and len(expected) >= 2
+    assert "cut off" in drawing.figure.axes[-1].get_xlabel()
+    few = [run for run in finished(tmp_path) if run.flat.get("router.alpha") == 4]
+    figure = ablation.draw(few).figure
+    assert marks(figure) == [] and "cut off" not in figure.axes[-1].get_xlabel()
+
+
+def trials(root, points):
+    for i, (alpha, beta) in enumerate(points):
+        make_run(root / f"{i}", "DTR", {"alpha": alpha, "beta": beta}, score=20 + abs(i - 3))
+    return finished(root)
+
+
+def test_alphas_and_betas_of_a_search_are_points(tmp_path):
+    rng = np.random.default_rng(0)
+    points = np.stack([2 ** rng.uniform(-1, 3, 12), rng.uniform(0.5, 0.95, 12)], 1).round(4)
+    make_run(tmp_path / "plain")
+    make_run(tmp_path / "diverged", "DTR", {"alpha": 9.9, "beta": 0.5}, score=math.nan)
+    runs = trials(tmp_path, points.tolist())
+    assert "see heatmap" in ablation.needs(runs) and "\n" not in ablation.needs(runs)
+    figure, numbers, _ = heatmap.draw(runs)[:3]
+    drawn, best = figure.axes[0].collections
+    assert {*map(tuple, drawn.get_offsets().data)} == {*map(tuple, points)}
+    assert tuple(best.get_offsets().data[0]) == tuple(points[3])
+    scored = numbers[(numbers.router == "DTR") & numbers.score.notna()]
+    assert sorted(drawn.get_array()) == sorted(scored.score) and len(numbers) == 14
+    assert figure.axes[0].get_xscale() == "log" and on_page(figure)
+
+
+CROSS = [(alpha, 0.8) for alpha in (0.5, 1.0, 2.0, 4.0, 6.0)] + [(4.0, 0.5), (4.0, 0.6), (4.0, 0.9)]
+
+
+@pytest.mark.parametrize(
+    "points",
+    [CROSS, [(1.0, 0.5), (2.0, 0.6), (4.0, 0.7)], [p[1].values() for p in GRID[3:10]]],
+    ids=["cross", "three", "unfinished grid"],
+)
+def test_a_grid_that_is_not_full_is_no_search(points, tmp_path):
+    runs = trials(tmp_path, points)
+    assert ablation.needs(runs) is None
+    assert len(heatmap.draw(runs).figure.axes[0].texts) == len(points)
+
+
+def test_samples_are_headed_by_their_classes_where_these_are_stored(tmp_path):
+    run = make_run(tmp_path / "r")
+    with np.load(run.sample_arrays) as stored:
+        arrays = dict(stored)
+    heads = []
+    for names in (None, ["cat", "dog"], [f"a very long name {i}" for i in range(10)]):
+        more = {} if names is None else {"classes": np.array(names)}
+        np.savez(run.sample_arrays, **arrays, **more)
+        figure, numbers, _ = samples.draw(finished(tmp_path))[:3]
+        heads.append([label.get_text() for label in figure.axes[0].get_xticklabels()])
+        assert on_page(figure) and numbers.label.tolist() == arrays["labels"].tolist()
+    assert heads[0] == arrays["labels"].astype(str).tolist()
+    assert heads[1][:4] == ["cat", "dog", "2", "3"]
+    assert heads[2][0] == "a very long nam…" and numbers["class"][0] == "a very long name 0"
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_still_tells_its_guess_and_fills_its_page(count):
+    x = torch.zeros(6, count, 3, 8, 8, dtype=torch.uint8)
+    moments = film.Moments([999, 800, 600, 400, 200, 0], x, x, torch.arange(count))
+    figure = styled(film._still)(dtr(1000, 64).numpy(), moments, "DTR")
+    assert on_page(figure)
+    texts = [t.get_text() for t in figure.findobj(Text)]
+    assert texts.count("guess of x$_0$") == film.STILLS
+    bottom = min(ax.get_window_extent().y0 for ax in figure.findobj(Axes) if ax.images)
+    assert bottom / figure.dpi < 0.4  # inches
 
 
 def test_heatmap_tells_every_cell_and_the_baseline(grid):

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import analysis
-from analysis import NAMES, draw_all
+from analysis import ASKED, NAMES, draw_all
 from analysis.__main__ import main
 from analysis.runs import read
 from analysis.statistics import t_interval
@@ -95,7 +95,7 @@ def test_every_loss_weight_has_its_own_baseline(tmp_path):
     for i, weight in enumerate(weights):
         for router in ("NoRouting", "DTR")[i == 2 :]:  # P2 has no baseline
             for seed in (0, 1):
-                score = 10.0 * i + seed + (router == "DTR") * (i + 1)
+                score = 10.0 * (i + 1) + seed + (router == "DTR") * (i + 1)
                 choice = {"class_path": weight, "init_args": {}}
                 path = tmp_path / f"{weight}-{router}-{seed}"
                 make_run(path, router, {}, seed, score, loss_weight=choice)
@@ -107,7 +107,7 @@ def test_every_loss_weight_has_its_own_baseline(tmp_path):
 
 
 @pytest.mark.parametrize("seeds, shifts, told, ps", [
-    (3, [-1, -2], "over 2 comparisons; 3 seeds cannot reach 5 % (least p 0.25)", ["-"] * 3),
+    (3, [-1, -2], "sign-flip test; 3 seeds cannot reach 5 % (least p 0.25)", ["-"] * 3),
     (6, [-1], "Holm over 1 comparison; *: below 5 %", ["0.031*", "-"]),
     (6, [-1, -2], "; 6 seeds cannot reach 5 % after Holm (least p 0.062)", ["0.062", "0.062", "-"]),
     (8, [-1, -2], "Holm over 2 comparisons; *: below 5 %", ["0.016*", "0.016*", "-"]),
@@ -118,6 +118,44 @@ def test_the_table_says_what_its_test_can_reach(seeds, shifts, told, ps, tmp_pat
     assert told in text and cells(text, "p") == ps
     assert told in " ".join(text_of(frame).split()) and told in latex(frame).replace(r"\%", "%")
     assert ("*" in "".join(cells(text, "p"))) == ("below" in text)
+
+
+def test_holm_counts_only_what_can_be_tested(tmp_path):
+    frame = noisy(tmp_path, 6, [-1])
+    for i in range(5):
+        for seed in range(3):
+            make_run(tmp_path / f"few{i}-{seed}", "DTR", {"alpha": 10.0 + i}, seed, 3.0 + seed)
+    more = table(find_runs([tmp_path]))
+    tested = [over_seeds(f).set_index("alpha").p_holm[1.0] for f in (frame, more)]
+    assert tested == [2 / 64, 2 / 64]
+    means = over_seeds(more)
+    assert means.p_holm.notna().sum() == 1 and (means.p.notna()).sum() == 6
+    text = markdown(more)
+    assert "Holm over 1 comparison of at least 6 seeds; 3 seeds cannot reach 5 %" in text
+    assert sorted(cells(text, "p")) == ["-"] * 6 + ["0.031*"]
+
+
+@pytest.mark.parametrize("scale, digits", [(10, 2), (1, 2), (0.4, 3), (0.08, 3), (0.04, 4)])
+def test_scores_have_the_decimals_that_tell_the_smallest_apart(scale, digits, tmp_path):
+    for i, router in enumerate(("NoRouting", "DTR")):
+        for seed in range(2):
+            make_run(tmp_path / f"{router}{seed}", router, {}, seed, scale * (1 + i / 50 + seed))
+    frame = table(find_runs([tmp_path]))
+    score, difference = (cells(markdown(frame), name) for name in ("score", "Δ"))
+    means = [f"{1.5 * scale:.{digits}f}", f"{1.52 * scale:.{digits}f}"]
+    assert [cell.split(" ")[0] for cell in score] == means
+    assert {len(part.split(".")[1]) for cell in score for part in cell.split(" ± ")} == {digits}
+    assert difference == ["-", f"+{scale / 50:.{digits}f} ± {0:.{digits}f}"]
+    assert score[0] in text_of(frame) and score[0].split(" ")[0] in latex(frame)
+
+
+@pytest.mark.parametrize("score, floor, shown", [
+    (1.25, 0.42, "0.42"), (1.25, 0.042, "0.042"), (1.25, 0.0042, "0.0042"), (0.41, 0.42, "0.420"),
+])  # fmt: skip
+def test_the_floor_is_as_precise_as_the_score(score, floor, shown, tmp_path):
+    run = make_run(tmp_path / "one", score=score)
+    run.write_results(run.results | {"floor": floor})
+    assert cells(markdown(table(find_runs([tmp_path]))), "floor") == [shown]
 
 
 def test_one_seed_has_neither_difference_nor_p(four):
@@ -295,7 +333,10 @@ def test_nothing_finished_still_draws_what_configs_tell(alone, tmp_path):
     written, left_out = draw_all([alone.path.parent], out=tmp_path / "out")
     from_configs = {"masks", "overlap", "dedicated"}
     assert {p.stem for p in written} == from_configs
-    assert [name for name, _ in left_out] == ["runs", *(n for n in NAMES if n not in from_configs)]
+    asked = [figure.NAME for figure in ASKED]
+    others = [n for n in NAMES if n not in (*from_configs, *asked, "paper_tables", "tables")]
+    told = ["runs", *others, ", ".join(asked), "paper_tables", "tables"]
+    assert [name for name, _ in left_out] == told
 
 
 @pytest.mark.parametrize("what", ["no such directory", "no runs", "unknown name", "file as out"])
@@ -320,7 +361,9 @@ LIGHT = ("errors", "masks", "naming", "run", "commands", "tasks")
 def test_what_needs_no_network_reads_run_directories_only():
     allowed = {f"dtr_lightning.{name}" for name in LIGHT}
     # these make masks again, load networks or look at training images
-    loading = "affinity animation cka classes film gates guidance mask_tables neighbours probe"
+    loading = (
+        "affinity animation cka classes film gates guidance mask_tables neighbours probe transfer"
+    )
     for file in Path(analysis.__file__).parent.glob("*.py"):
         nodes = ast.walk(ast.parse(file.read_text()))
         modules = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}

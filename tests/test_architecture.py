@@ -10,7 +10,7 @@ PACKAGE = ROOT / "dtr_lightning"
 # From the bottom up: a module imports from layers below its own, or from its own folder.
 LAYERS = [
     {"errors", "naming"},
-    {"run", "captions"},
+    {"run", "captions", "macs"},
     {"recipes", "masks", "diffusion", "provenance", "mistakes", "commands"},
     {"tasks"},
     {"routers", "data", "samplers", "loss_weights", "gradients"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"checks"},
     {"config"},
     {"experiment"},
-    {"progress"},
+    {"progress", "notes"},
     {"experts"},
     {"fit"},
     {"trained"},

@@ -7,6 +7,7 @@ import torch
 from analysis import classes, neighbours
 from analysis.neighbours import Reference, nearest
 from analysis.runs import read
+from analysis.style import WIDE
 from dtr_lightning import fit
 from dtr_lightning.config import resolve
 from dtr_lightning.errors import UserError
@@ -74,14 +75,28 @@ def test_copies_come_first_and_are_framed(tmp_path, reference):
     figure, numbers, note, _ = neighbours.draw(runs)
     copies = reference.copies(thumbnails(torch.from_numpy(images)))
     assert set(numbers["sample"][numbers["copy"]]) >= {4, 9} and note == ""
-    assert numbers["sample"].iloc[0] == 4 and numbers.closest_pixels.is_monotonic_increasing
+    assert numbers["sample"].iloc[0] == 4 and numbers.closest_rms_grey.is_monotonic_increasing
     assert len(numbers) == neighbours.SAMPLES * neighbours.NEIGHBOURS
     assert f"{int(copies.sum())} of 30 samples copy" in figure.axes[0].get_title()
     first = numbers.groupby("sample").first()
-    framed = int(first["copy"].sum()) + int((numbers.pixel_distance <= numbers.threshold).sum())
+    framed = int(first["copy"].sum()) + int((numbers.rms_grey <= numbers.threshold_rms_grey).sum())
     assert len(figure.axes[0].patches) == framed >= 4
+    assert figure.get_figwidth() == pytest.approx(WIDE / 3) and len(figure.axes) == 1
     train = reference.data.split("train")
     assert all(int(train[r.train_index][1]) == r.train_label for r in numbers.itertuples())
+
+
+def test_differences_are_root_mean_squares_over_pixels_and_channels(tmp_path, reference):
+    run = make_run(tmp_path / "r", **AXES)
+    images, labels = (x.numpy() for x in next(iter(reference.data.heldout_images(12))))
+    np.savez(run.sample_arrays, images=images, labels=labels)
+    numbers = neighbours.draw(finished(tmp_path)).numbers
+    train = reference.data.split("train")
+    for row in numbers.itertuples():
+        gap = images[row.sample].astype(float) - np.asarray(train[row.train_index][0])
+        assert row.rms_grey == pytest.approx(np.sqrt(np.square(gap).mean()), rel=1e-4)
+        assert 0 <= row.closest_rms_grey <= row.rms_grey * (1 + 1e-4) <= 255
+    assert (numbers["copy"] == (numbers.closest_rms_grey <= numbers.threshold_rms_grey)).all()
 
 
 def test_no_routing_and_the_best_are_shown(tmp_path):

@@ -209,6 +209,21 @@ def test_what_cannot_be_drawn_says_what_makes_it(tmp_path, capsys):
     assert len(needed) == 9 and (tmp_path / "tables" / "table1_latent.tex").is_file()
 
 
+def test_small_scores_have_more_decimals(tmp_path):
+    make(tmp_path, "none", score=0.412)
+    make(tmp_path, "dtr", "DTR", DTR, score=0.418)
+    write_paper_tables(finished(tmp_path), tmp_path)
+    text = (tmp_path / "table1_latent.md").read_text()
+    assert all(f" {number} " in text for number in ("0.412", "0.418", "+0.006", "10.99", "7.32"))
+
+
+def test_a_table_says_which_space_the_published_numbers_are_of():
+    dit, adm = (published()[f"table1_{space}"] for space in ("latent", "pixel"))
+    assert (dit["number"], adm["number"]) == ("Table 1 (DiT)", "Table 1 (ADM)")
+    assert "latent space of images of 256x256" in dit["scale"]
+    assert "pixel space of images of 64x64" in adm["scale"]
+
+
 def test_numbers_and_marks():
     assert published_cells([134.6, math.nan]) == ["134.60", "-"] and published_cells([33]) == ["33"]
     assert [p_value(p) for p in (0.0001, 0.03, 0.2, math.nan)] == [

@@ -7,8 +7,11 @@ import subprocess
 import pytest
 
 from analysis import draw_all
+from analysis.doubts import doubts
+from analysis.runs import read
+from analysis.tables import over_seeds, table
 from dtr_lightning.errors import UserError
-from dtr_lightning.run import Run
+from dtr_lightning.run import Run, find_runs
 from tests import synthetic_runs
 
 
@@ -34,10 +37,10 @@ def test_it_says_what_was_run_and_names_every_run(page):
     for run in directory.glob("*/config.yaml"):
         if Run(run.parent).results is not None:
             assert str(run.parent) in text
-            assert f"--config {run}" in text
+            assert f"--config {run} --out runs/again/{run.parent.name}<" in text
     assert text.count("<figure>") == len(list((directory / "figures").glob("*.png")))
     assert "it is not FID" in text
-    assert "below 6 no difference can be told from chance" in text
+    assert "The setting with the fewest seeds has 1: with fewer than 6" in text
 
 
 def test_markup_in_a_name_is_text(tmp_path):
@@ -49,6 +52,75 @@ def test_markup_in_a_name_is_text(tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert "<b>bold" not in text
     assert "alert(1)" not in text
+
+
+def doubts_of(directory):
+    """The sentences under "What does not hold", a run per router: {name: changes of results}."""
+    reading = read(find_runs([directory]))
+    return doubts(over_seeds(table([*reading.finished, *reading.pruned])), reading)
+
+
+def make(directory, name="NoRouting", score=5.0, **results):
+    run = synthetic_runs.make_run(directory / name, name, score=score)
+    run.write_results(run.results | results)
+
+
+@pytest.mark.parametrize(
+    "floor_n, copies, biased", [(6, 0.0, True), (2000, 0.0, False), (6, 0.2, True)]
+)
+def test_a_score_below_the_floor_is_explained_by_what_is_known(tmp_path, floor_n, copies, biased):
+    make(tmp_path, "DTR", floor=9.0, floor_n=floor_n, copies=copies)
+    make(tmp_path, "NoRouting", 12.0, floor=9.0, floor_n=floor_n)
+    told = doubts_of(tmp_path)
+    (below,) = (line for line in told if "Below the floor" in line)
+    assert "DTR" in below and "no routing" not in below
+    assert ("this floor is too high" in below) == biased
+    assert ("of 6 images only, the score of 1,797 samples" in below) == biased
+    assert any("near copies" in line and "DTR" in line for line in told) == (copies > 0)
+    assert "cop" not in below
+    assert any("are of 6 images: they say little" in line for line in told) == (floor_n == 6)
+
+
+def test_above_the_floor_nothing_is_said_of_it(tmp_path):
+    make(tmp_path, score=12.0, floor=9.0, floor_n=360)
+    assert not any("floor" in line or "copies" in line for line in doubts_of(tmp_path))
+
+
+def test_random_features_and_notes_are_told_once(tmp_path):
+    note = "60 images are fewer than the 512 features need (513): the score is biased"
+    for name in ("NoRouting", "DTR"):
+        make(tmp_path, name, score_name="fd_resnet18_untrained", notes=[note, "another."])
+    make(tmp_path, "RTR", score_name="fd_resnet18_untrained", notes=None)
+    told = doubts_of(tmp_path)
+    assert told.count(f"{note}.") == told.count("Another.") == 1
+    assert sum("the features' weights are random" in line for line in told) == 1
+    assert not any("not FID" in line for line in told)
+
+
+def test_enough_seeds_are_no_doubt_and_paths_keep_their_case(tmp_path):
+    synthetic_runs.make_sweep(tmp_path, seeds=range(6))
+    (tmp_path / "Torn").mkdir()
+    (tmp_path / "Torn" / "config.yaml").write_text("a: [")
+    (tmp_path / "Torn" / "results.json").write_text("{}")
+    told = doubts_of(tmp_path)
+    assert not any("fewest seeds" in line for line in told)
+    assert any(line.startswith("Skipped: ") and "/Torn/config.yaml" in line for line in told)
+
+
+def test_small_scores_are_told_apart_in_sentences(tmp_path):
+    make(tmp_path, "DTR", 0.412)
+    make(tmp_path, "NoRouting", 0.418)
+    draw_all([tmp_path], only=["tables"], report=True)
+    text = (tmp_path / "report.html").read_text()
+    assert "0.412 (1 seed)" in text and "-0.006." in text
+
+
+def test_what_could_not_be_drawn_is_a_list(page):
+    text, _ = page
+    part = text.split("What could not be drawn")[1].split("</ul>")[0]
+    items = [line for line in part.splitlines() if line.startswith("<li>")]
+    assert len(items) == part.count("<li>") > 5
+    assert all(line.startswith("<li><b>") and line.endswith("</li>") for line in items)
 
 
 def test_without_a_finished_run_there_is_no_report(tmp_path):
