@@ -74,7 +74,7 @@ def test_bad_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="no images"):
         build(tmp_path)
     write(tmp_path / "a.png")
-    with pytest.raises(UserError, match="at least two"):
+    with pytest.raises(UserError, match="two or more"):
         build(tmp_path)
     write(tmp_path / "class" / "b.png")
     with pytest.raises(UserError, match="beside and inside"):

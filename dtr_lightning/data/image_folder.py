@@ -176,7 +176,7 @@ def _scan(folder: Path) -> list[str]:
 def _hold_out(paths: list[str], folder: Path, share: float) -> tuple[list[str], list[str]]:
     """Parts paths into (train, held out): a hash keeps a path's side when others are added."""
     if len(paths) < 2:
-        raise UserError(f"{folder} holds one image; give at least two, one is held out")
+        raise UserError(f"{folder} holds one image; give two or more: one is held out")
     count = min(max(1, round(share * len(paths))), len(paths) - 1)
     order = sorted(paths, key=lambda path: blake2b(os.fsencode(path), digest_size=8).digest())
     held_out = set(order[:count])

@@ -60,11 +60,11 @@ def space(T: int, steps: int | str | Sequence[int]) -> list[int]:
 
 
 def _sections(T: int, counts: list[int]) -> list[int]:
-    kept, start = [], 0
+    kept, start, least = [], 0, 0 if len(counts) > 1 else 2
     for i, count in enumerate(counts):
         size = T // len(counts) + (i < T % len(counts))
         if not 0 <= count <= size:
-            raise UserError(f"cannot keep {count} of {size} tasks; valid: 0 to {size}")
+            raise UserError(f"cannot keep {count} of {size} tasks; valid: {least} to {size}")
         # a running sum, because its rounding error decides to which side a half falls
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         positions = accumulate(repeat(stride), initial=0.0)

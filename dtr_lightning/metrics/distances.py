@@ -63,7 +63,9 @@ class FrechetDistance(FrechetInceptionDistance):
 class KernelDistance(KernelInceptionDistance):
     """torchmetrics' KID of given features (N, D), over subsets of at most 1,000 (ours: seeded).
 
-    The estimate is unbiased in N, unlike the Frechet distance. `reset` keeps the real features.
+    The estimate is unbiased in N, unlike the Frechet distance. Its standard deviation is that over
+    subsets, which share images: of few samples the mean is less certain than it says. `reset` keeps
+    the real features.
     """
 
     def __init__(self, num_features: int, subsets: int = 100) -> None:
