@@ -4,6 +4,7 @@ __all__ = ["write_report"]
 
 import base64
 import math
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def write_report(
         head=head,
         rows=rows,
         caption=caption(means),
-        pictures=_pictures(figures),
+        pictures=_pictures(figures, directory),
         doubts=doubts(means, reading),
         left_out=left_out,
         runs=[_told(run, row) for run, row in zip(*_in_order(runs, frame), strict=True)],
@@ -169,7 +170,7 @@ def _told(run: Any, row: Any) -> dict[str, str]:
     }
 
 
-def _pictures(figures: Path) -> list[Picture]:
+def _pictures(figures: Path, directory: Path) -> list[Picture]:
     def rank(file: Path) -> tuple[int, str]:
         known = file.stem in ORDER
         return (ORDER.index(file.stem) if known else len(ORDER)), file.stem
@@ -184,6 +185,6 @@ def _pictures(figures: Path) -> list[Picture]:
         image = f"data:image/{shown.suffix[1:]};base64,{data}"
         with Image.open(file) as opened:
             width = round(opened.width / DPI * PIXELS)
-        numbers = numbers.name if numbers.exists() else None
+        numbers = os.path.relpath(numbers, directory) if numbers.exists() else None
         found.append(Picture(file.stem, title, image, width, numbers))
     return found

@@ -146,3 +146,12 @@ def test_nothing_overflows_in_a_browser(page, tmp_path, width):
     needed, given = map(int, re.search(r"<title>(\d+) of (\d+)</title>", shown).groups())
     assert needed <= given
     assert 'aria-sort="ascending"' in shown  # a click on a heading sorts
+
+
+def test_the_files_of_numbers_are_where_it_says(tmp_path):
+    synthetic_runs.make_sweep(tmp_path / "sweep")
+    for out in (None, tmp_path / "elsewhere"):
+        draw_all([tmp_path / "sweep"], out=out, report=True)
+        place = out or tmp_path / "sweep"
+        told = re.findall(r"numbers: ([^<]*)<", (place / "report.html").read_text())
+        assert told and all((place / file).is_file() for file in told)
