@@ -4,13 +4,14 @@ __all__ = ["NAME", "draw", "needs"]
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis.runs import Finished
-from analysis.settings import largest, settings
+from analysis.settings import Setting, largest, settings
 from analysis.statistics import t_interval
 from analysis.style import (
     NARROW,
@@ -72,6 +73,24 @@ def _short(count: float, _: object = None) -> str:
     return f"{count:g}"
 
 
+def _without_size(setting: Setting) -> Setting:
+    """Returns a setting whose name tells no option of the model."""
+    (run, *_), own = setting.runs, ("model", "model.")
+    options = {key.rsplit(".", 1)[-1] for key in run.flat if key.startswith(own)}
+    words = [w for w in setting.other.split() if w.split("=")[0] not in options]
+    words = [word for word in words if word != run.choice("model")]
+    return replace(setting, other=" ".join(words))
+
+
+def _apart(costs: Iterable[float]) -> list[float]:
+    """Returns the costs to label on a logarithmic axis, each half as much again as the last one."""
+    ticks: list[float] = []
+    for cost in sorted(set(costs)):
+        if not ticks or cost > 1.5 * ticks[-1]:
+            ticks.append(cost)
+    return ticks
+
+
 @styled
 def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws mean scores against cost, all axes logarithmic; bars: 95 % t intervals.
@@ -82,15 +101,12 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     by_line = defaultdict(list)
     for run in kept:
         by_line[_line(run)].append(run)
-    # one run per line tells what a line is called: the sizes must not be in its name
-    (first, *_), names = [own[0] for own in by_line.values()], {}
-    size = first.hash_without("router", "seed")
-    alike = [
-        [r for r in own if r.hash_without("router", "seed") == size] for own in by_line.values()
-    ]
-    named = settings([(same or own)[0] for same, own in zip(alike, by_line.values(), strict=True)])
-    for setting, style in zip(named, lines(named), strict=True):
-        names[_line(setting.runs[0])] = setting, style
+    # one run per line tells what a line is called
+    named = [_without_size(s) for s in settings([own[0] for own in by_line.values()])]
+    names = {
+        _line(setting.runs[0]): (setting, style)
+        for setting, style in zip(named, lines(named), strict=True)
+    }
 
     numbers = []
     for setting, _ in names.values():
@@ -112,7 +128,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
             ax.plot(own[cost], own.score, **style, label=setting.label, zorder=3)
             ax.vlines(own[cost], own.low.clip(lower=1e-9), own.high, color=style["color"])
         ax.set_xscale("log")
-        ax.set_xticks(sorted(set(numbers[0][cost])))
+        ax.set_xticks(_apart(table[cost]))
         ax.xaxis.set_major_formatter(FuncFormatter(_short))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel(COSTS[cost])

@@ -161,7 +161,8 @@ def read(
             "minimize}, the other kinds of search but random take one"
         )
     first = fields.starts(content, space, where) if search else fields.expand(grid, where)
-    smallest = max(SMOKE_TRIALS, len(first)) if smoke else None
+    given = trials is not None or hours is not None
+    smallest = max(SMOKE_TRIALS, len(first)) if smoke and not given else None
     return Recipe(
         name=name,
         config=folder / content["config"],
