@@ -3,7 +3,7 @@
 Imports nothing heavy: a mistake or Ctrl-C is answered while torch is still being loaded.
 """
 
-__all__ = ["Options", "command", "quiet", "stop_on_signals"]
+__all__ = ["Options", "command", "once", "quiet", "stop_on_signals"]
 
 import argparse
 import errno
@@ -20,7 +20,7 @@ from functools import wraps
 from pathlib import Path
 from threading import Event
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dtr_lightning.errors import Stopped, UserError
 
@@ -97,17 +97,30 @@ def _fail(message: str) -> int:
     return 2
 
 
+def once(handler: Callable[..., None]) -> Callable[..., None]:
+    """Wraps a handler of signals: one that comes within ONCE seconds of the last is the same.
+
+    Schedulers and `timeout` send a signal to the command and again to its group.
+    """
+    last = -math.inf
+
+    @wraps(handler)
+    def wrapped(*arguments: Any) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last > ONCE:
+            last = now
+            handler(*arguments)
+
+    return wrapped
+
+
 def stop_on_signals() -> Event:
     """Returns an event that SIGINT and SIGTERM set; a second Ctrl-C is immediate."""
-    stop, own, last = Event(), os.getpid(), -math.inf
+    stop, own = Event(), os.getpid()
 
+    @once
     def handle(number: int, frame: FrameType | None) -> None:
         if os.getpid() != own:  # a data worker: whoever made it tells it to end
-            return
-        nonlocal last
-        # schedulers and `timeout` send a signal to the command and again to its group
-        again, last = time.monotonic() - last < ONCE, time.monotonic()
-        if again:
             return
         if stop.is_set():
             raise KeyboardInterrupt

@@ -203,10 +203,10 @@ class Experiment:
         """Returns the multiply-adds of the network, or of one expert, for one image."""
         model = self.module.model
         network = model.networks[0] if isinstance(model, Experts) else model
-        images, labels = next(iter(self.data.heldout_images(1)))
-        y = self.module.condition(labels, torch.zeros(1, dtype=torch.long))
-        inputs = (to_float(images), torch.zeros(1, dtype=torch.long), y)
-        return count_macs(on_meta(network), *(x.to("meta") for x in inputs))
+        t = torch.zeros(1, dtype=torch.long, device=self.module.device)
+        x = t.new_empty(1, self.data.in_channels, *[self.data.image_size] * 2, dtype=torch.float32)
+        inputs = (x, t, self.module.condition(t, t))
+        return count_macs(on_meta(network), *(each.to("meta") for each in inputs))
 
     def describe(self) -> Mapping[str, Any]:
         """Returns the protocol that the score is stored with."""

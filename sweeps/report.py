@@ -31,7 +31,7 @@ def diverged(metrics: Sequence[str], results: dict[str, dict[str, Any]]) -> dict
     for name, found in results.items():
         for metric in metrics:
             score = found.get(metric)
-            if found.get(metric) is None and "diverged_at" not in found:
+            if score is None and "diverged_at" not in found:
                 lines[name] = f"its protocol does not measure {metric!r}"
             elif "diverged_at" in found:
                 lines[name] = f"diverged: the loss is not finite at step {found['diverged_at']}"

@@ -3,7 +3,6 @@
 __all__ = ["Session"]
 
 import contextlib
-import math
 import signal
 import threading
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from dtr_lightning.commands import once
 from sweeps.child import Message
 from sweeps.study import Claim, Study
 from sweeps.view import View
@@ -22,7 +22,6 @@ ATTEMPTS = 2  # of a trial whose process dies in silence, in one command
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is SLURM's before the end
 LOOK = 2.0  # seconds between two looks at what other commands did
 HEARTBEAT = 30.0  # seconds between two signs of life
-ONCE = 0.5  # seconds in which signals count as one
 
 
 class Session:
@@ -172,14 +171,9 @@ class Session:
             yield
             return
 
-        last = -math.inf
-
+        @once
         def count(*_: Any) -> None:
-            nonlocal last
-            now = time.monotonic()
-            # schedulers and `timeout` send a signal to the command and again to its group
-            self.interrupts += now - last > ONCE
-            last = now
+            self.interrupts += 1
 
         before = {number: signal.signal(number, count) for number in STOPS}
         try:

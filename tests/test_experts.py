@@ -308,7 +308,6 @@ class TestRun:
         assert own.meta["status"] == "done"
         assert_same(computed(own.path), computed(path))
 
-    @pytest.mark.faults
     def test_killed_in_the_second_expert_and_resumed(self, whole, tmp_path):
         config, path, _, _ = whole
         (tmp_path / "config.json").write_text(json.dumps(config))
