@@ -80,15 +80,17 @@ def read_options() -> tuple[argparse.Namespace, list[str]]:
 
 def as_configured(given: argparse.Namespace, options: Sequence[str], stop: Event) -> dict[str, Any]:
     """Returns the results of a run under its own protocol, changed by the options."""
+    from dtr_lightning.config import contents_of
     from dtr_lightning.run import Run
-    from dtr_lightning.trained import TrainedRun, other_protocol, same_protocol
+    from dtr_lightning.trained import TrainedRun, other_protocol
 
     run = Run.existing(given.run)
     config = other_protocol(run, options)
     if given.checkpoint == "last":
         refuse_diverged(run.path, run.results)
-        if run.results and same_protocol(config, run.config):
-            return run.results
+        measuring = {key: value for key, value in config.items() if key != "data"}
+        if (results := run.finished(config, contents_of(measuring))) is not None:
+            return results
     trained = TrainedRun(run, config, given.checkpoint)
     with bar("evaluate", trained.experiment.sampling_work(), stop) as count:
         return trained.evaluate(count)

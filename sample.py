@@ -30,7 +30,8 @@ def main() -> int:
     parser.add_argument("--npz", help="also write the samples as arrays, .npz")
     given, options = parser.parse_known_args()
     for option in options:
-        if option.startswith("--") and not option.startswith(("--sampler", "--trainer.accel")):
+        other = ("--sampler", "--trainer.accel", "--data.")
+        if option.startswith("--") and not option.startswith(other):
             parser.error(f"unknown option {option}")
     if given.n < 1:
         raise UserError(f"--n must be at least 1; got {given.n}")

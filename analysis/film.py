@@ -90,10 +90,9 @@ def _routed(run: Finished) -> bool:
     config = run.config
     if run.choice("router") in ("", "NoRouting") or "data" not in config:
         return False
-    linked = {"tasks": int(run.flat.get("diffusion.T", 1000)), "seed": run.seed}
     steps = int(run.flat.get("trainer.max_steps", 1))
-    router: Router = build(Router, config["router"], **linked, steps=steps)
-    router.build([64], 64)
+    router: Router = build(Router, config["router"], seed=run.seed, steps=steps)
+    router.bind(int(run.flat.get("diffusion.T", 1000)), [64], 64)
     return router.table(BLOCK) is not None
 
 

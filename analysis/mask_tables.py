@@ -80,8 +80,8 @@ def _made(run: Finished) -> list[tuple[Tensor, str, bool]]:
         return MADE[run]
     width, tasks = _width(run) or 768, int(run.flat.get("diffusion.T", 1000))
     steps = int(run.flat.get("trainer.max_steps", 1))
-    router = build(Router, run.config["router"], tasks=tasks, seed=run.seed, steps=steps)
-    router.build([width] * 2, width)
+    router = build(Router, run.config["router"], seed=run.seed, steps=steps)
+    router.bind(tasks, [width] * 2, width)
     table = router.table(0)
     if table is None:
         made = []

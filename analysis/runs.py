@@ -16,7 +16,7 @@ from typing import Any
 
 from analysis.kinds import CONFIG, META, NEEDED, RESULTS, checked, checked_record
 from dtr_lightning.errors import UserError
-from dtr_lightning.naming import MACHINE_KEYS, flatten
+from dtr_lightning.naming import settings
 from dtr_lightning.run import Run
 
 
@@ -30,7 +30,7 @@ class Recorded(Run):
         super().__init__(run.path)
         config = self.config
         try:
-            self.flat = flatten(config)
+            self.flat = settings(config, self.contents)
             json.dumps(self.flat, sort_keys=True)
         except (TypeError, ValueError, RecursionError) as error:  # a date, a number as a key
             raise UserError(f"{self.config_file} is damaged: {error}") from error
@@ -48,7 +48,7 @@ class Recorded(Run):
 
     def hash_without(self, *axes: str) -> str:
         """Returns a hash of what the run computes but for some top-level keys of its config."""
-        own = {*axes, *MACHINE_KEYS}
+        own = {*axes}
         kept = {k: v for k, v in self.flat.items() if own.isdisjoint((k, k.split(".", 1)[0]))}
         return sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[
             :16
@@ -142,7 +142,7 @@ def mixed(runs: Sequence[Finished]) -> str:
     groups = defaultdict(list)
     for run in runs:
         data = {k: v for k, v in run.flat.items() if k.split(".")[0] == "data"}
-        own = {k: v for k, v in data.items() if k not in ("data.batch_size", *MACHINE_KEYS)}
+        own = {k: v for k, v in data.items() if k != "data.batch_size"}
         groups[run.protocol, json.dumps(own, sort_keys=True)].append(run)
     if len(groups) < 2:
         return ""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from analysis.runs import Finished, Recorded, named
-from dtr_lightning.naming import MACHINE_KEYS
 
 ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 DISPLAY_NAMES = {"NoRouting": "no routing", "RTR": "R-TR"}
@@ -61,7 +60,7 @@ def _differing(runs: Sequence[Recorded]) -> list[str]:
 
     An option of a choice, such as `router.clusters`, counts among runs of that choice alone.
     """
-    own = {"seed", "router", "router.alpha", "router.beta", "loss_weight", *MACHINE_KEYS}
+    own = {"seed", "router", "router.alpha", "router.beta", "loss_weight"}
     values = defaultdict(set)
     for run in runs:
         for key, value in run.flat.items():

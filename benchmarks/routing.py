@@ -56,7 +56,7 @@ def eager(
     depth, width = setting.network["depth"], setting.network["hidden_size"]
 
     def timer(router: Router) -> Callable[[int], float]:
-        router.build([width] * depth, width)
+        router.bind(1000, [width] * depth, width)
         router.to(device)
         module.model.router = router
         # made with its router in place: a learned one brings parameters of its own

@@ -1,19 +1,20 @@
 """From a choice, a name and its arguments, to the object: classes are found by what they extend."""
 
-__all__ = ["build", "options", "valid_choices"]
+__all__ = ["build", "class_of", "options", "path_options", "source_file", "valid_choices"]
 
 import importlib
 import inspect
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 
 def valid_choices(base: type) -> dict[str, type]:
-    """Returns the classes that can be chosen on an axis by their name."""
+    """Returns the classes that can be chosen on an axis by their name: none that is private."""
     found: dict[str, type] = {}
     for subclass in base.__subclasses__():
-        if not inspect.isabstract(subclass):
+        if not inspect.isabstract(subclass) and subclass.__name__[0] != "_":
             found[subclass.__name__] = subclass
         found |= valid_choices(subclass)
     return dict(sorted(found.items()))
@@ -22,12 +23,31 @@ def valid_choices(base: type) -> dict[str, type]:
 def build(base: type, choice: Mapping[str, Any], **linked: Any) -> Any:
     """Returns the object of a choice {class_path, init_args}, with the linked ones it takes."""
     linked = {k: value for k, value in linked.items() if k in options(base, choice["class_path"])}
-    return _find(base, choice["class_path"])(**(choice.get("init_args") or {}), **linked)
+    return class_of(base, choice["class_path"])(**(choice.get("init_args") or {}), **linked)
 
 
 def options(base: type, path: str) -> set[str]:
     """Returns the names of a class's arguments, and of its bases' where it has **kwargs."""
-    return _arguments(_find(base, path))
+    return _arguments(class_of(base, path))
+
+
+@cache
+def path_options(base: type, path: str) -> set[str]:
+    """Returns the names of a class's arguments that are annotated as a pathlib.Path."""
+    found: set[str] = set()
+    for own in class_of(base, path).__mro__:
+        hints = get_type_hints(own.__init__) if "__init__" in vars(own) else {}
+        found |= {name for name, hint in hints.items() if Path in (hint, *get_args(hint))}
+    return found
+
+
+def source_file(path: str) -> Path | None:
+    """Returns the file that defines the class of an import path; None for a class of ours."""
+    module = path.rpartition(".")[0]
+    if not module or module.split(".")[0] == "dtr_lightning":
+        return None
+    file = importlib.import_module(module).__file__
+    return Path(file) if file else None
 
 
 @cache
@@ -41,7 +61,8 @@ def _arguments(cls: type) -> set[str]:
     return names
 
 
-def _find(base: type, path: str) -> type:
+def class_of(base: type, path: str) -> type:
+    """Returns the class of a choice, by its name or import path."""
     if "." not in path:
         return valid_choices(base)[path]
     module, _, name = path.rpartition(".")

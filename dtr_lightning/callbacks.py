@@ -94,7 +94,9 @@ class Record(Callback):
         """Starts the clock, and drops records of steps that will be repeated."""
         self.last = (trainer.global_step, time.perf_counter())
         if trainer.is_global_zero:
-            self.run.cut_metrics(trainer.global_step)
+            # losses of a window that is not full were those of the end of a shorter run
+            partial = ("train/", "train_tasks/") if self.window else ()
+            self.run.cut_metrics(trainer.global_step, partial)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -116,7 +118,8 @@ class Record(Callback):
         if not self._due(trainer, step):
             return
         sums = by_task(Losses(*map(torch.cat, zip(*self.window, strict=True))), tasks)
-        self.window.clear()
+        if step % self.every == 0:  # else the run ends here, unless it is trained longer
+            self.window.clear()
         sums = over_ranks(trainer, sums)
         logged = scalars(sums, tasks, "train") | {"train/grad_norm": self.grad_norm}
         before, then = self.last

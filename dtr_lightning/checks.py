@@ -26,7 +26,7 @@ def check(config: Config) -> None:
     """Raises UserError for values out of range on the axes that are cheap to make."""
     process: Process = build(Process, config["diffusion"])
     seed, steps = config["seed"], config["trainer"]["max_steps"]
-    build(Router, config["router"], tasks=process.T, seed=seed, steps=steps)
+    build(Router, config["router"], seed=seed, steps=steps)
     loss_weight: LossWeight = build(LossWeight, config["loss_weight"])
     loss_weight.build(process)
     gradients: Gradients = build(Gradients, config["gradients"], seed=seed)

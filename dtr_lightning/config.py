@@ -10,6 +10,7 @@ __all__ = [
     "Parser",
     "build",
     "check",
+    "contents_of",
     "expert_configs",
     "make_parser",
     "parse",
@@ -23,7 +24,7 @@ import contextlib
 import copy
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from lightning.pytorch import Trainer
 
 from dtr_lightning.building import build, options, valid_choices
 from dtr_lightning.checks import Config, check, expert_configs
+from dtr_lightning.contents import contents, located
 from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
 from dtr_lightning.errors import UserError, choices
@@ -55,14 +57,15 @@ SIZES = {"input_size", "image_size", "in_channels", "out_channels", "num_classes
 # An axis, its base class, and the arguments that follow from other axes.
 AXES: dict[str, tuple[type, set[str]]] = {
     "data": (Data, set()),
-    "model": (Denoiser, SIZES | {"router", "null_text"}),
-    "router": (Router, {"tasks", "seed", "steps"}),
+    "model": (Denoiser, SIZES | {"router", "null_text", "tasks"}),
+    "router": (Router, {"seed", "steps"}),
     "diffusion": (Process, set()),
     "loss_weight": (LossWeight, set()),
     "gradients": (Gradients, {"seed"}),
     "sampler": (Sampler, set()),
     "features": (Features, set()),
 }
+BASES = {axis: base for axis, (base, _) in AXES.items()}
 DEFAULTS = {
     "router": "NoRouting",
     "diffusion": "Diffusion",
@@ -151,7 +154,7 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Parsed:
         raise UserError(str(error).replace('"config"', ", ".join(files), 1)) from error
     namespace.pop("config", None)
     out = namespace.pop("out", None)
-    config = _plain(parser, namespace)
+    config = located(_plain(parser, namespace), BASES)
     check(config)
     return Parsed(config, out, files)
 
@@ -186,6 +189,7 @@ def resolve(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
         with contextlib.suppress(UserError):  # the whole parser knows what else is valid
             groups = [_group(name, *arguments.get(name, ())) for name in GROUPS]
             config = copy.deepcopy({key: value for group in groups for key, value in group.items()})
+            config = located(config, BASES)
             check(config)
             return config
     return parse(
@@ -206,14 +210,28 @@ def _parser(groups: tuple[str, ...] = GROUPS) -> Parser:
     return make_parser(groups=groups)
 
 
-def run_name(config: Config, file: str | Path, overrides: Mapping[str, Any] | None = None) -> str:
+def contents_of(
+    config: Config, data: Data | None = None, memo: dict[str, str] | None = None
+) -> dict[str, str]:
+    """Returns the digests of what a config names: files, images, own classes (see contents)."""
+    return contents(config, BASES, data, memo)
+
+
+def run_name(
+    config: Config,
+    file: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    varied: Collection[str] = (),
+    memo: dict[str, str] | None = None,
+) -> str:
     """Returns the directory name of a run: what differs from its recipe, the seed and a hash.
 
     The recipe is a YAML file, with overrides; of a choice that differs, the options that differ
-    from that choice's own defaults are named.
+    from that choice's own defaults are named. varied: see slug; memo: see contents.
     """
     chosen = tuple((axis, config[axis]["class_path"]) for axis in AXES)
-    return slug(config, _base(str(file), json.dumps(overrides or {}), chosen))
+    base = _base(str(file), json.dumps(overrides or {}), chosen)
+    return slug(config, base, contents_of(config, memo=memo), varied)
 
 
 @lru_cache(1024)

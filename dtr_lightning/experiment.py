@@ -25,7 +25,7 @@ from dtr_lightning.metrics import Features
 from dtr_lightning.metrics.scores import Scorer
 from dtr_lightning.models import Denoiser, Experts
 from dtr_lightning.module import DiffusionModule
-from dtr_lightning.naming import flatten
+from dtr_lightning.naming import protocol
 from dtr_lightning.routers import Router
 from dtr_lightning.samplers import Sampler
 
@@ -38,11 +38,17 @@ class Experiment:
 
     The weights depend on the seed alone: the router is made apart and built last, so routers
     without parameters start from the same network.
+
+    planned_steps is the max_steps that the run began with, if it is to be trained longer; data is
+    made from the config unless given.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self, config: Config, planned_steps: int | None = None, data: Data | None = None
+    ) -> None:
         self.config = config
-        self.data: Data = build(Data, config["data"])
+        self.planned_steps = planned_steps or config["trainer"]["max_steps"]
+        self.data: Data = data or build(Data, config["data"])
         self.data.seed = config["seed"]
         self.data.check()
         process: Process = build(Process, config["diffusion"])
@@ -77,9 +83,9 @@ class Experiment:
 
     def _network(self, process: Process) -> Denoiser:
         config, captions = self.config, self.data.captions
-        seed, steps = config["seed"], config["trainer"]["max_steps"]
+        seed, steps = config["seed"], self.planned_steps
         torch.manual_seed(seed)
-        return build(
+        model: Denoiser = build(
             Denoiser,
             config["model"],
             input_size=self.data.image_size,
@@ -89,8 +95,15 @@ class Experiment:
             num_classes=self.data.num_classes,
             learn_sigma=process.learns_variance,
             null_text=None if captions is None else captions.null,
-            router=build(Router, config["router"], tasks=process.T, seed=seed, steps=steps),
+            router=build(Router, config["router"], seed=seed, steps=steps),
+            tasks=process.T,
         )
+        if model.router.tasks != process.T:
+            raise UserError(
+                f"{type(model).__name__} binds its router to {model.router.tasks} tasks, the "
+                f"diffusion has {process.T}; its constructor must take `tasks` for Router.bind"
+            )
+        return model
 
     @torch.no_grad()
     def check(self) -> None:
@@ -210,14 +223,7 @@ class Experiment:
 
     def describe(self) -> Mapping[str, Any]:
         """Returns the protocol that the score is stored with."""
-        config = flatten(self.config)
-        stated = {
-            key.removeprefix("evaluation.").removeprefix("diffusion."): value
-            for key, value in config.items()
-            if key.split(".")[0] in ("sampler", "features", "evaluation", "diffusion")
-            and not key.startswith("evaluation.every")
-        }
-        return stated | {
+        return protocol(self.config) | {
             "sampler_steps": self.sampler_steps,
             "weights": "ema",
             "labels": "sample i is of class i mod num_classes",

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dtr_lightning.callbacks import Checkpoints, EvaluateOnTheWay, JSONLLogger, Record
-from dtr_lightning.config import Config
+from dtr_lightning.config import Config, contents_of
 from dtr_lightning.ema import EMA
 from dtr_lightning.errors import Diverged, Stopped
 from dtr_lightning.experiment import Experiment
@@ -32,7 +32,7 @@ from dtr_lightning.pictures import image_grid, log_masks, save_samples
 from dtr_lightning.progress import Progress, Reporter
 from dtr_lightning.provenance import provenance
 from dtr_lightning.run import Run
-from dtr_lightning.weights import load_average, read_checkpoint
+from dtr_lightning.weights import load_average, read_checkpoint, refuse_shorter
 
 KEPT_SAMPLES = 100
 
@@ -49,22 +49,28 @@ def run(
     when `stop` was set, at the end of the step or of an evaluation on the way, after saving
     last.ckpt; several processes stop together, at a step that is logged, when that of any was set.
     A loss that is not finite ends the run as diverged, with neither score nor loss. UserError if
-    the directory holds another config or is in use.
+    the directory holds another run, one that is trained for longer already, or is in use. A run
+    that ended is trained on where max_steps is larger, and evaluated anew under another protocol.
     """
-    directory = Run(path)
+    directory, contents = Run(path), {}
     leader = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
-    if leader:
-        directory.check(config)
-    if (results := directory.results) is not None:
-        return results
-    experiment = Experiment(config)  # a mistake in the config leaves no directory behind
+    if directory.config_file.exists():
+        contents = contents_of(config)
+        if leader:
+            directory.check(config, contents)
+        if (results := directory.finished(config, contents)) is not None:
+            return results
+        refuse_shorter(directory, config["trainer"]["max_steps"])
+    # a mistake in the config leaves no directory behind
+    experiment = Experiment(config, directory.planned_steps)
     experiment.check()
     with directory.lock() if leader else nullcontext():
         if leader:
-            directory.prepare(config)
+            contents = contents or contents_of(config, experiment.data)
+            directory.prepare(config, contents, experiment.data.describe())
             for note in of_run(experiment):
                 logging.getLogger(__name__).warning("note: %s", note)
-        if (results := directory.results) is not None:
+        if (results := directory.finished(config, contents)) is not None:
             return results
         stop, status = stop or Event(), "done"
         try:

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from dtr_lightning.naming import science
+from dtr_lightning.naming import settings
 
 # The view opens with the first five metrics in the order of their names: capitals come first.
 SHOWN = ("accuracy", "loss", "parameters", "score", "seconds")
@@ -22,7 +22,7 @@ def log_start(writer: SummaryWriter, config: Mapping[str, Any]) -> None:
     """
     options = {
         key: value if isinstance(value, int | float | str) else str(value)
-        for key, value in science(config).items()
+        for key, value in settings(config).items()
         if value is not None
     }
     _, start, _ = hparams(options, {})

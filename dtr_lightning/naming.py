@@ -1,22 +1,42 @@
-"""What a config is called: dotted keys, a hash of what it computes, the name of its run."""
+"""What a run is called, and which of its options say what it is, how far it goes and where it runs.
 
-__all__ = ["MACHINE_KEYS", "config_hash", "flatten", "science", "slug"]
+Identity: data, network, router, objective, optimiser, seed; it is the run's name. Length and
+protocol: how many steps, how often to save, how the result is measured; a run can be trained longer
+and evaluated otherwise. Machine: where data lie, devices, workers; a run moves between machines.
+"""
+
+__all__ = [
+    "config_hash",
+    "evaluation_name",
+    "flatten",
+    "identity",
+    "measures",
+    "protocol",
+    "settings",
+    "slug",
+]
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
-# Where and how a run is computed, not what: these may differ between two parts of one run.
-MACHINE_KEYS = (
+MACHINE = (
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
+    "data.root",
     "data.workers",
     "evaluation.batch_size",
 )
+# How often a run logs, saves and looks at itself: no final number depends on it.
+OFTEN = ("trainer.log_every_n_steps", "checkpoint", "evaluation.every", "evaluation.every_n")
+LENGTH = ("trainer.max_steps",)
+PROTOCOL = ("sampler", "features", "evaluation")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -35,32 +55,90 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def science(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the flat config without what only says where and how it is computed."""
-    return {key: value for key, value in flatten(config).items() if key not in MACHINE_KEYS}
+def _within(key: str, groups: tuple[str, ...]) -> bool:
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
 
 
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Returns six hexadecimal digits of what the run computes, whatever the machine."""
-    canonical = json.dumps(science(config), sort_keys=True)
+def settings(
+    config: Mapping[str, Any], contents: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Returns the flat config without what changes no final number: the machine, how often.
+
+    contents {dotted option: digest} stand for the files that options name (see contents.py).
+    """
+    flat = {k: v for k, v in flatten(config).items() if not _within(k, MACHINE + OFTEN)}
+    return flat | dict(contents or {})
+
+
+def identity(
+    config: Mapping[str, Any], contents: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Returns what a run is: its settings without length and protocol."""
+    flat = settings(config, contents)
+    return {key: value for key, value in flat.items() if not _within(key, LENGTH + PROTOCOL)}
+
+
+def protocol(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how a run's final result is measured, by option; files by their names.
+
+    The noise process is part of it: sampling follows its schedule.
+    """
+    stated = {}
+    for key, value in settings(config).items():
+        if _within(key, (*PROTOCOL, "diffusion")):
+            if isinstance(value, str) and os.path.isabs(value):
+                value = Path(value).name
+            stated[key.removeprefix("evaluation.").removeprefix("diffusion.")] = value
+    return stated
+
+
+def measures(key: str) -> bool:
+    """Returns whether a dotted option, or the content of its file, is of the protocol."""
+    return _within(key, PROTOCOL)
+
+
+def config_hash(flat: Mapping[str, Any]) -> str:
+    """Returns six hexadecimal digits of a flat config, such as an identity."""
+    canonical = json.dumps(flat, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:6]
 
 
-def slug(config: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+def evaluation_name(protocol: Mapping[str, Any], step: int) -> str:
+    """Returns the name of an evaluation at a step: what identifies its protocol."""
+    text = json.dumps([protocol, step], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+    sampler = f"{protocol['sampler'].lower()}{protocol['sampler_steps']}"
+    guidance, n = protocol["guidance"], protocol["n"]
+    return f"step={step}-{sampler}-guidance={guidance:g}-n={n}-{digest}"
+
+
+def slug(
+    config: Mapping[str, Any],
+    base: Mapping[str, Any],
+    contents: Mapping[str, str] | None = None,
+    varied: Collection[str] = (),
+) -> str:
     """Returns the name of a run: router, what differs from its base, seed, hash.
 
-    For instance `dtr-alpha=4-beta=0.8-seed=0-1a2b3c`.
+    For instance `dtr-alpha=4-beta=0.8-seed=0-1a2b3c`. varied: the options of length and protocol
+    that the points of a sweep differ in; other runs of any length and protocol are one run. Files
+    are named by their stem: what they hold is in the hash.
     """
-    flat, flat_base = science(config), science(base)
-    parts = [str(flat.pop("router", "run")).rsplit(".", 1)[-1].lower()]
-    seed = flat.pop("seed", 0)
-    flat_base.pop("seed", None)
+    flat = flatten(config)
+    other = (*LENGTH, *PROTOCOL, *OFTEN)
+    apart = {key: flat[key] for key in varied if key in flat and _within(key, other)}
+    full = identity(config, contents) | apart
+    shown, plain = identity(config) | apart, identity(base)
+    parts = [str(shown.pop("router", "run")).rsplit(".", 1)[-1].lower()]
+    seed = shown.pop("seed", 0)
     # what an experiment is about comes first: long names are cut
     about = ("router", "loss_weight", "gradients", "diffusion", "experts", "model")
     order = {axis: rank for rank, axis in enumerate(about)}
-    for key, value in sorted(flat.items(), key=lambda item: order.get(item[0].split(".")[0], 9)):
-        if value != flat_base.get(key) or key in ("router.alpha", "router.beta"):
+    for key, value in sorted(shown.items(), key=lambda item: order.get(item[0].split(".")[0], 9)):
+        if value != plain.get(key) or key in ("router.alpha", "router.beta"):
+            if key in (contents or {}):
+                value = Path(value).stem
             value = f"{value:g}" if isinstance(value, float) else value
             parts.append(f"{key.rsplit('.', 1)[-1]}={value}")
     name = re.sub(r"[^\w=.+-]+", "_", "-".join([*parts, f"seed={seed}"]))[:120]
-    return f"{name}-{config_hash(config)}"
+    return f"{name}-{config_hash(full)}"

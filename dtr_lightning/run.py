@@ -11,7 +11,7 @@ artifacts/      further evaluations
 results.json    final numbers with their protocol; written last: its presence means done
 """
 
-__all__ = ["LOADER", "OBJECTIVES", "Run", "find_runs"]
+__all__ = ["LOADER", "OBJECTIVES", "Run", "find_runs", "steps_of"]
 
 import contextlib
 import fcntl
@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.naming import science
+from dtr_lightning.naming import evaluation_name, identity, measures, protocol
 
 # what a sweep may be about: numbers of results.json, None where a run could not measure one
 OBJECTIVES = (
@@ -88,26 +88,72 @@ class Run:
         """Returns the run, inside this one, of the expert for the tasks [low, high)."""
         return Run(self.path / "experts" / "{}-{}".format(*tasks))
 
-    def check(self, config: Mapping[str, Any]) -> None:
-        """Raises UserError if the directory holds another config, or something else than a run."""
+    @property
+    def contents(self) -> dict[str, str]:
+        """Digests of the files, images and own classes that the run began with, by option."""
+        return self.meta.get("contents", {})
+
+    def check(self, config: Mapping[str, Any], contents: Mapping[str, str] | None = None) -> None:
+        """Raises UserError if the directory holds another run, or something else than a run.
+
+        contents: the digests of what the config names, as far as they are known.
+        """
         if self.config_file.exists():
-            mine, theirs = science(config), science(self.config)
-            differ = sorted(k for k in mine | theirs if mine.get(k) != theirs.get(k))
+            known, now = self.contents, contents or {}
+            there = identity(self.config, {k: known[k] for k in known.keys() & now.keys()})
+            here = identity(config, {k: now[k] for k in known.keys() & now.keys()})
+            differ = sorted(k for k in here | there if here.get(k) != there.get(k))
             if differ:
-                key = differ[0]
-                raise UserError(
-                    f"{self.path} holds a run of another config: {key} is {theirs.get(key)!r} "
-                    f"there and {mine.get(key)!r} here; choose another --out"
-                )
+                raise UserError(self._difference(differ[0], there, here, config))
         elif self.path.is_dir() and any(p.name[0] != "." for p in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and not a run; choose another --out")
 
-    def prepare(self, config: Mapping[str, Any]) -> None:
-        """Makes the directory and writes its config, once."""
-        self.check(config)
-        if not self.config_file.exists():
+    def _difference(
+        self, key: str, there: dict[str, Any], here: dict[str, Any], config: Mapping[str, Any]
+    ) -> str:
+        if key not in self.contents:
+            return (
+                f"{self.path} holds a run of another config: {key} is {there.get(key)!r} there and "
+                f"{here.get(key)!r} here; choose another --out"
+            )
+        axis, _, option = key.partition(".")
+        if option == "source":
+            what = f"the file of {config[axis]['class_path']} has changed"
+        elif axis == "data":
+            what = f"the images of --{key} are others (names, classes or splits differ)"
+        else:
+            what = f"the file of --{key} holds something else"
+        return (
+            f"{what} since the run at {self.path} began; restore what it was, or choose another "
+            "--out for a new run"
+        )
+
+    def prepare(
+        self,
+        config: Mapping[str, Any],
+        contents: Mapping[str, str] | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Makes the directory, or makes a run that ended ready to go on, and writes its config.
+
+        What is known of files and data is kept from the start on. Results of another length or
+        protocol become an evaluation: the run is no longer done.
+        """
+        self.check(config, contents)
+        if self.results is not None and self.finished(config, contents) is None:
+            self._archive()
+        now, known = dict(contents or {}), self.contents
+        begun = {
+            "planned_steps": self.planned_steps or config["trainer"]["max_steps"],
+            # an evaluation may use other files than the one before
+            "contents": now | {k: v for k, v in known.items() if not (measures(k) and k in now)},
+            "data": self.meta.get("data", data),
+        }
+        if not self.config_file.exists() or self.config != config:
             self.path.mkdir(parents=True, exist_ok=True)
             _write_atomically(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+        if any(self.meta.get(key) != value for key, value in begun.items()):
+            self.update_meta(**begun)
         for part in self.path.glob(".*.*.[0-9]*"):  # of a process that was killed while it wrote
             part.unlink()
         for directory in (self.checkpoints, self.samples, self.tensorboard):
@@ -166,6 +212,44 @@ class Run:
                 raise UserError(f"{self.results_file} is damaged: {key} is {value!r:.40}")
         return results
 
+    @property
+    def planned_steps(self) -> int | None:
+        """The max_steps that the run began with: what follows from it, such as an interval, stays.
+
+        None for a run that does not exist.
+        """
+        if "planned_steps" in self.meta or not self.config_file.exists():
+            return self.meta.get("planned_steps")
+        return self.config["trainer"]["max_steps"]
+
+    def finished(
+        self, config: Mapping[str, Any], contents: Mapping[str, str] | None = None
+    ) -> dict[str, Any] | None:
+        """Returns the final numbers if they are of a config's length and protocol, else None.
+
+        A run that diverged is at its end at any length.
+        """
+        results = self.results
+        if results is None or "diverged_at" in results:
+            return results
+        if steps_of(results) != config["trainer"]["max_steps"]:
+            return None
+        stated = results.get("protocol", {})
+        asked = protocol(config) if config["evaluation"]["n"] else {}
+        if any(stated.get(key) != value for key, value in asked.items()):
+            return None
+        known = self.contents if contents else {}
+        changed = any(known.get(k, v) != v for k, v in (contents or {}).items() if measures(k))
+        return None if changed else results
+
+    def _archive(self) -> None:
+        """Keeps the results as an evaluation of their step."""
+        results = self.results
+        step = steps_of(results)
+        stated = results.get("protocol")
+        self.write_evaluation(evaluation_name(stated, step) if stated else f"step={step}", results)
+        self.results_file.unlink()
+
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Writes the final numbers: from now on the run is done."""
         _write_atomically(self.results_file, json.dumps(results, indent=1))
@@ -186,9 +270,17 @@ class Run:
         with self.metrics_file.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def cut_metrics(self, step: int) -> None:
-        """Drops what was recorded after a step, and a torn last line, before the run goes on."""
-        kept = [record for record in self.metrics() if record["step"] <= step]
+    def cut_metrics(self, step: int, partial: tuple[str, ...] = ()) -> None:
+        """Drops what was recorded after a step, and a torn last line, before the run goes on.
+
+        Of the step itself, records of names that begin with one of `partial` go too.
+        """
+        kept = [
+            record
+            for record in self.metrics()
+            if record["step"] < step
+            or (record["step"] == step and not any(key.startswith(partial) for key in record))
+        ]
         if self.metrics_file.exists():
             lines = "".join(json.dumps(record) + "\n" for record in kept)
             _write_atomically(self.metrics_file, lines)
@@ -206,6 +298,11 @@ class Run:
             if not all(isinstance(r, dict) and isinstance(r.get("step"), int) for r in records):
                 raise ValueError("a line is no record with a step")
             return records
+
+
+def steps_of(results: Mapping[str, Any]) -> int:
+    """Returns the training steps behind results, those of each expert if there are several."""
+    return results.get("steps_per_expert", results["steps"])
 
 
 @contextlib.contextmanager

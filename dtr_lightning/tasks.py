@@ -23,6 +23,7 @@ __all__ = [
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal, get_args
 from zipfile import BadZipFile
 
@@ -87,7 +88,7 @@ def _cheapest(cost: Tensor, clusters: int) -> Tensor:
     return torch.tensor([0, *reversed(found)])
 
 
-def check_options(clusters: int, clustering: Clustering, affinity: str | None) -> None:
+def check_options(clusters: int, clustering: Clustering, affinity: str | Path | None) -> None:
     """Raises UserError for options that cannot divide tasks, however many there are."""
     if clusters < 1:
         raise UserError(f"clusters must be at least 1; got {clusters}")
@@ -101,7 +102,7 @@ def bounds(
     clustering: Clustering,
     clusters: int,
     log_snr: Tensor,
-    affinity: str | None = None,
+    affinity: str | Path | None = None,
     within: Interval | None = None,
 ) -> Tensor:
     """Returns the bounds int64[K + 1] of a clustering of the tasks within [low, high), or of all.
@@ -118,7 +119,7 @@ def bounds(
     return low + by_affinity(read_affinity(affinity, len(log_snr))[low:high, low:high], clusters)
 
 
-def read_affinity(path: str, tasks: int) -> Tensor:
+def read_affinity(path: str | Path, tasks: int) -> Tensor:
     """Returns the affinities float64[T, T] of a `.npy` file; a UserError if they do not fit."""
     try:
         affinity = np.load(path, allow_pickle=False)

@@ -1,47 +1,90 @@
 """A trained run, ready to be sampled from or evaluated under another protocol."""
 
-__all__ = ["TrainedRun", "other_protocol", "same_protocol"]
+__all__ = ["TrainedRun", "other_protocol"]
 
-import hashlib
-import json
+import logging
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
-from dtr_lightning.config import Config, make_parser, parse
+from dtr_lightning.building import build, path_options
+from dtr_lightning.config import Config, contents_of, make_parser, parse
+from dtr_lightning.data import Data, Split
 from dtr_lightning.errors import UserError
 from dtr_lightning.evaluation import Report, silent
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.fit import KEPT_SAMPLES
-from dtr_lightning.naming import flatten
+from dtr_lightning.naming import evaluation_name
 from dtr_lightning.run import Run
 from dtr_lightning.weights import load_average
 
-PROTOCOL = ("sampler", "features", "evaluation", "trainer.accelerator")
+OPTIONS = ("sampler", "features", "evaluation", "trainer.accelerator", "data.workers")
 
 
 def other_protocol(run: Run, options: Sequence[str]) -> Config:
-    """Returns the run's config with another sampler, features or evaluation.
+    """Returns the run's config with another sampler, features or evaluation, or images elsewhere.
 
     UserError for any other option: what was trained cannot be changed.
     """
+    paths = {f"data.{name}" for name in path_options(Data, run.config["data"]["class_path"])}
     for option in options:
-        if option.startswith("--") and not option[2:].startswith(PROTOCOL):
+        name = option[2:].partition("=")[0]
+        if option.startswith("--") and not name.startswith(OPTIONS) and name not in paths:
             raise UserError(
                 f"{option} is no option here; valid: --checkpoint, --sampler, --features and "
-                "--evaluation with what belongs to them, --trainer.accelerator"
+                "--evaluation with what belongs to them, --trainer.accelerator, --data.workers"
+                + "".join(f", --{path}" for path in sorted(paths))
             )
-    parser = make_parser()
-    config = parse(parser, [f"--config={run.config_file}", *options]).config
-    return config
+    return parse(make_parser(), [f"--config={run.config_file}", *options]).config
 
 
-def same_protocol(a: Config, b: Config) -> bool:
-    """Returns whether two configs are scored alike at the end."""
-    ignored = ("evaluation.every", "evaluation.batch_size", "trainer.accelerator")
-    a, b = ({k: v for k, v in flatten(c).items() if not k.startswith(ignored)} for c in (a, b))
-    return a == b
+class _StoredData(Data):
+    """The data of a run as its start described them; images are read when they are asked for."""
+
+    def __init__(self, run: Run, config: Config) -> None:
+        arguments = config["data"].get("init_args") or {}
+        super().__init__(**{k: arguments[k] for k in ("batch_size", "workers") if k in arguments})
+        self.run, self.config = run, config
+        described = run.meta["data"]
+        self.in_channels, self.image_size = described["in_channels"], described["image_size"]
+        self.num_classes = described["num_classes"]
+        self.class_names = tuple(described["class_names"])
+
+    @property
+    def name(self) -> str:
+        """The name of the class that reads the images."""
+        return self.config["data"]["class_path"].rpartition(".")[2]
+
+    @cached_property
+    def data(self) -> Data:
+        """The images, checked to be of the classes that the run was trained on."""
+        data: Data = build(Data, self.config["data"])
+        if data.class_names != self.class_names:
+            raise UserError(
+                f"the images have the classes {few(data.class_names)}; {self.run.path} was trained "
+                f"on {few(self.class_names)}; restore the names, or say where its images are"
+            )
+        now = contents_of({"data": self.config["data"]}, data)
+        if any(self.run.contents.get(key, digest) != digest for key, digest in now.items()):
+            logging.getLogger(__name__).warning(
+                "note: the images are others than those that %s was trained on", self.run.path
+            )
+        return data
+
+    def split(self, name: Split) -> Dataset:
+        """Returns one split of the images."""
+        return self.data.split(name)
+
+    def check(self, world: int = 1) -> None:
+        """Asks for no image."""
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """Returns at most some names in one text."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" * (len(names) > most))
 
 
 class TrainedRun:
@@ -52,7 +95,12 @@ class TrainedRun:
 
     def __init__(self, run: Run, config: Config, checkpoint: str = "last") -> None:
         trainer = config["trainer"] | {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-        self.experiment = Experiment(config | {"trainer": trainer})
+        config = config | {"trainer": trainer}
+        _note_edited_sources(run, config)
+        # text is told by data that are there anyway
+        described = run.meta.get("data") or {"captions": True}
+        data = None if described["captions"] else _StoredData(run, config)
+        self.experiment = Experiment(config, run.planned_steps, data)
         self.trainer = self.experiment.trainer([], [])
         self.module = self.experiment.module
         process = self.module.diffusion
@@ -72,12 +120,7 @@ class TrainedRun:
     @property
     def name(self) -> str:
         """The name of an evaluation: what identifies its protocol and the step."""
-        protocol = self.experiment.describe()
-        text = json.dumps([protocol, self.step], sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:6]
-        sampler = f"{protocol['sampler'].lower()}{self.experiment.sampler_steps}"
-        guidance, n = protocol["guidance"], protocol["n"]
-        return f"step={self.step}-{sampler}-guidance={guidance:g}-n={n}-{digest}"
+        return evaluation_name(self.experiment.describe(), self.step)
 
     def evaluate(self, report: Report = silent) -> dict[str, Any]:
         """Returns the results under the config's protocol, and stores them with the run."""
@@ -89,3 +132,16 @@ class TrainedRun:
         results = {**scores, **steps, "protocol": dict(self.experiment.describe())}
         self.run.write_evaluation(self.name, results)
         return results
+
+
+def _note_edited_sources(run: Run, config: Config) -> None:
+    """Warns of a person's own classes whose file was edited since the run began."""
+    now = contents_of({key: value for key, value in config.items() if key != "data"})
+    for key, digest in now.items():
+        axis, _, option = key.partition(".")
+        if option == "source" and run.contents.get(key, digest) != digest:
+            logging.getLogger(__name__).warning(
+                "note: the file of %s has changed since %s was trained with it",
+                config[axis]["class_path"],
+                run.path,
+            )

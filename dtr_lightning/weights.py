@@ -1,6 +1,6 @@
 """Reading the weights of a run, which may be several experts, from its checkpoints."""
 
-__all__ = ["kept", "load_average", "read_checkpoint"]
+__all__ = ["kept", "load_average", "read_checkpoint", "refuse_shorter"]
 
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,16 @@ def read_checkpoint(
     if module and weights != {name: w.shape for name, w in module.state_dict().items()}:
         raise UserError(f"checkpoint {path} holds the weights of another network")
     return content
+
+
+def refuse_shorter(run: Run, steps: int) -> None:
+    """Raises UserError if a run, or an expert of it, is trained for more steps already."""
+    for file in [run.last, *run.path.glob("experts/*/ckpt/last.ckpt")]:
+        if file.exists() and (reached := read_checkpoint(file)["global_step"]) > steps:
+            raise UserError(
+                f"{run.path} is at step {reached:,} already, past --trainer.max_steps {steps:,}; "
+                f"give {reached} or more, or choose another --out"
+            )
 
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -110,7 +110,7 @@ def run_sweep(
     results = {
         name: found
         for name, point in study.points.items()
-        if (found := folder.run(point).results) is not None
+        if (found := folder.results(point)) is not None
     }
     failed |= diverged(plan.recipe.objectives, results)
     if not session.stopped:

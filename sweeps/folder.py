@@ -21,8 +21,8 @@ from typing import Any
 import yaml
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.naming import MACHINE_KEYS, config_hash, flatten
-from dtr_lightning.run import Run
+from dtr_lightning.naming import identity
+from dtr_lightning.run import Run, steps_of
 from sweeps.plan import Point, Sweep
 
 
@@ -63,6 +63,22 @@ class Folder:
         """Returns the run of a point, which may not exist yet."""
         return Run(self.path / point.name)
 
+    def results(self, point: Point) -> dict[str, Any] | None:
+        """Returns the final numbers of a point, None while it is not done.
+
+        UserError if it is trained for more steps than the plan has.
+        """
+        run = self.run(point)
+        results = run.results
+        if results is None or point.config is None or "diverged_at" in results:
+            return results
+        if (reached := steps_of(results)) > (steps := point.config["trainer"]["max_steps"]):
+            raise UserError(
+                f"{run.path} is at step {reached:,} already, past trainer.max_steps {steps:,}; "
+                f"give --set trainer.max_steps={reached}, or choose another --out"
+            )
+        return run.finished(point.config)
+
     def prepare(self, sweep: Sweep) -> None:
         """Makes the directory this sweep's own; UserError if it is another's or not writable.
 
@@ -72,19 +88,19 @@ class Folder:
             for directory in (self.logs, self._owners):
                 directory.mkdir(parents=True, exist_ok=True)
             with self.lock():
-                if self.sweep_file.exists():
-                    self.check(sweep)
-                    return
+                self.check(sweep)
+                stored = self.stored() if self.sweep_file.exists() else {}
                 content = {
                     "name": sweep.name,
                     "kind": sweep.recipe.kind,
-                    "study": f"{sweep.name}-{uuid.uuid4().hex[:6]}",
+                    "study": stored.get("study") or f"{sweep.name}-{uuid.uuid4().hex[:6]}",
                     "metric": sweep.recipe.objectives,
                     "config": sweep.config,
                 }
-                part = self.sweep_file.with_suffix(".part")
-                part.write_text(yaml.safe_dump(content, sort_keys=False))
-                part.replace(self.sweep_file)
+                if content != stored:  # a sweep may become longer
+                    part = self.sweep_file.with_suffix(".part")
+                    part.write_text(yaml.safe_dump(content, sort_keys=False))
+                    part.replace(self.sweep_file)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
 
@@ -94,21 +110,15 @@ class Folder:
             return
         stored = self.stored()
         try:
-            same = config_hash(stored["config"]) == config_hash(sweep.config)
             theirs = {key: stored.get(key) for key in ("name", "kind", "metric")}
-            theirs |= flatten(stored["config"])
+            theirs |= identity(stored["config"])
         except (TypeError, AttributeError) as error:
             raise UserError(f"{self.sweep_file} is damaged; choose another --out") from error
         recipe = sweep.recipe
         mine = {"name": sweep.name, "kind": recipe.kind, "metric": recipe.objectives}
-        mine |= flatten(sweep.config)
-        differ = [
-            key
-            for key in mine | theirs
-            if key not in MACHINE_KEYS and mine.get(key) != theirs.get(key)
-        ]
-        if differ or not same:
-            key = differ[0] if differ else "config"
+        mine |= identity(sweep.config)
+        if differ := [key for key in mine | theirs if mine.get(key) != theirs.get(key)]:
+            key = differ[0]
             raise UserError(
                 f"{self.path} belongs to another sweep: {key} is {theirs.get(key)!r} there and "
                 f"{mine.get(key)!r} here; choose another --out"

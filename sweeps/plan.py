@@ -4,7 +4,7 @@ __all__ = ["Point", "Sweep", "resolve_all"]
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from optuna.trial import BaseTrial, FixedTrial
@@ -55,6 +55,7 @@ class Sweep:
     recipe: Recipe
     config: dict[str, Any]
     points: tuple[Point, ...]
+    digests: dict[str, str] = field(default_factory=dict, compare=False)  # of images, read once
 
     @property
     def name(self) -> str:
@@ -82,7 +83,7 @@ class Sweep:
 
     def points_of(self, assignment: Mapping[str, Any]) -> list[Point]:
         """Returns the point of every seed; UserError for an option that is not valid."""
-        return list(_points(self.recipe, assignment))
+        return list(_points(self.recipe, assignment, self.digests))
 
     def ask(self, trial: BaseTrial) -> dict[str, Any]:
         """Returns the assignment that a trial of a search proposes.
@@ -115,7 +116,9 @@ class Sweep:
         return not option or choice is None or takes(axis, choice, option)
 
 
-def _points(recipe: Recipe, assignment: Mapping[str, Any]) -> Iterator[Point]:
+def _points(
+    recipe: Recipe, assignment: Mapping[str, Any], digests: dict[str, str]
+) -> Iterator[Point]:
     from dtr_lightning.config import resolve, run_name
 
     # a smoke run is short for those points too whose own entry says otherwise
@@ -123,7 +126,7 @@ def _points(recipe: Recipe, assignment: Mapping[str, Any]) -> Iterator[Point]:
     config = resolve(recipe.config, recipe.overrides | assignment)
     for seed in range(recipe.seeds):
         seeded = config | {"seed": seed}
-        name = run_name(seeded, recipe.config, recipe.overrides)
+        name = run_name(seeded, recipe.config, recipe.overrides, assignment, digests)
         yield Point(name, assignment | {"seed": seed}, seeded)
 
 
@@ -141,10 +144,12 @@ def resolve_all(recipe: Recipe) -> Sweep:
         _try(sweep)
         return sweep
     points: dict[str, Point] = {}
+    digests: dict[str, str] = {}
     for assignment in recipe.assignments:
-        for point in _points(recipe, assignment):
+        for point in _points(recipe, assignment, digests):
             points.setdefault(point.name, point)
-    return Sweep(recipe, base, tuple(sorted(points.values(), key=lambda point: point.seed)))
+    ordered = sorted(points.values(), key=lambda point: point.seed)
+    return Sweep(recipe, base, tuple(ordered), digests)
 
 
 def _try(sweep: Sweep) -> None:

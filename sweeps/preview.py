@@ -37,7 +37,7 @@ def preview(
     states = []
     for point in sweep.points:
         run = folder.run(point)
-        done = run.results is not None
+        done = folder.results(point) is not None
         states.append("done" if done else "running" if run.in_use() else "waiting")
         say(f"{states[-1]:<8} {point.label}")
     waiting = [p.config for p, s in zip(sweep.points, states, strict=True) if s == "waiting"]

@@ -17,7 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from dtr_lightning.naming import config_hash
+from dtr_lightning.naming import config_hash, settings
 from dtr_lightning.run import Run
 from sweeps.database import Database, patient
 from sweeps.folder import Folder
@@ -68,7 +68,7 @@ class Records:
             for key, value in self.distributions.items()
             if isinstance(value, CategoricalDistribution)
         )
-        asked: list[Any] = [config_hash(self.sweep.config), recipe.objectives, fixed]
+        asked: list[Any] = [config_hash(settings(self.sweep.config)), recipe.objectives, fixed]
         if recipe.space:
             asked += [recipe.kind, recipe.space]
         with self.database.lock():

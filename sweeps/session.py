@@ -136,7 +136,7 @@ class Session:
         mine = {claim.point.name for claim, _, _ in self.workers.running.values()}
         for name in self.study.finished() - self.seen - mine:
             point = self.study.points[name]
-            if (results := self.study.folder.run(point).results) is not None:
+            if (results := self.study.folder.results(point)) is not None:
                 self.seen.add(name)
                 self.failed.pop(name, None)
                 self.view.stored(point, results)

@@ -48,12 +48,12 @@ class Study(Records):
             for name, point in self.points.items():
                 trial = last.get(name)
                 state = trial.state if trial else None
-                run = self.folder.run(point)
+                results = self.folder.results(point)
                 if state == TrialState.COMPLETE or (trial and "diverged" in trial.user_attrs):
-                    if not run.results_file.exists():
+                    if results is None:
                         self.database.say(f"{point.label}: its results are gone: it goes on")
                         self._add(point, like=trial)
-                elif (results := run.results) is not None:
+                elif results is not None:
                     if state == TrialState.WAITING:
                         self._finish(trial._trial_id, results)
                     elif state != TrialState.RUNNING:
@@ -152,10 +152,10 @@ class Study(Records):
         self.trials()  # makes the points of a search known
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             name, trial_id = trial.user_attrs.get("point"), trial._trial_id
-            run = self.folder.run(self.points[name]) if name in self.points else None
-            if not self._dead(trial, run):
+            point = self.points.get(name)
+            if not self._dead(trial, self.folder.run(point) if point else None):
                 continue
-            if run is not None and (results := run.results) is not None:
+            if point and (results := self.folder.results(point)) is not None:
                 self._finish(trial_id, results)
             else:
                 self.storage.set_trial_state_values(trial_id, TrialState.WAITING)

@@ -8,8 +8,8 @@ from dtr_lightning.routers import MaskRouter
 class EveryOther(MaskRouter):
     """Even tasks read every other channel from `start` on, odd tasks the rest."""
 
-    def __init__(self, start: int = 0, tasks: int = 1000) -> None:
-        super().__init__(tasks)
+    def __init__(self, start: int = 0) -> None:
+        super().__init__()
         self.start = start
 
     def mask(self, channels: int, block: int) -> torch.Tensor:

@@ -280,7 +280,7 @@ def test_masks_are_those_of_the_runs_own_routers(tmp_path):
     assert len(found) == 6 and "left out NoSuchRouter" in note and "\n" not in note
     assert tables[f"DTR {ALPHA}=1 β=0.8"].equal(dtr(1000, 64, 1.0, 0.8))
     router = MaxRoaming(0.8, seed=1, steps=1200)
-    router.build([64, 64], 64)
+    router.bind(1000, [64, 64], 64)
     assert tables["MaxRoaming β=0.8, step 0"].equal(router.table(0))
     router.advance(1200, None)
     assert tables["MaxRoaming β=0.8, step 1,200"].equal(router.table(0))
@@ -402,7 +402,7 @@ def test_gates_are_softmax_of_the_checkpoint_and_the_matched_prior(tmp_path):
     assert "no checkpoint" in gates.needs(finished(tmp_path))
     torch.manual_seed(0)
     embedder, router = TimestepEmbedder(8), Switch()
-    router.build([8, 8], 8)
+    router.bind(1000, [8, 8], 8)
     for part in router.routers:
         torch.nn.init.normal_(part.f_gate[1].weight, std=5.0)
     router.advance(0, embedder)

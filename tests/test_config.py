@@ -10,7 +10,7 @@ import yaml
 from dtr_lightning.config import AXES, build, make_parser, parse, resolve, run_name, valid_choices
 from dtr_lightning.errors import UserError
 from dtr_lightning.loss_weights import LossWeight
-from dtr_lightning.naming import config_hash, flatten
+from dtr_lightning.naming import flatten, identity
 from dtr_lightning.routers import Router
 from tests.conftest import ROOT
 
@@ -43,16 +43,17 @@ def test_options_override_the_file():
 
 def test_a_class_of_a_persons_own_by_its_import_path():
     config = given("--router", "tests.own_router.EveryOther", "--router.start=1")
-    router = build(Router, config["router"], tasks=10)
-    router.build([4], 4)
+    router = build(Router, config["router"])
+    router.bind(10, [4], 4)
     assert router.table(0)[0].tolist() == [False, True, False, True]
 
 
-def test_the_hash_ignores_the_machine_and_sees_everything_else():
-    base = given()
-    assert config_hash(given("--trainer.devices", "4")) == config_hash(base)
-    for option in ("--seed=1", "--router=DTR", "--trainer.max_steps=7", "--sampler.steps=9"):
-        assert config_hash(given(option)) != config_hash(base)
+def test_identity_is_neither_length_nor_protocol_nor_machine():
+    base = identity(given())
+    for option in ("--trainer.devices=4", "--trainer.max_steps=7", "--sampler.steps=9"):
+        assert identity(given(option)) == base
+    for option in ("--seed=1", "--router=DTR", "--module.lr=0.1", "--diffusion.schedule=linear"):
+        assert identity(given(option)) != base
 
 
 def test_a_run_is_named_by_what_differs():

@@ -16,8 +16,8 @@ def embed(t):
 
 
 def roaming(**options):
-    router = MaxRoaming(**{"clusters": 5, "interval": 10, "tasks": 50, "seed": 3, **options})
-    router.build(WIDTHS, 8)
+    router = MaxRoaming(**{"clusters": 5, "interval": 10, "seed": 3, **options})
+    router.bind(50, WIDTHS, 8)
     return router
 
 
@@ -59,8 +59,8 @@ def test_swaps_one_channel_per_mask_and_block_and_never_returns():
 
 
 def test_swaps_are_uniform_over_what_may_be_swapped():
-    router = MaxRoaming(beta=0.5, interval=1, tasks=20_000)
-    router.build([10], 8)
+    router = MaxRoaming(beta=0.5, interval=1)
+    router.bind(20_000, [10], 8)
     old = router.table(0).clone()
     router.advance(1, embed)
     new = router.table(0)
@@ -124,7 +124,7 @@ def test_compiled_routes_follow_the_masks():
 @pytest.mark.parametrize("steps, interval", [(100_000, 584), (400_000, 2337), (100, 1)])
 def test_the_default_interval_ends_all_swaps_within_the_run(steps, interval):
     router = MaxRoaming(clusters=8, steps=steps)
-    router.build([768, 384], 8)
+    router.bind(1000, [768, 384], 8)
     assert router.interval == interval
     router.advance(steps, embed)
     assert bool(router.visited.all()) is (steps > 154)

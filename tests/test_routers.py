@@ -76,7 +76,7 @@ class TestEveryRouter:
         torch.manual_seed(3)
         before = torch.random.get_rng_state()
         router = make(cls)
-        router.build(WIDTHS, 24)
+        router.bind(1000, WIDTHS, 24)
         assert torch.equal(torch.random.get_rng_state(), before)
         assert bool(router.state_dict()) is (cls.__name__ in STATEFUL)
 
@@ -120,7 +120,7 @@ class TestEveryRouter:
 
     def test_a_fractional_t_that_is_whole_is_that_task(self, make, cls):
         router = make(cls)
-        router.build(WIDTHS, 24)
+        router.bind(1000, WIDTHS, 24)
         assert_same_routes(router, torch.arange(1000), torch.arange(1000.0))
 
     def test_recomputing_the_forward_leaves_gradients_unchanged(self, make, cls):
@@ -162,7 +162,7 @@ def test_beta_one_is_no_routing(router):
     ids=lambda value: type(value).__name__,
 )
 def test_blocks_share_one_table_or_each_has_its_own(router, same):
-    router.build([24, 24, 40], 24)
+    router.bind(1000, [24, 24, 40], 24)
     assert torch.equal(router.table(0), router.table(1)) is same
     assert router.table(2).shape == (1000, 40)
     assert router.tables.dtype is torch.bool
@@ -173,7 +173,7 @@ def test_blocks_share_one_table_or_each_has_its_own(router, same):
 def test_random_tables_are_a_function_of_the_seed(cls):
     first, again, other = cls(seed=1), cls(seed=1), cls(seed=2)
     for router in (first, again, other):
-        router.build(WIDTHS, 24)
+        router.bind(1000, WIDTHS, 24)
     assert torch.equal(first.tables, again.tables)
     assert not torch.equal(first.tables, other.tables)
 
@@ -184,7 +184,7 @@ def test_random_tables_are_a_function_of_the_seed(cls):
 @pytest.mark.parametrize("beta", [0.5, 0.7, 1.0])
 def test_every_task_reads_c_beta_channels(cls, beta):
     router = cls(beta=beta)
-    router.build([90, 24], 24)
+    router.bind(1000, [90, 24], 24)
     for block, channels in enumerate((90, 24)):
         assert (router.table(block).sum(1) == active_channels(channels, beta)).all()
 
@@ -194,13 +194,13 @@ def test_every_task_reads_c_beta_channels(cls, beta):
 )
 def test_masks_take_one_bool_table_per_distinct_width(cls):
     router = cls()
-    router.build([24, 32, 24, 32], 24)
+    router.bind(1000, [24, 32, 24, 32], 24)
     assert sum(b.nbytes for b in router.buffers()) == 1000 * (24 + 32)
 
 
 def test_a_block_reads_masked_channels_as_zero_and_writes_all():
     router = DTR(alpha=1, beta=0.5)
-    router.build([24], 24)
+    router.bind(1000, [24], 24)
     t = torch.tensor([0, 999])
     (route,) = router(t, torch.zeros(2, 24))
     z = torch.ones(2, 4, 24)
@@ -211,7 +211,7 @@ def test_a_block_reads_masked_channels_as_zero_and_writes_all():
 @pytest.mark.parametrize("mixed", [False, True])
 def test_masks_keep_the_dtype_of_the_features(dtype, mixed):
     router = DTR()
-    router.build([24], 24)
+    router.bind(1000, [24], 24)
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         (route,) = router(torch.tensor([3]), torch.zeros(1, 24, dtype=dtype))
         assert route(torch.ones(1, 4, 24, dtype=dtype)).dtype is dtype
@@ -219,7 +219,7 @@ def test_masks_keep_the_dtype_of_the_features(dtype, mixed):
 
 def test_routes_follow_the_channel_axis_of_images():
     router = DTR(alpha=1, beta=0.5)
-    router.build([24], 24, channel_dim=1)
+    router.bind(1000, [24], 24, channel_dim=1)
     (route,) = router(torch.tensor([999]), torch.zeros(1, 24))
     assert torch.equal(route(torch.ones(1, 24, 2, 3))[0, :, 1, 2] > 0, router.table(0)[999])
 
@@ -228,8 +228,8 @@ def test_masks_of_a_file_must_fit(tmp_path):
     np.save(tmp_path / "masks.npy", np.ones((1, 1000, 24), dtype=bool))
     with pytest.raises(UserError, match="masks for 1 blocks of 24 channels"):
         small(FixedMasks(str(tmp_path / "masks.npy")))
-    with pytest.raises(UserError, match="10 tasks"):
-        FixedMasks(str(tmp_path / "masks.npy"), tasks=10)
+    with pytest.raises(UserError, match=r"1000 tasks.* at 10 tasks"):
+        FixedMasks(str(tmp_path / "masks.npy")).bind(10, [24], 24)
     with pytest.raises(UserError, match="cannot be read"):
         FixedMasks(str(tmp_path / "none.npy"))
 
@@ -238,16 +238,16 @@ def test_masks_of_a_file_must_fit(tmp_path):
 def test_masks_of_a_file_are_0_or_1(tmp_path, value):
     np.save(tmp_path / "masks.npy", np.full((1, 10, 24), value))
     with pytest.raises(UserError, match="other than 0 and 1"):
-        FixedMasks(str(tmp_path / "masks.npy"), tasks=10)
+        FixedMasks(str(tmp_path / "masks.npy"))
     np.savez(tmp_path / "masks.npz", masks=np.ones((1, 10, 24)))
     with pytest.raises(UserError, match="one array"):
-        FixedMasks(str(tmp_path / "masks.npz"), tasks=10)
+        FixedMasks(str(tmp_path / "masks.npz"))
 
 
 def test_time_shuffled_dtr_deals_out_the_same_masks():
     plain, shuffled = DTR(), TimeShuffledDTR()
     for router in (plain, shuffled):
-        router.build([96], 96)
+        router.bind(1000, [96], 96)
     expected, found = plain.table(0), shuffled.table(0)
     assert not torch.equal(found, expected)
     offsets = found.int().argmax(1)
@@ -258,7 +258,7 @@ def test_time_shuffled_dtr_deals_out_the_same_masks():
 def test_block_permuted_dtr_keeps_overlaps_within_a_block_but_not_across():
     plain, permuted = DTR(), BlockPermutedDTR()
     for router in (plain, permuted):
-        router.build([96, 96], 96)
+        router.bind(1000, [96, 96], 96)
     expected = plain.table(0).float()
     a, b = (permuted.table(block).float() for block in (0, 1))
     assert torch.equal(a @ a.T, expected @ expected.T)
@@ -270,12 +270,12 @@ def test_fractional_windows_follow_the_formula():
     tau = np.sort(np.random.default_rng(0).random(200).astype(np.float32))
     t = torch.from_numpy(tau * 999).float()
     router = DTR(alpha=2.5)
-    router.build([384], 384)
+    router.bind(1000, [384], 384)
     found = router.rows(t)
     assert (found.sum(1) == 307).all()
     assert found.int().argmax(1).tolist() == [round(77 * (x / 999) ** 2.5) for x in t.tolist()]
     text = DTR(alpha=2.5, formula="eq4")
-    text.build([384], 384)
+    text.bind(1000, [384], 384)
     start = [round(77 * (x / 1000) ** 2.5) for x in t.tolist()]
     stop = [round(77 * ((x + 1) / 1000) ** 2.5) + 307 for x in t.tolist()]
     assert torch.equal(text.rows(t), window(torch.tensor(start), torch.tensor(stop), 384))
@@ -283,14 +283,14 @@ def test_fractional_windows_follow_the_formula():
 
 @pytest.mark.parametrize("router", [RTR(), CDTR(clusters=7), TimeShuffledDTR(), MaxRoaming()])
 def test_tables_without_a_formula_read_the_nearest_task(router):
-    router.build(WIDTHS, 24)
+    router.bind(1000, WIDTHS, 24)
     t = torch.tensor([0.4, 0.6, 142.4, 142.7, 998.6])
     assert_same_routes(router, torch.tensor([0, 1, 142, 143, 999]), t)
 
 
 def test_a_free_window_moves_where_its_knots_rise():
-    router = FreeWindow([0, 0, 1, 1], beta=0.5, tasks=10)
-    router.build([24], 24)
+    router = FreeWindow([0, 0, 1, 1], beta=0.5)
+    router.bind(10, [24], 24)
     offsets = router.table(0).int().argmax(1)
     assert offsets.tolist() == [0, 0, 0, 0, 4, 8, 12, 12, 12, 12]
 
@@ -298,11 +298,11 @@ def test_a_free_window_moves_where_its_knots_rise():
 @pytest.mark.parametrize(
     "make_wrong, message",
     [
-        (lambda: CDTR(clusters=9, tasks=8), "clusters must lie in 1 to 8"),
-        (lambda: CDTR(clusters=0), "clusters must lie in 1 to 1000"),
-        (lambda: ERCDT(clusters=1001), "clusters must lie in 1 to 1000"),
+        (lambda: CDTR(clusters=9).bind(8, [24], 24), "clusters must lie in 1 to 8"),
+        (lambda: small(CDTR(clusters=0)), "clusters must lie in 1 to 1000"),
+        (lambda: small(ERCDT(clusters=1001)), "clusters must lie in 1 to 1000"),
         (lambda: small(ERCDT(clusters=13)), "24 channels, .* valid: 1 to 12"),
-        (lambda: MaxRoaming(clusters=0), "clusters must lie in 1 to 1000"),
+        (lambda: small(MaxRoaming(clusters=0)), "clusters must lie in 1 to 1000"),
         (lambda: MaxRoaming(interval=0), "interval must be at least 1"),
         (lambda: small(MaxRoaming(clusters=1)), "cannot cover 24 channels; valid: .* at least 2"),
         (lambda: WeightsOnly(alpha=0), "alpha must be a positive"),
@@ -323,4 +323,4 @@ def test_a_table_of_the_wrong_size_is_a_bug():
     router = DTR()
     router.mask = lambda channels, block: torch.ones(3, channels, dtype=torch.bool)
     with pytest.raises(AssertionError):
-        router.build([24], 24)
+        router.bind(1000, [24], 24)

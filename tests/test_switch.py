@@ -114,8 +114,8 @@ def test_divergence_is_the_official_one():
     ],
 )
 def test_prior_is_the_official_one(blocks, experts, k, tasks):
-    router = Switch(experts, k, tasks=tasks)
-    router.build([4] * blocks, 4)
+    router = Switch(experts, k)
+    router.bind(tasks, [4] * blocks, 4)
     packed = golden("switch/jsd_and_priors.npz")[f"prior_N{blocks}_M{experts}_k{k}_T{tasks}"]
     table = np.unpackbits(packed, axis=1, count=blocks * experts)
     assert torch.equal(router.prior, torch.from_numpy(table).bool())
@@ -134,9 +134,9 @@ def opened(module, seed=1):
     return module
 
 
-def built(widths=WIDTHS, channel_dim=-1, **options):
+def built(widths=WIDTHS, channel_dim=-1, tasks=1000, **options):
     router = Switch(**options)
-    router.build(widths, 12, channel_dim)
+    router.bind(tasks, widths, 12, channel_dim)
     return router
 
 

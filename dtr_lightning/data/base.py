@@ -8,9 +8,11 @@ order is ours, so that comparisons between routers are paired.
 __all__ = ["Batch", "Data", "Draws", "Split", "to_float", "to_uint8"]
 
 import itertools
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from hashlib import sha256
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -148,6 +150,22 @@ class Data(LightningDataModule, ABC):
         if workers < 0:
             raise UserError(f"{workers} data workers are not valid; give 0 or more")
         self.batch_size, self.flip, self.workers = batch_size, flip, workers
+
+    @property
+    def name(self) -> str:
+        """What the reference of a score is called."""
+        return type(self).__name__
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what a network that was trained on the data needs to be sampled from."""
+        sizes = ("in_channels", "image_size", "num_classes")
+        told = {"class_names": list(self.class_names), "captions": self.captions is not None}
+        return {key: getattr(self, key) for key in sizes} | told
+
+    def digest(self) -> str:
+        """Returns a digest of which images these are, wherever they lie: classes and splits."""
+        sizes = [len(self.split(name)) for name in get_args(Split)]
+        return sha256(json.dumps([self.describe(), sizes]).encode()).hexdigest()[:12]
 
     @abstractmethod
     def split(self, name: Split) -> Dataset:

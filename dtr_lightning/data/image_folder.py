@@ -3,7 +3,7 @@
 __all__ = ["ImageFolder", "centre_crop", "read_image", "to_rgb"]
 
 import os
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +41,7 @@ class ImageFolder(Data):
 
     def __init__(
         self,
-        root: str,
+        root: str | Path,
         size: int,
         channels: Literal[1, 3] = 3,
         held_out: float = 0.02,
@@ -82,6 +82,14 @@ class ImageFolder(Data):
             self.files[name] = _Files(folders[name], part, labels, size, channels)
         self.class_names = self.class_names or ("all",)
         self.num_classes = len(self.class_names)
+
+    def digest(self) -> str:
+        """Returns a digest of classes and of the images' paths in either split."""
+        listed = sha256(super().digest().encode())
+        for files in self.files.values():
+            for path in files.paths:
+                listed.update(os.fsencode(path) + b"\0")
+        return listed.hexdigest()[:12]
 
     def split(self, name: Split) -> Dataset:
         """Returns one split of (uint8 (C, size, size), label), in the order of the sorted paths."""

@@ -8,6 +8,7 @@ __all__ = ["ClusterLoss", "Gradients", "Joint", "NashMTL", "PCGrad", "PerCluster
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ class PerCluster(Gradients, ABC):
         self,
         clusters: int = 8,
         clustering: tasks.Clustering = "equal",
-        affinity: str | None = None,
+        affinity: str | Path | None = None,
     ) -> None:
         super().__init__()
         if clusters < 2:
@@ -137,7 +138,7 @@ class PCGrad(PerCluster):
         self,
         clusters: int = 8,
         clustering: tasks.Clustering = "equal",
-        affinity: str | None = None,
+        affinity: str | Path | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(clusters, clustering, affinity)
@@ -161,7 +162,7 @@ class NashMTL(PerCluster):
         self,
         clusters: int = 8,
         clustering: tasks.Clustering = "equal",
-        affinity: str | None = None,
+        affinity: str | Path | None = None,
         update_every: int = 25,
         max_norm: float = 1.0,
     ) -> None:

@@ -3,6 +3,7 @@
 __all__ = ["CUW", "UW"]
 
 import math
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +30,7 @@ class UW(LossWeight):
         self,
         clusters: int = 8,
         clustering: tasks.Clustering = "equal",
-        affinity: str | None = None,
+        affinity: str | Path | None = None,
     ) -> None:
         super().__init__()
         tasks.check_options(clusters, clustering, affinity)

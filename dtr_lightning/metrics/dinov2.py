@@ -3,6 +3,7 @@
 __all__ = ["DINOv2Features"]
 
 import math
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -31,7 +32,7 @@ class DINOv2Features(TimmFeatures):
     def __init__(
         self,
         network: Literal["small", "base", "large", "giant"] = "large",
-        weights: str | None = None,
+        weights: str | Path | None = None,
         pretrained: bool = False,
     ) -> None:
         self.network = network

@@ -27,7 +27,7 @@ class InceptionFeatures(Features):
     extractor = "Inception 2015-12-05, pool_3"
     resize = "TF1 bilinear to 299x299, no antialiasing"
 
-    def __init__(self, weights: str | None = None) -> None:
+    def __init__(self, weights: str | Path | None = None) -> None:
         super().__init__()
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

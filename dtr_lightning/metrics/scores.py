@@ -127,7 +127,7 @@ class Scorer:
 
     def describe(self) -> dict[str, str | int]:
         """Returns what must be equal where scores are compared: reference, extractor, resize."""
-        reference = f"{type(self.data).__name__}, training split"
+        reference = f"{self.data.name}, training split"
         return {"reference": reference, **self.features.describe()}
 
     def reset(self) -> None:

@@ -30,7 +30,7 @@ class TimmFeatures(Features):
     def __init__(
         self,
         model: str = "resnet18",
-        weights: str | None = None,
+        weights: str | Path | None = None,
         pretrained: bool = False,
         size: int | None = None,
     ) -> None:

@@ -84,6 +84,7 @@ class ADM(Denoiser):
         mask_second_norm: bool = False,
         class_dropout_prob: float = 0.0,
         router: Router | None = None,
+        tasks: int = 1000,
     ) -> None:
         super().__init__()
         for name, value in {"dropout": dropout, "class_dropout_prob": class_dropout_prob}.items():
@@ -154,7 +155,7 @@ class ADM(Denoiser):
         self.router = self.router_or_none(router)
         stages = chain(self.input_blocks, [self.middle_block], self.output_blocks)
         reads = [channels for part in stages for channels in part.reads]
-        self.router.build(reads, emb_channels, channel_dim=1)
+        self.router.bind(tasks, reads, emb_channels, channel_dim=1)
 
     def embed(self, t: Tensor) -> Tensor:
         """Returns the embedding (N, 4 model_channels) of timesteps t (N,)."""

@@ -14,8 +14,9 @@ from dtr_lightning.routers import NoRouting, Router
 class Denoiser(nn.Module, ABC):
     """A network that predicts from (x_t, t, y); a subclass is a choice of `--model` by its name.
 
-    The experiment gives sizes and classes of the data, the output's channels and the router, each
-    under the name that the backbone's own publication has (`input_size` or `image_size`). With
+    The experiment gives sizes and classes of the data, the output's channels, the router and the
+    number T of tasks (`tasks`, for `Router.bind`), each under the name that the backbone's own
+    publication has (`input_size` or `image_size`). With
     `num_classes` 1 it is unconditional. With `class_dropout_prob` > 0 the index `num_classes` is
     the null class, which guidance needs; labels are dropped by the training step, never in here.
     """

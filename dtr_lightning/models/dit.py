@@ -90,6 +90,7 @@ class DiT(Denoiser):
         num_classes: int = 1000,
         learn_sigma: bool = True,
         router: Router | None = None,
+        tasks: int = 1000,
     ) -> None:
         super().__init__()
         sizes = {"patch_size": patch_size, "depth": depth, "num_heads": num_heads}
@@ -120,7 +121,7 @@ class DiT(Denoiser):
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self._initialise()
         self.router = self.router_or_none(router)
-        self.router.build([hidden_size] * depth, hidden_size)
+        self.router.bind(tasks, [hidden_size] * depth, hidden_size)
 
     def _initialise(self) -> None:
         for module in self.modules():

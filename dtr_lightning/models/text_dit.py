@@ -96,6 +96,7 @@ class TextDiT(DiT):
         learn_sigma: bool = True,
         null_text: Tensor | None = None,
         router: Router | None = None,
+        tasks: int = 1000,
     ) -> None:
         if null_text is None:
             raise UserError("TextDiT needs data with captions, such as DigitsCaptions")
@@ -117,7 +118,7 @@ class TextDiT(DiT):
         nn.init.zeros_(self.y_embedder.bias)
         self.register_buffer("null_text", null_text.detach().clone())
         self.router = self.router_or_none(router)
-        self.router.build([hidden_size] * depth, hidden_size)
+        self.router.bind(tasks, [hidden_size] * depth, hidden_size)
 
     def condition(self, emb: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the timestep's embedding (N, C) and projected text tokens (N, L_text, C)."""

@@ -21,17 +21,20 @@ class Router(nn.Module, ABC):
     """Makes the routes of one step; a subclass is a choice of `--router` by its name.
 
     Constructor arguments are the router's hyperparameters. The model tells the sizes once, through
-    `build`, after its own parameters are initialised: routers without parameters thus start from
-    identical weights for one seed. `tasks` is the number T of denoising tasks.
+    `bind`, after its own parameters are initialised: routers without parameters thus start from
+    identical weights for one seed.
     """
 
-    def __init__(self, tasks: int = 1000) -> None:
-        super().__init__()
-        self.tasks = tasks
+    tasks: int  # the number T of denoising tasks
 
-    def build(self, widths: Sequence[int], emb_channels: int, channel_dim: int = -1) -> None:
-        """Takes the sizes: the channels that each block reads, those of `emb`, and their axis."""
-        self.blocks = len(widths)
+    def bind(
+        self, tasks: int, widths: Sequence[int], emb_channels: int, channel_dim: int = -1
+    ) -> None:
+        """Takes the sizes: T, the channels that each block reads and those of `emb`.
+
+        channel_dim is the axis of the channels. UserError for a size that the router cannot serve.
+        """
+        self.tasks, self.blocks = tasks, len(widths)
 
     @abstractmethod
     def forward(self, t: Tensor, emb: Tensor) -> list[Route]:

@@ -14,13 +14,10 @@ class CDTR(MaskRouter):
     The K clusters are contiguous and of equal size; K is at most the number of tasks.
     """
 
-    def __init__(
-        self, alpha: float = 4.0, beta: float = 0.8, clusters: int = 8, tasks: int = 1000
-    ) -> None:
-        super().__init__(tasks)
+    def __init__(self, alpha: float = 4.0, beta: float = 0.8, clusters: int = 8) -> None:
+        super().__init__()
         self.alpha, self.beta, self.clusters = alpha, beta, clusters
         masks.dtr(1, 1000, alpha, beta)
-        masks.clusters_of_tasks(tasks, clusters)
 
     def mask(self, channels: int, block: int) -> Tensor:
         """Returns clustered DTR's table."""
@@ -34,10 +31,9 @@ class ERCDT(MaskRouter):
     F). K is at most half of the channels, and at most the number of tasks.
     """
 
-    def __init__(self, clusters: int = 8, tasks: int = 1000) -> None:
-        super().__init__(tasks)
+    def __init__(self, clusters: int = 8) -> None:
+        super().__init__()
         self.clusters = clusters
-        masks.clusters_of_tasks(tasks, clusters)
 
     def mask(self, channels: int, block: int) -> Tensor:
         """Returns the explicit routes; a UserError if K is too large for the width."""

@@ -17,10 +17,8 @@ from dtr_lightning.routers.static import MaskRouter
 class DTRControl(MaskRouter):
     """What the controls share: DTR's alpha and beta, and a seed, which is the run's."""
 
-    def __init__(
-        self, alpha: float = 4.0, beta: float = 0.8, seed: int = 0, tasks: int = 1000
-    ) -> None:
-        super().__init__(tasks)
+    def __init__(self, alpha: float = 4.0, beta: float = 0.8, seed: int = 0) -> None:
+        super().__init__()
         self.alpha, self.beta, self.seed = alpha, beta, seed
         masks.dtr(1, 1000, alpha, beta)
 
@@ -41,11 +39,9 @@ class WeightsOnly(DTRControl):
         clusters: int = 8,
         shared: bool = False,
         seed: int = 0,
-        tasks: int = 1000,
     ) -> None:
-        super().__init__(alpha, beta, seed, tasks)
+        super().__init__(alpha, beta, seed)
         self.clusters, self.shared = clusters, shared
-        masks.clusters_of_tasks(tasks, clusters)
 
     def key(self, channels: int, block: int) -> object:
         """Returns the width, and the block unless masks are shared."""

@@ -34,12 +34,10 @@ class MaxRoaming(MaskRouter):
         interval: int | None = None,
         seed: int = 0,
         steps: int = 400_000,
-        tasks: int = 1000,
     ) -> None:
-        super().__init__(tasks)
+        super().__init__()
         self.beta, self.seed, self.steps = beta, seed, steps
-        self.clusters = tasks if clusters is None else clusters
-        masks.clusters_of_tasks(tasks, self.clusters)
+        self.clusters = clusters
         if interval is not None and interval < 1:
             raise UserError(f"interval must be at least 1 step; got {interval}")
         self.interval = interval
@@ -48,7 +46,7 @@ class MaxRoaming(MaskRouter):
     @property
     def height(self) -> int:
         """The number of masks per block: K."""
-        return self.clusters
+        return self.tasks if self.clusters is None else self.clusters
 
     def key(self, channels: int, block: int) -> object:
         """Returns the block: masks wander independently in every block."""
@@ -57,11 +55,15 @@ class MaxRoaming(MaskRouter):
     def mask(self, channels: int, block: int) -> Tensor:
         """Returns the masks at the start, bool[K, channels]."""
         generator = masks.seeded(self.seed, block, 0)
-        return masks.cover(self.clusters, channels, self.beta, generator)
+        return masks.cover(self.height, channels, self.beta, generator)
 
-    def build(self, widths: Sequence[int], emb_channels: int, channel_dim: int = -1) -> None:
+    def bind(
+        self, tasks: int, widths: Sequence[int], emb_channels: int, channel_dim: int = -1
+    ) -> None:
         """Draws the masks at the start; a UserError if so few cannot hold every channel."""
-        super().build(widths, emb_channels, channel_dim)
+        if self.clusters is not None:
+            masks.clusters_of_tasks(tasks, self.clusters)
+        super().bind(tasks, widths, emb_channels, channel_dim)
         self.register_buffer("tables", self.tables)
         self.register_buffer("visited", self.tables.clone())
         self.register_buffer("swaps", torch.zeros((), dtype=torch.long))
@@ -73,12 +75,12 @@ class MaxRoaming(MaskRouter):
     def table(self, block: int) -> Tensor:
         """Returns the present mask table bool[tasks, channels] of a block."""
         t = torch.arange(self.tasks, device=self.tables.device)
-        return super().table(block)[t * self.clusters // self.tasks]
+        return super().table(block)[t * self.height // self.tasks]
 
     def rows(self, t: Tensor) -> Tensor:
         """Returns the present masks of tasks t: bool (N, sum of C)."""
         t = t.round().long() if t.is_floating_point() else t
-        return super().rows(t * self.clusters // self.tasks)
+        return super().rows(t * self.height // self.tasks)
 
     @torch.no_grad()
     def advance(self, step: int, embed: Embed) -> None:

@@ -4,6 +4,7 @@ __all__ = ["DTR", "RTR", "FixedMasks", "MaskRouter", "WindowRouter", "masked"]
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
@@ -46,9 +47,11 @@ class MaskRouter(Router):
         """Returns what a table depends on; blocks of equal key share one. Default: the width."""
         return channels
 
-    def build(self, widths: Sequence[int], emb_channels: int, channel_dim: int = -1) -> None:
+    def bind(
+        self, tasks: int, widths: Sequence[int], emb_channels: int, channel_dim: int = -1
+    ) -> None:
         """Makes the distinct tables and remembers which block reads which."""
-        super().build(widths, emb_channels, channel_dim)
+        super().bind(tasks, widths, emb_channels, channel_dim)
         self.channel_dim = channel_dim
         keys = [self.key(channels, block) for block, channels in enumerate(widths)]
         distinct = list(dict.fromkeys(keys))
@@ -111,9 +114,8 @@ class DTR(WindowRouter):
         alpha: float = 4.0,
         beta: float = 0.8,
         formula: masks.Formula = "linspace",
-        tasks: int = 1000,
     ) -> None:
-        super().__init__(tasks)
+        super().__init__()
         self.alpha, self.beta, self.formula = alpha, beta, formula
         masks.dtr(1, 1000, alpha, beta, formula)  # a wrong value is told here, not in the model
 
@@ -129,10 +131,8 @@ class RTR(MaskRouter):
     `shared`. They depend on `seed` only, which is the run's.
     """
 
-    def __init__(
-        self, beta: float = 0.8, shared: bool = False, seed: int = 0, tasks: int = 1000
-    ) -> None:
-        super().__init__(tasks)
+    def __init__(self, beta: float = 0.8, shared: bool = False, seed: int = 0) -> None:
+        super().__init__()
         self.beta, self.shared, self.seed = beta, shared, seed
         masks.active_channels(1000, beta)
 
@@ -149,8 +149,8 @@ class RTR(MaskRouter):
 class FixedMasks(MaskRouter):
     """Routes by tables from a `.npy` file: bool or 0/1 [blocks, tasks, channels]."""
 
-    def __init__(self, path: str, tasks: int = 1000) -> None:
-        super().__init__(tasks)
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
         self.path = path
         try:
             given = np.load(path, allow_pickle=False)
@@ -158,10 +158,9 @@ class FixedMasks(MaskRouter):
             raise UserError(f"masks cannot be read from {path}: {error}") from error
         if not isinstance(given, np.ndarray):
             raise UserError(f"{path} does not hold one array; save it by numpy.save")
-        if given.ndim != 3 or given.shape[1] != tasks:
+        if given.ndim != 3:
             raise UserError(
-                f"{path} holds an array of shape {given.shape}; "
-                f"needed: [blocks, {tasks} tasks, channels]"
+                f"{path} holds an array of shape {given.shape}; needed: [blocks, tasks, channels]"
             )
         if given.dtype.kind not in "buif" or not np.isin(given, (0, 1)).all():
             raise UserError(f"{path} holds values other than 0 and 1")
@@ -173,10 +172,10 @@ class FixedMasks(MaskRouter):
 
     def mask(self, channels: int, block: int) -> Tensor:
         """Returns the given table; a UserError if the model's block is of another size."""
-        if block >= len(self.given) or self.given.shape[2] != channels:
-            blocks, _, width = self.given.shape
+        blocks, tasks, width = self.given.shape
+        if block >= blocks or (tasks, width) != (self.tasks, channels):
             raise UserError(
-                f"{self.path} holds masks for {blocks} blocks of {width} channels; "
-                f"the model's block {block} reads {channels} channels"
+                f"{self.path} holds masks for {blocks} blocks of {width} channels and {tasks} "
+                f"tasks; the model's block {block} reads {channels} channels at {self.tasks} tasks"
             )
         return self.given[block]

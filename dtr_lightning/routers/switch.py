@@ -89,9 +89,8 @@ class Switch(Router):
         match_every: int = 1,
         mask: Literal["residual", "sum"] = "residual",
         seed: int = 0,
-        tasks: int = 1000,
     ) -> None:
-        super().__init__(tasks)
+        super().__init__()
         if experts < 1:
             raise UserError(f"experts must be 1 or more; got {experts}")
         if not 1 <= k <= experts:
@@ -106,9 +105,11 @@ class Switch(Router):
         self.experts, self.k, self.weight, self.alpha = experts, k, weight, alpha
         self.match_every, self.mask, self.seed = match_every, mask, seed
 
-    def build(self, widths: Sequence[int], emb_channels: int, channel_dim: int = -1) -> None:
+    def bind(
+        self, tasks: int, widths: Sequence[int], emb_channels: int, channel_dim: int = -1
+    ) -> None:
         """Makes every block's gate and experts, the prior, and the identity matching."""
-        super().build(widths, emb_channels, channel_dim)
+        super().bind(tasks, widths, emb_channels, channel_dim)
         self.channel_dim = channel_dim
         generator = torch.Generator().manual_seed(self.seed)
         bias = 0.0 if self.mask == "residual" else 1.0

@@ -20,9 +20,8 @@ class FreeWindow(WindowRouter):
         knots: tuple[float, ...] = (0.0, 1.0),
         alpha: float = 1.0,
         beta: float = 0.8,
-        tasks: int = 1000,
     ) -> None:
-        super().__init__(tasks)
+        super().__init__()
         self.knots, self.alpha, self.beta = tuple(knots), alpha, beta
         masks.free_window(1, 1000, self.knots, alpha, beta)
 
