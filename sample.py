@@ -45,6 +45,7 @@ def main() -> int:
     import numpy as np
     import torch
 
+    from dtr_lightning.atomic import replacing
     from dtr_lightning.bar import Bar
     from dtr_lightning.evaluation import sample
     from dtr_lightning.pictures import save_sheet
@@ -82,7 +83,8 @@ def main() -> int:
     print(out)
     if given.npz:
         arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy(), "labels": labels.numpy()}
-        np.savez_compressed(given.npz, **arrays)
+        with replacing(given.npz) as part:
+            np.savez_compressed(part, **arrays)
         print(given.npz)
     return 0
 

@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from dtr_lightning.atomic import replacing
 from dtr_lightning.errors import Diverged, Stopped
 from dtr_lightning.module import Losses
 from dtr_lightning.run import Run
@@ -190,7 +191,11 @@ class Checkpoints(Checkpoint):
             if trainer.is_global_zero:
                 self.saved(step)
         if milestone and trainer.is_global_zero:
-            shutil.copy2(self.run.last, self.run.checkpoints / f"step={step}.ckpt")
+            with replacing(self.run.checkpoints / f"step={step}.ckpt") as part:
+                try:
+                    os.link(self.run.last, part)  # the next last.ckpt is another file
+                except OSError:  # a file system without links
+                    shutil.copyfile(self.run.last, part)
         if stop and step < trainer.max_steps:
             raise Stopped
 
@@ -211,16 +216,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """Saves atomically; on failure, such as a full disk, the old file is untouched."""
-        path = Path(path)
-        part = path.with_suffix(".part")
         try:
-            with part.open("wb") as file:
+            with replacing(path) as part, part.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
         except BaseException as error:
-            part.unlink(missing_ok=True)
             # torch's writer hides the reason, such as a full disk, behind an error of its own
             reason: BaseException | None = error
             while reason is not None and not isinstance(reason, OSError):

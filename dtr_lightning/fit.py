@@ -56,8 +56,9 @@ def run(
     leader = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
     if directory.config_file.exists():
         contents = contents_of(config)
-        if leader:
-            directory.check(config, contents)
+    if leader:
+        directory.check(config, contents)
+    if directory.config_file.exists():
         if (results := directory.finished(config, contents)) is not None:
             return results
         refuse_shorter(directory, config["trainer"]["max_steps"])

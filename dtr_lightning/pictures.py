@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
+from dtr_lightning.atomic import replacing
 from dtr_lightning.routers import Router
 from dtr_lightning.run import Run
 
@@ -33,14 +34,16 @@ def image_grid(images: Tensor, columns: int, least: int = 32) -> Tensor:
 def save_sheet(path: str, images: Tensor, columns: int) -> None:
     """Writes images uint8 (N, C, H, W) as one PNG sheet."""
     sheet = image_grid(images, columns).permute(1, 2, 0).numpy()
-    Image.fromarray(sheet).save(path)
+    with replacing(path) as part:
+        Image.fromarray(sheet).save(part)
 
 
 def save_samples(run: Run, images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
     """Writes a run's first samples as arrays, with the names of their classes, and as a sheet."""
     run.samples.mkdir(exist_ok=True)
     arrays = {"images": images.numpy(), "labels": labels.numpy(), "classes": np.array(classes)}
-    np.savez_compressed(run.sample_arrays, **arrays)
+    with replacing(run.sample_arrays) as part:
+        np.savez_compressed(part, **arrays)
     save_sheet(str(run.samples / "samples.png"), images, len(classes))
 
 

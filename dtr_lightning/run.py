@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from dtr_lightning.atomic import leftovers, write_text
 from dtr_lightning.errors import UserError
 from dtr_lightning.naming import evaluation_name, identity, measures, protocol
 
@@ -45,19 +46,6 @@ class LOADER(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml's is 7 t
                     None, None, f"the key {key[1]!r} is there twice", node.start_mark
                 )
         return super().construct_mapping(node, deep)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Writes beside, flushes to the disk and renames: a reader sees the old file or the new one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class Run:
@@ -151,13 +139,13 @@ class Run:
         }
         if not self.config_file.exists() or self.config != config:
             self.path.mkdir(parents=True, exist_ok=True)
-            _write_atomically(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+            write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         if any(self.meta.get(key) != value for key, value in begun.items()):
             self.update_meta(**begun)
-        for part in self.path.glob(".*.*.[0-9]*"):  # of a process that was killed while it wrote
-            part.unlink()
-        for directory in (self.checkpoints, self.samples, self.tensorboard):
+        for directory in (self.path, self.checkpoints, self.samples, self.tensorboard):
             directory.mkdir(exist_ok=True)
+            for part in leftovers(directory):
+                part.unlink()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -201,7 +189,7 @@ class Run:
 
     def update_meta(self, **entries: Any) -> None:
         """Adds entries to meta.json."""
-        _write_atomically(self.meta_file, json.dumps(self.meta | entries, indent=1))
+        write_text(self.meta_file, json.dumps(self.meta | entries, indent=1))
 
     @property
     def results(self) -> dict[str, Any] | None:
@@ -252,13 +240,13 @@ class Run:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Writes the final numbers: from now on the run is done."""
-        _write_atomically(self.results_file, json.dumps(results, indent=1))
+        write_text(self.results_file, json.dumps(results, indent=1))
 
     def write_evaluation(self, name: str, results: Mapping[str, Any]) -> Path:
         """Writes an evaluation under another protocol than the run's own."""
         self.evaluations.mkdir(parents=True, exist_ok=True)
         path = self.evaluations / f"{name}.json"
-        _write_atomically(path, json.dumps(results, indent=1))
+        write_text(path, json.dumps(results, indent=1))
         return path
 
     def evaluation(self, name: str) -> dict[str, Any] | None:
@@ -283,7 +271,7 @@ class Run:
         ]
         if self.metrics_file.exists():
             lines = "".join(json.dumps(record) + "\n" for record in kept)
-            _write_atomically(self.metrics_file, lines)
+            write_text(self.metrics_file, lines)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the records in order; a torn last line is left out."""

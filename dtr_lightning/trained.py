@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from dtr_lightning.building import build, path_options
 from dtr_lightning.config import Config, contents_of, make_parser, parse
-from dtr_lightning.data import Data, Split
+from dtr_lightning.data import Data
+from dtr_lightning.data.base import Split
 from dtr_lightning.errors import UserError
 from dtr_lightning.evaluation import Report, silent
 from dtr_lightning.experiment import Experiment

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from dtr_lightning.atomic import write_text
 from dtr_lightning.errors import UserError
 from dtr_lightning.naming import identity
 from dtr_lightning.run import Run, steps_of
@@ -98,9 +99,7 @@ class Folder:
                     "config": sweep.config,
                 }
                 if content != stored:  # a sweep may become longer
-                    part = self.sweep_file.with_suffix(".part")
-                    part.write_text(yaml.safe_dump(content, sort_keys=False))
-                    part.replace(self.sweep_file)
+                    write_text(self.sweep_file, yaml.safe_dump(content, sort_keys=False))
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
 

@@ -1,0 +1,38 @@
+"""Files that are there whole or not at all, whenever a process dies."""
+
+__all__ = ["leftovers", "replacing", "write_text"]
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PREFIX = ".part-"
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a path beside to write to; at the end it is flushed to the disk and renamed.
+
+    A reader sees the old file or the new one; where the writing fails the old one stays.
+    """
+    path = Path(path)
+    part = path.with_name(f"{PREFIX}{os.getpid()}-{path.name}")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(text)
+
+
+def leftovers(directory: Path) -> Iterator[Path]:
+    """Yields what processes that were killed while they wrote have left in a directory."""
+    yield from directory.glob(f"{PREFIX}*")
