@@ -150,17 +150,15 @@ def draw(
     count: Callable[[int], None],
 ) -> None:
     """Samples n images into activations and, where `out` is given, into that file."""
-    import torch
-
-    from dtr_lightning.evaluation import sample
+    from dtr_lightning.evaluation import draw_labels, sample
     from dtr_lightning.metrics.features import rgb
     from dtr_lightning.metrics.npz import write_archive
 
     experiment = trained.experiment
     data = experiment.data
-    labels = torch.arange(n) % data.num_classes
     shape = (data.in_channels, data.image_size, data.image_size)
     module, sampler, protocol = trained.module, experiment.sampler, experiment.protocol
+    labels = draw_labels(data, protocol, n)
 
     def images() -> Iterator["Tensor"]:
         for batch, _ in sample(module, sampler, labels, range(n), shape, protocol, count):

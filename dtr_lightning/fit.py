@@ -28,7 +28,7 @@ from dtr_lightning.experiment import Experiment
 from dtr_lightning.experts import train_experts
 from dtr_lightning.hparams import log_end, log_start
 from dtr_lightning.notes import of_run
-from dtr_lightning.pictures import image_grid, log_masks, save_samples
+from dtr_lightning.pictures import by_class, image_grid, log_masks, save_samples
 from dtr_lightning.progress import Progress, Reporter
 from dtr_lightning.provenance import provenance
 from dtr_lightning.run import Run
@@ -137,7 +137,8 @@ def _train_and_evaluate(
                 logger.log_metrics(losses, steps["steps"])
         every, last = experiment.protocol.every, steps["steps"]
         if n and (experiment.networks > 1 or not every or last % every):
-            tensorboard.experiment.add_image("samples", image_grid(images, len(names)), last)
+            grid = image_grid(by_class(images, labels, len(names)), len(names))
+            tensorboard.experiment.add_image("samples", grid, last)
         if n:
             save_samples(directory, images, labels, names)
         log_end(tensorboard.experiment, results)
@@ -156,11 +157,12 @@ def _train(
         losses, scores = experiment.held_out(trainer, ema.module), {}
         if experiment.protocol.n:
             n = experiment.protocol.every_n
-            scores, images, _ = experiment.evaluate(
+            scores, images, labels = experiment.evaluate(
                 trainer, ema.module, n, KEPT_SAMPLES, reporter.sampled
             )
             if leader:
-                grid = image_grid(images, experiment.data.num_classes)
+                classes = experiment.data.num_classes
+                grid = image_grid(by_class(images, labels, classes), classes)
                 tensorboard.experiment.add_image("samples", grid, trainer.global_step)
         step = trainer.global_step
         reporter.tell(loss=losses["val/loss"], score=scores.get("score"), evaluated=step)
