@@ -10,7 +10,6 @@ an .npz of samples: python evaluate.py RUN --protocol adm --reference ref.npz
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from dtr_lightning.commands import Options, command, stop_on_signals
-from dtr_lightning.errors import Stopped, UserError, refuse_diverged
+from dtr_lightning.errors import Diverged, Stopped, UserError, refuse_diverged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +33,7 @@ ADM_ONLY = ("reference", "samples", "save_samples", "weights")
 
 @command
 def main() -> int:
-    """Reads the options, evaluates and prints the results."""
+    """Reads the options, evaluates and prints the results; exit code 1 if there is no score."""
     given, options = read_options()
     stop = stop_on_signals()
     if given.protocol == "adm":
@@ -45,10 +44,14 @@ def main() -> int:
         features = results.get("num_features", 0)
 
     from dtr_lightning.notes import of_distance
+    from dtr_lightning.run import finite, to_json
 
-    print(json.dumps(results, indent=1))
+    results = finite(results)
+    print(to_json(results))
     for note in of_distance(results["n"], features) if features else ():
         print(f"note: {note}", file=sys.stderr)
+    if diverged := Diverged.of(results):
+        raise diverged
     return 0
 
 

@@ -37,8 +37,8 @@ Method = Literal["auto", "exact", "projected"]
 class Protocol:
     """Gradients of mse + vb, unweighted, mean over images: at timesteps from 0 to T - 1, evenly.
 
-    The network is in evaluation mode, and no label is dropped: Go et al. measure with both, which
-    makes each gradient depend on what was dropped.
+    The network is in evaluation mode and no label is dropped. (Go et al. measure in training mode,
+    in which a gradient depends on what happened to be dropped.)
     method: exact holds all gradients, projected keeps `size` numbers of each by a random projection
     of this seed; auto is exact up to 1 GiB. The seed is also that of noise and order of the images.
     """

@@ -127,7 +127,7 @@ class Record(Callback):
                 speed = (step - before) / (now[1] - then)
                 logger.log_metrics({"train/steps_per_second": speed}, step)
         if not math.isfinite(logged["train/loss"]):
-            raise Diverged(step)
+            raise Diverged("the loss is not finite", step)
 
     def _due(self, trainer: Trainer, step: int) -> bool:
         return step % self.every == 0 or step == trainer.max_steps

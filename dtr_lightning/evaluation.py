@@ -86,18 +86,20 @@ def check_guidance(model: Denoiser, guidance: float) -> None:
 
 
 def draw_labels(data: Data, protocol: Protocol, n: int) -> Tensor:
-    """Returns the labels int64 (n,) of samples 0 to n - 1, in proportion to the training images.
+    """Returns the labels int64 (n,) of samples 0 to n - 1, as the protocol has them.
 
-    Sample i is of the class that is furthest behind its share of i + 1 samples, of equal ones the
-    first. So more samples begin with the same labels, and alike classes come in turn.
+    Classes come in turn, but sample i is of one that is furthest behind its share of i + 1 samples,
+    to a tenth of a sample. So n labels are the first of more, and never far from the proportions.
     """
     balanced = protocol.labels == "balanced"
-    counts = np.ones(data.num_classes, int) if balanced else np.array(data.class_counts())
+    counts = np.array([1] * data.num_classes if balanced else data.class_counts())
+    total, last = counts.sum(), -1
     behind, labels = np.zeros_like(counts), np.empty(n, np.int64)
     for i in range(n):
-        behind += counts
-        labels[i] = behind.argmax()
-        behind[labels[i]] -= counts.sum()
+        behind += counts  # in samples: by behind / total
+        furthest = np.flatnonzero((behind > 0) & (behind >= behind.max() - total / 10))
+        last = labels[i] = furthest[np.searchsorted(furthest, last + 1) % len(furthest)]
+        behind[last] -= total
     return torch.from_numpy(labels)
 
 

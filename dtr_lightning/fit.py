@@ -31,8 +31,8 @@ from dtr_lightning.notes import of_run
 from dtr_lightning.pictures import by_class, image_grid, log_masks, save_samples
 from dtr_lightning.progress import Progress, Reporter
 from dtr_lightning.provenance import provenance
-from dtr_lightning.run import Run
-from dtr_lightning.weights import load_average, read_checkpoint
+from dtr_lightning.run import Run, finite
+from dtr_lightning.weights import are_finite, load_average, read_checkpoint
 
 KEPT_SAMPLES = 100
 
@@ -48,8 +48,9 @@ def run(
     Done already: returns them at once. Interrupted before: goes on from last.ckpt. Raises Stopped
     when `stop` was set, at the end of the step or of an evaluation on the way, after saving
     last.ckpt; several processes stop together, at a step that is logged, when that of any was set.
-    A loss that is not finite ends the run as diverged, with neither score nor loss. UserError if
-    the directory holds another config or is in use.
+    A training loss, or at the end a weight, held-out loss or score, that is not finite ends the run
+    as diverged, with neither score nor loss. UserError if the directory holds another config or is
+    in use.
     """
     directory = Run(path)
     leader = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
@@ -70,7 +71,7 @@ def run(
         try:
             results = _train_and_evaluate(experiment, directory, leader, report, stop)
         except Diverged as error:
-            results, status = _diverged(experiment, directory, error.step), "diverged"
+            results, status = _diverged(experiment, directory, error), "diverged"
         except SystemExit as error:  # what Lightning makes of a second Ctrl-C
             if leader:
                 directory.update_meta(status="stopped")
@@ -106,12 +107,12 @@ def _train_and_evaluate(
             raise Stopped
 
     if experiment.networks > 1:
-        times, diverged_at = train_experts(experiment, directory, run, report, stop)
+        times, diverged = train_experts(experiment, directory, run, report, stop)
         if leader:
             directory.update_meta(**times)
             directory.cut_metrics(0)
-        if diverged_at is not None:
-            raise Diverged(diverged_at)
+        if diverged:
+            raise diverged
         tensorboard = _tensorboard(directory, 0)
         if leader:
             log_start(tensorboard.experiment, config)
@@ -119,6 +120,8 @@ def _train_and_evaluate(
         trainer.fit(module, datamodule=experiment.data)  # no step: starts devices and processes
     else:
         tensorboard, trainer = _train(experiment, directory, leader, reporter, stop)
+        if not are_finite(directory, module):
+            raise Diverged("the weights are not finite", config["trainer"]["max_steps"])
     began, steps = time.perf_counter(), experiment.steps()
     load_average(directory, module)
     module.to(trainer.strategy.root_device)
@@ -129,6 +132,8 @@ def _train_and_evaluate(
         scores, images, labels = experiment.evaluate(trainer, module, n, KEPT_SAMPLES, stoppable)
     losses = experiment.held_out(trainer, module)
     scores |= {"loss": losses["val/loss"], **steps}
+    if diverged := Diverged.of(scores):
+        raise diverged
     results = _results(experiment, directory, scores, time.perf_counter() - began)
     if leader:
         names = experiment.data.class_names
@@ -209,11 +214,12 @@ def _train(
     return tensorboard, trainer
 
 
-def _diverged(experiment: Experiment, directory: Run, step: int) -> dict[str, Any]:
+def _diverged(experiment: Experiment, directory: Run, how: Diverged) -> dict[str, Any]:
     """Returns the results of a run that diverged: null where there is no number."""
     name, n = experiment.features.name, experiment.protocol.n
     scores = {"score_name": name, "score": None, "n": n} if n else {}
-    told = {"tasks": list(experiment.module.diffusion.tasks), "diverged_at": step, "steps": step}
+    told = {"tasks": list(experiment.module.diffusion.tasks)}
+    told |= {"diverged": how.what, "diverged_at": how.step, "steps": how.step}
     return _results(experiment, directory, {**scores, "loss": None, **told})
 
 
@@ -223,7 +229,7 @@ def _results(
     """Returns what results.json holds: scores, what they cost, and how they were made."""
     meta = directory.meta
     timed, train_seconds = meta.get("timed_steps"), meta.get("train_seconds")
-    return {
+    results = {
         **scores,
         "seed": experiment.config["seed"],
         "parameters": experiment.parameters(),
@@ -233,6 +239,7 @@ def _results(
         "notes": of_run(experiment),
         **({"protocol": experiment.describe()} if experiment.protocol.n else {}),
     }
+    return finite(results)
 
 
 def _tensorboard(directory: Run, start: int) -> TensorBoardLogger:

@@ -11,11 +11,12 @@ artifacts/      further evaluations
 results.json    final numbers with their protocol; written last: its presence means done
 """
 
-__all__ = ["LOADER", "OBJECTIVES", "Run", "find_runs"]
+__all__ = ["LOADER", "OBJECTIVES", "Run", "find_runs", "finite", "to_json"]
 
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -45,6 +46,20 @@ class LOADER(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml's is 7 t
                     None, None, f"the key {key[1]!r} is there twice", node.start_mark
                 )
         return super().construct_mapping(node, deep)
+
+
+def finite(content: Any) -> Any:
+    """Returns plain values with None in place of each number that is not finite."""
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def to_json(content: Any, indent: int | None = 1) -> str:
+    """Returns plain values as strict JSON, which has null and no nan or infinity."""
+    return json.dumps(finite(content), indent=indent, allow_nan=False)
 
 
 def _write_atomically(path: Path, text: str) -> None:
@@ -155,7 +170,7 @@ class Run:
 
     def update_meta(self, **entries: Any) -> None:
         """Adds entries to meta.json."""
-        _write_atomically(self.meta_file, json.dumps(self.meta | entries, indent=1))
+        _write_atomically(self.meta_file, to_json(self.meta | entries))
 
     @property
     def results(self) -> dict[str, Any] | None:
@@ -168,13 +183,13 @@ class Run:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Writes the final numbers: from now on the run is done."""
-        _write_atomically(self.results_file, json.dumps(results, indent=1))
+        _write_atomically(self.results_file, to_json(results))
 
     def write_evaluation(self, name: str, results: Mapping[str, Any]) -> Path:
         """Writes an evaluation under another protocol than the run's own."""
         self.evaluations.mkdir(parents=True, exist_ok=True)
         path = self.evaluations / f"{name}.json"
-        _write_atomically(path, json.dumps(results, indent=1))
+        _write_atomically(path, to_json(results))
         return path
 
     def evaluation(self, name: str) -> dict[str, Any] | None:
@@ -184,13 +199,13 @@ class Run:
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl."""
         with self.metrics_file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(to_json(record, indent=None) + "\n")
 
     def cut_metrics(self, step: int) -> None:
         """Drops what was recorded after a step, and a torn last line, before the run goes on."""
         kept = [record for record in self.metrics() if record["step"] <= step]
         if self.metrics_file.exists():
-            lines = "".join(json.dumps(record) + "\n" for record in kept)
+            lines = "".join(to_json(record, indent=None) + "\n" for record in kept)
             _write_atomically(self.metrics_file, lines)
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from dtr_lightning.evaluation import Report, silent
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.fit import KEPT_SAMPLES
 from dtr_lightning.naming import flatten
-from dtr_lightning.run import Run
+from dtr_lightning.run import Run, finite
 from dtr_lightning.weights import load_average
 
 PROTOCOL = ("sampler", "features", "evaluation", "trainer.accelerator")
@@ -62,7 +62,7 @@ class TrainedRun:
                 f"{run.path} is an expert for [{low}, {high}): alone it cannot draw images"
             )
         self.run, self.step = run, load_average(run, self.module, checkpoint)
-        self.module.to(self.device)
+        self.module.to(self.device).eval()
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +86,6 @@ class TrainedRun:
         n = self.experiment.protocol.n
         scores, *_ = self.experiment.evaluate(self.trainer, self.module, n, KEPT_SAMPLES, report)
         steps = self.experiment.steps(self.step)
-        results = {**scores, **steps, "protocol": dict(self.experiment.describe())}
+        results = finite({**scores, **steps, "protocol": self.experiment.describe()})
         self.run.write_evaluation(self.name, results)
         return results
