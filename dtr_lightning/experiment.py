@@ -124,6 +124,12 @@ class Experiment:
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         self.data.check(trainer.world_size)
+        least = {name: getattr(self.protocol, name) for name in ("n", "every_n", "reference")}
+        for name, number in least.items():
+            if 0 < number < trainer.world_size:
+                raise UserError(
+                    f"evaluation.{name} {number} cannot be shared by {trainer.world_size} ranks"
+                )
         share = self.data.batch_size // trainer.world_size
         self.module.loss_weight.check(share)
         self.module.gradients.check(share)

@@ -160,7 +160,8 @@ class Data(LightningDataModule, ABC):
     def class_counts(self) -> list[int]:
         """Returns how many training images each class has; override it where that is known.
 
-        Every pair of a split that is no TensorDataset is read for it, once.
+        Every pair of a split that is no TensorDataset is read for it, once. UserError for labels
+        beyond num_classes.
         """
         if self._class_counts is None:
             train = self.split("train")
@@ -170,6 +171,9 @@ class Data(LightningDataModule, ABC):
                 labels = train.tensors[1]
             else:
                 labels = torch.tensor([int(train[i][1]) for i in range(len(train))])
+            if (last := int(labels.max())) >= self.num_classes:
+                name = type(self).__name__
+                raise UserError(f"{name} has a label {last}, but {self.num_classes} classes")
             self._class_counts = labels.bincount(minlength=self.num_classes).tolist()
         return self._class_counts
 
