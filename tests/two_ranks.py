@@ -98,6 +98,7 @@ def main() -> None:
     stop, measured = stop_the_first_rank(config, file.parent), measure(config)
     if torch.distributed.get_rank() == 0:
         print(json.dumps({"networks": found, "stop": stop, "measured": measured}))
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
