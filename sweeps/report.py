@@ -32,12 +32,13 @@ def diverged(metrics: Sequence[str], results: dict[str, dict[str, Any]]) -> dict
     for name, found in results.items():
         for metric in metrics:
             score = found.get(metric)
+            how = Diverged.of(found)
             if "diverged_at" in found:
-                lines[name] = f"diverged: {Diverged.of(found)}"
-            elif score is None:
+                lines[name] = f"diverged: {how}"
+            elif score is None and not how:
                 lines[name] = f"its protocol does not measure {metric!r}"
             elif not isinstance(score, int | float) or not math.isfinite(score):
-                lines[name] = f"diverged: {metric} is {score}"
+                lines[name] = f"diverged: {metric} is {'nan' if score is None else score}"
     return lines
 
 

@@ -13,7 +13,7 @@ from analysis.probe import Probe
 from dtr_lightning import notes
 from dtr_lightning.callbacks import Record
 from dtr_lightning.config import resolve
-from dtr_lightning.data import Data, Digits
+from dtr_lightning.data import Digits
 from dtr_lightning.errors import UserError
 from dtr_lightning.evaluation import Protocol, draw_labels, evaluate, sample
 from dtr_lightning.experiment import Experiment
@@ -222,10 +222,10 @@ def test_labels_of_alike_classes_come_in_turn():
     assert labels_of([6] * 7, 3).tolist() == [0, 1, 2]  # fewer samples than classes
 
 
-class Uneven(Data):
+class Uneven(Digits):
     """Dark and bright noise, 950 to 50."""
 
-    in_channels, image_size, num_classes, class_names = 1, 4, 2, ("dark", "bright")
+    image_size, num_classes, class_names = 4, 2, ("dark", "bright")
 
     def __init__(self, batch_size: int = 8):
         super().__init__(batch_size)
@@ -235,9 +235,6 @@ class Uneven(Data):
             name: TensorDataset(self.images(own, seed), own)
             for seed, (name, own) in enumerate(zip(("train", "held_out"), halves, strict=True))
         }
-
-    def split(self, name):
-        return self.splits[name]
 
     def images(self, labels, seed):
         generator = torch.Generator().manual_seed(seed)
