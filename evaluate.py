@@ -10,7 +10,6 @@ an .npz of samples: python evaluate.py RUN --protocol adm --reference ref.npz
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from dtr_lightning.commands import Options, command, stop_on_signals
-from dtr_lightning.errors import Stopped, UserError, refuse_diverged
+from dtr_lightning.errors import Diverged, Stopped, UserError, refuse_diverged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +33,7 @@ ADM_ONLY = ("reference", "samples", "save_samples", "weights")
 
 @command
 def main() -> int:
-    """Reads the options, evaluates and prints the results."""
+    """Reads the options, evaluates and prints the results; exit code 1 if there is no score."""
     given, options = read_options()
     stop = stop_on_signals()
     if given.protocol == "adm":
@@ -45,10 +44,14 @@ def main() -> int:
         features = results.get("num_features", 0)
 
     from dtr_lightning.notes import of_distance
+    from dtr_lightning.run import finite, to_json
 
-    print(json.dumps(results, indent=1))
+    results = finite(results)
+    print(to_json(results))
     for note in of_distance(results["n"], features) if features else ():
         print(f"note: {note}", file=sys.stderr)
+    if diverged := Diverged.of(results):
+        raise diverged
     return 0
 
 
@@ -152,17 +155,15 @@ def draw(
     count: Callable[[int], None],
 ) -> None:
     """Samples n images into activations and, where `out` is given, into that file."""
-    import torch
-
-    from dtr_lightning.evaluation import sample
+    from dtr_lightning.evaluation import draw_labels, sample
     from dtr_lightning.metrics.features import rgb
     from dtr_lightning.metrics.npz import write_archive
 
     experiment = trained.experiment
     data = experiment.data
-    labels = torch.arange(n) % data.num_classes
     shape = (data.in_channels, data.image_size, data.image_size)
     module, sampler, protocol = trained.module, experiment.sampler, experiment.protocol
+    labels = draw_labels(data, protocol, n)
 
     def images() -> Iterator["Tensor"]:
         for batch, _ in sample(module, sampler, labels, range(n), shape, protocol, count):

@@ -3,7 +3,6 @@
 The same command again goes on where it stopped, or prints the result of a finished run.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ def main() -> int:
     from dtr_lightning.config import expert_configs, make_parser, parse, run_name
     from dtr_lightning.fit import run
     from dtr_lightning.progress import Progress
+    from dtr_lightning.run import to_json
 
     parser = make_parser(description=__doc__)
     parser.add_argument("--out", type=str, help="run directory (default: runs/CONFIG/NAME)")
@@ -39,12 +39,11 @@ def main() -> int:
             bar(state.done, state.total, f"{state.stage}  step {state.step}/{steps}{score}")
 
         results = run(config, out, show, stop)
-    diverged = "diverged_at" in results
-    if diverged:
-        print(f"diverged: {Diverged(results['diverged_at'])}")
-    print(json.dumps(results, indent=1))
+    if diverged := Diverged.of(results):
+        print(f"diverged: {diverged}")
+    print(to_json(results))
     print(f"tensorboard --logdir {out}")
-    return int(diverged)
+    return int(diverged is not None)
 
 
 if __name__ == "__main__":

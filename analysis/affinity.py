@@ -23,6 +23,7 @@ from analysis.runs import Finished
 from analysis.similarity import PARTS, Projection, cosines, spread
 from analysis.style import WIDE, Drawing, count_images, new_figure, styled
 from dtr_lightning.errors import UserError, choices
+from dtr_lightning.models import evaluation_mode
 
 NAME = "affinity"
 FILE = "affinity.npy"
@@ -36,6 +37,8 @@ Method = Literal["auto", "exact", "projected"]
 class Protocol:
     """Gradients of mse + vb, unweighted, mean over images: at timesteps from 0 to T - 1, evenly.
 
+    The network is in evaluation mode and no label is dropped. (Go et al. measure in training mode,
+    in which a gradient depends on what happened to be dropped.)
     method: exact holds all gradients, projected keeps `size` numbers of each by a random projection
     of this seed; auto is exact up to 1 GiB. The seed is also that of noise and order of the images.
     """
@@ -58,9 +61,10 @@ def _gradient(probe: Probe, parameters: list[nn.Parameter], t: int) -> list[Tens
     """Returns the gradient of the mean loss of all images at t, one tensor per parameter."""
     total = [torch.zeros_like(p) for p in parameters]
     for part in probe.minibatches(BATCH):
-        losses = probe.module.losses(part.x0, part.tasks(t), part.y, part.noise)
-        loss = (losses.mse + losses.vb).sum() / len(probe.x0)
-        found = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        with evaluation_mode(probe.module):
+            losses = probe.module.losses(part.x0, part.tasks(t), part.y, part.noise)
+            loss = (losses.mse + losses.vb).sum() / len(probe.x0)
+            found = torch.autograd.grad(loss, parameters, materialize_grads=True)
         for own, new in zip(total, found, strict=True):
             own += new
     return total

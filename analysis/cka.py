@@ -17,6 +17,7 @@ from analysis.runs import Finished
 from analysis.similarity import LEAST, Estimator, Minibatches, gram
 from analysis.style import WIDE, Drawing, count_images, new_figure, styled
 from dtr_lightning.errors import UserError, choices
+from dtr_lightning.models import evaluation_mode
 
 NAME = "cka"
 MOST_COLUMNS = 12  # of blocks, as in the paper
@@ -107,7 +108,8 @@ def measure(probe: Probe, protocol: Protocol, report: Report) -> Mapping[str, np
             for j, t in enumerate(at.tolist()):
                 read.clear()
                 tasks = part.tasks(t)
-                model(process.q_sample(part.x0, tasks, part.noise), tasks, part.y)
+                with evaluation_mode(model):
+                    model(process.q_sample(part.x0, tasks, part.noise), tasks, part.y)
                 grams[:, j] = torch.stack(read)
                 report((i + (j + 1) / len(at)) / len(parts))
             for found in sums.values():

@@ -58,7 +58,7 @@ def sheet(images: np.ndarray, side: int) -> np.ndarray:
 def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
     """Draws a square sheet per class, of the run's own sampler and guidance; name a run for it.
 
-    Sample j of a class is the evaluation's sample i = class + j num_classes: none is chosen.
+    Sample j of a class starts from the noise of index class + j num_classes: none is chosen.
     """
     # Lightning takes seconds to import; figures that need no network do without.
     from dtr_lightning.evaluation import sample

@@ -23,6 +23,7 @@ from dtr_lightning.building import build
 from dtr_lightning.data import to_uint8
 from dtr_lightning.diffusion import FlowMatching, Process
 from dtr_lightning.errors import UserError
+from dtr_lightning.models import evaluation_mode
 from dtr_lightning.routers import Router
 from dtr_lightning.samplers import DDIM, Euler, IndexedNoise, guided
 
@@ -61,13 +62,11 @@ def denoise(
 ) -> Moments:
     """Returns the moments of samples of these classes (N,), by 60 steps of DDIM or Euler.
 
-    shape is (C, H, W); guidance and seed are those of the run's protocol, the start noise of a
-    class is that of its first sample. `clip` limits every predicted x_0 to [-1, 1].
+    shape is (C, H, W); guidance and seed are those of the run's protocol, a class starts from the
+    noise of the index that is its label. `clip` limits every predicted x_0 to [-1, 1].
     """
     process, device = module.diffusion, module.device
-    module.eval()
     y = labels.to(device)
-    condition = module.condition(y, torch.zeros_like(y))
     network = guided(module.model, protocol.guidance, module.model.null, protocol.guidance_channels)
     times, seen, clean = [], [], []
 
@@ -81,7 +80,9 @@ def denoise(
     steps = min(FRAMES, process.T)
     sampler = (Euler if isinstance(process, FlowMatching) else DDIM)(steps, clip=clip)
     noise = IndexedNoise(protocol.seed, labels.tolist(), shape)
-    sampler(watched, noise().to(device), process, lambda: noise().to(device))
+    with evaluation_mode(module):
+        condition = module.condition(y, torch.zeros_like(y))
+        sampler(watched, noise().to(device), process, lambda: noise().to(device))
     return Moments(times, torch.stack(seen), torch.stack(clean), labels)
 
 

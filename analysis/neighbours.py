@@ -48,7 +48,7 @@ class Reference(NamedTuple):
         """Returns those of a run; UserError where its data or features cannot be had."""
         data: Data = build(Data, run.config["data"])
         features: Features = build(Features, run.config["features"])
-        features.to("cuda" if torch.cuda.is_available() else "cpu")
+        features.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         limit = int(run.flat.get("evaluation.reference") or 0) or None
         size = len(data.split("train"))
         count = min(size, limit or size)

@@ -20,6 +20,7 @@ from analysis.settings import Setting, chosen, settings
 from dtr_lightning.bar import Bar
 from dtr_lightning.commands import quiet
 from dtr_lightning.errors import UserError
+from dtr_lightning.models import evaluation_mode
 from dtr_lightning.run import Run
 
 Arrays = dict[str, np.ndarray]
@@ -28,7 +29,7 @@ Report = Callable[[float], None]  # is told the share of the work that is done, 
 
 @dataclass(frozen=True)
 class Probe:
-    """A network in evaluation mode, images x0 (n, C, H, W), their conditions y and noise."""
+    """A network, images x0 (n, C, H, W), their conditions y and noise."""
 
     module: nn.Module
     x0: Tensor
@@ -45,7 +46,7 @@ class Probe:
         config = other_protocol(run, [])
         config = config | {"module": config["module"] | {"compile": False}}
         trained = TrainedRun(run, config)
-        return cls.on(trained.module.eval(), trained.experiment.data, images, seed)
+        return cls.on(trained.module, trained.experiment.data, images, seed)
 
     @classmethod
     def on(cls, module: nn.Module, data: Any, images: int, seed: int) -> "Probe":
@@ -60,7 +61,8 @@ class Probe:
         order = torch.randperm(len(labels), generator=generator)
         x0 = to_float(pixels[order])
         noise = torch.randn(x0.shape, generator=generator)
-        y = module.condition(labels[order].to(module.device), order.to(module.device))
+        with evaluation_mode(module):
+            y = module.condition(labels[order].to(module.device), order.to(module.device))
         return cls(module, x0.to(module.device), y, noise.to(module.device))
 
     def minibatches(self, size: int) -> Iterator["Probe"]:

@@ -22,9 +22,10 @@ def losses_of(run: Finished) -> dict[tuple[int, int], float]:
     """Returns {(first t, last t): held-out loss} at the end; empty if none or diverged."""
     for record in reversed(run.records):
         matches = [(KEY.fullmatch(key), value) for key, value in record.items()]
-        losses = {(int(m[1]), int(m[2])): v for m, v in matches if m and v is not None}
+        losses = {(int(m[1]), int(m[2])): v for m, v in matches if m}
         if losses:
-            return losses if all(map(math.isfinite, losses.values())) else {}
+            known = all(v is not None and math.isfinite(v) for v in losses.values())
+            return losses if known else {}
     return {}
 
 

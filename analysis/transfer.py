@@ -8,6 +8,7 @@ range are taken by the expert for it. Above zero the specialist is better: negat
 __all__ = ["NAME", "Protocol", "draw", "needs"]
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -23,6 +24,7 @@ from analysis.statistics import t_interval
 from analysis.style import WIDE, Drawing, look, new_figure, panel_title, styled
 from dtr_lightning.bar import Bar
 from dtr_lightning.errors import UserError
+from dtr_lightning.run import to_json
 
 NAME = "transfer"
 FILE = "transfer.json"  # in the artifacts of the run of experts: {what was drawn: score}
@@ -57,8 +59,8 @@ def needs(runs: Sequence[Finished]) -> str | None:
     return "needs a run of experts (--experts 4) and its joint run, with their checkpoints"
 
 
-def _stored(experts: Finished) -> dict[str, float]:
-    """Returns {what was drawn: score}; empty if nothing was, or the file is damaged."""
+def _stored(experts: Finished) -> dict[str, float | None]:
+    """Returns {what was drawn: score, None if not finite}; empty without a sound file."""
     try:
         found = json.loads(artifact(experts, FILE).read_text())
     except (OSError, ValueError):
@@ -109,7 +111,7 @@ def _measure(pair: Pair, protocol: Protocol, bar: Bar) -> None:
             parts = [part for part in parts if part[1][0] < part[1][1]]
             joint.module.model = Experts(*zip(*parts, strict=True)).to(joint.device)
         scores, *_ = joint.experiment.evaluate(joint.trainer, joint.module, n, 1, report)
-        content = json.dumps(_stored(pair[0]) | {key: scores["score"]}, indent=1)
+        content = to_json(_stored(pair[0]) | {key: scores["score"]})
         write(artifact(pair[0], FILE), lambda file, content=content: file.write(content.encode()))
 
 
@@ -119,7 +121,8 @@ def _scores(pair: Pair, protocol: Protocol) -> list[float]:
         with Bar(NAME) as bar:
             _measure(pair, protocol, bar)
     found = _stored(pair[0])
-    return [found[key] for key in _keys(pair, protocol)]
+    scores = [found[key] for key in _keys(pair, protocol)]
+    return [math.nan if score is None else score for score in scores]
 
 
 def _gaps(found: Sequence[Pair], protocol: Protocol) -> pd.DataFrame:

@@ -11,7 +11,6 @@ has the tests' stand-in for a training. Linux only.
 
 import argparse
 import contextlib
-import json
 import shutil
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from benchmarks.victims import Command, Lab
 from dtr_lightning.commands import Options, command
 from dtr_lightning.errors import UserError
 from dtr_lightning.provenance import provenance
+from dtr_lightning.run import to_json
 
 LIGHT_POINTS = 12
 STARTS = "8 commands at one instant"
@@ -152,7 +152,7 @@ def main() -> int:
     if options.json:
         about = {name: getattr(options, name) for name in ("points", "seed", "postgres", "quick")}
         content = about | provenance() | {"rows": [asdict(row) for row in found]}
-        options.json.write_text(json.dumps(content, indent=1))
+        options.json.write_text(to_json(content))
     return 1 if wrong else 0
 
 

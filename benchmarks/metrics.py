@@ -4,7 +4,6 @@ Precision and recall (k = 3) of n random features against n others, and the Frec
 covariances, each once. Memory is what the process grows by at its peak.
 """
 
-import json
 import resource
 import sys
 import time
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dtr_lightning.commands import Options, command
 from dtr_lightning.errors import UserError
 from dtr_lightning.metrics import frechet_distance, precision_recall
+from dtr_lightning.run import to_json
 
 
 def measured(function: Callable[[], object]) -> dict[str, float]:
@@ -52,10 +52,10 @@ def main() -> int:
     real, fake = torch.randn(2, given.n, given.features, generator=generator)
     size = {"features": given.features, "threads": given.threads}
     row = measured(lambda: precision_recall(real, fake))
-    print(json.dumps({"what": "precision and recall", "n": given.n, **size, **row}), flush=True)
+    print(to_json({"what": "precision and recall", "n": given.n, **size, **row}, None), flush=True)
     moments = [m for x in (real, fake) for m in (x.mean(0).double(), torch.cov(x.T).double())]
     row = measured(lambda: frechet_distance(*moments))
-    print(json.dumps({"what": "Frechet distance", **size, **row}))
+    print(to_json({"what": "Frechet distance", **size, **row}, None))
     return 0
 
 

@@ -7,7 +7,6 @@ a network for each router and compares those.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +31,7 @@ from dtr_lightning.models import DiT
 from dtr_lightning.module import DiffusionModule
 from dtr_lightning.provenance import provenance
 from dtr_lightning.routers import FixedMasks, NoRouting, Router
+from dtr_lightning.run import to_json
 
 ROUTERS = {
     name: cls
@@ -150,7 +150,7 @@ def main() -> int:
         ]
         about = {"model": options.model, "batch": 32, "mode": mode, "pairs": options.pairs}
         about |= {"steps": options.steps, "threads": options.threads, "device": options.device}
-        options.json.write_text(json.dumps(about | provenance() | {"rows": rows}, indent=1))
+        options.json.write_text(to_json(about | provenance() | {"rows": rows}))
     return 0
 
 

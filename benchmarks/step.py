@@ -8,7 +8,6 @@ rows are in memory at once: for dit_s4 that is 0.7 GB each.
 
 import argparse
 import gc
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +36,7 @@ from dtr_lightning.models import DiT
 from dtr_lightning.module import DiffusionModule
 from dtr_lightning.provenance import provenance
 from dtr_lightning.routers import DTR, NoRouting
+from dtr_lightning.run import to_json
 
 DIGITS = Path(__file__).resolve().parent.parent / "configs" / "digits.yaml"
 EMA_DECAY = 0.9999
@@ -204,7 +204,7 @@ def main() -> int:
         ]
     if options.json:
         about = {"rounds": options.rounds, "device": options.device}
-        options.json.write_text(json.dumps(about | provenance() | {"rows": record}, indent=1))
+        options.json.write_text(to_json(about | provenance() | {"rows": record}))
     return 0
 
 

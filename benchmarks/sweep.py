@@ -12,7 +12,6 @@ Workers are processes of this machine: beyond its cores they compete for these, 
 
 import argparse
 import contextlib
-import json
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from benchmarks import scale
 from benchmarks.postgres import Server
 from dtr_lightning.commands import Options, command
 from dtr_lightning.errors import UserError
-from dtr_lightning.run import Run, find_runs
+from dtr_lightning.run import Run, find_runs, to_json
 from sweeps.folder import Folder
 from sweeps.plan import Point, Sweep
 from sweeps.recipe import read
@@ -84,7 +83,7 @@ def measure_scale(options: argparse.Namespace, folder: Path) -> Rows:
                     plan = scale.plan_seconds(sweep, place, url)
                     row = scale.measure(sweep, place, url, number, sleep, options.seconds)
                     rows.append(row._asdict() | {"plan": plan})
-                    print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+                    print(to_json(rows[-1], None), file=sys.stderr, flush=True)
     return rows
 
 
@@ -241,7 +240,7 @@ def main() -> int:
         shown.add_row(*row)
     Console().print(shown)
     if options.json:
-        options.json.write_text(json.dumps({"what": options.what, "rows": rows}, indent=1))
+        options.json.write_text(to_json({"what": options.what, "rows": rows}))
     return 0
 
 

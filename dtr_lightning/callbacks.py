@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from dtr_lightning.atomic import replacing
 from dtr_lightning.errors import Diverged, Stopped
@@ -91,6 +92,10 @@ class Record(Callback):
         self.grad_norm = 0.0
         self.last = (0, 0.0)  # step, seconds
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keeps the trainer: a checkpoint of one process holds the windows of all."""
+        self.trainer = trainer
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock, and drops records of steps that will be repeated."""
         self.last = (trainer.global_step, time.perf_counter())
@@ -131,19 +136,24 @@ class Record(Callback):
                 speed = (step - before) / (now[1] - then)
                 logger.log_metrics({"train/steps_per_second": speed}, step)
         if not math.isfinite(logged["train/loss"]):
-            raise Diverged(step)
+            raise Diverged("the loss is not finite", step)
 
     def _due(self, trainer: Trainer, step: int) -> bool:
         return step % self.every == 0 or step == trainer.max_steps
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the window as three tensors."""
+        """Returns the window as three tensors (processes, n)."""
         window = map(torch.cat, zip(*self.window, strict=True)) if self.window else ()
-        return {"window": [part.cpu() for part in window]}
+        several = self.trainer.world_size > 1
+        gathered = (gather_all_tensors(part) if several else [part] for part in window)
+        return {"window": [torch.stack(parts).cpu() for parts in gathered]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the window back."""
-        self.window = [Losses(*state_dict["window"])] if state_dict["window"] else []
+        """Takes this process's part of the window back; of another number of processes, a share."""
+        mine = slice(self.trainer.global_rank, None, self.trainer.world_size)
+        window = [torch.atleast_2d(part)[mine].flatten() for part in state_dict["window"]]
+        device = self.trainer.strategy.root_device
+        self.window = [Losses(*(part.to(device) for part in window))] if window else []
 
 
 class EvaluateOnTheWay(Callback):

@@ -22,7 +22,7 @@ from threading import Event
 from types import FrameType
 from typing import Any, NoReturn
 
-from dtr_lightning.errors import Stopped, UserError
+from dtr_lightning.errors import Diverged, Stopped, UserError
 
 MISTAKES = {
     errno.ENOSPC: "no space left on the device",
@@ -58,7 +58,8 @@ class Options(argparse.ArgumentParser):
 def command(main: Callable[[], int | None]) -> Callable[[], int | None]:
     """Wraps a command's main: a person's mistake becomes one line and exit code 2.
 
-    Ctrl-C says that the same command goes on (exit code 130). Bugs keep their traceback.
+    What has diverged is one line too, and exit code 1. Ctrl-C says that the same command goes on
+    (exit code 130). Bugs keep their traceback.
     """
 
     @wraps(main)
@@ -66,6 +67,9 @@ def command(main: Callable[[], int | None]) -> Callable[[], int | None]:
         quiet()
         try:
             return main()
+        except Diverged as error:
+            print(f"diverged: {error}", file=sys.stderr)
+            return 1
         except UserError as error:
             return _fail(str(error))
         except BrokenPipeError:

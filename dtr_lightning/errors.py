@@ -2,6 +2,7 @@
 
 __all__ = ["Diverged", "Stopped", "UserError", "choices", "refuse_diverged"]
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,19 +19,35 @@ class Stopped(Exception):
     """A run was asked to stop; last.ckpt holds the step that it had reached."""
 
 
-class Diverged(Exception):
-    """The training loss that was logged at a step is not finite; nothing is saved from it on."""
+class Diverged(UserError):
+    """What a training came to is not finite; `what` says which, and commands exit with code 1.
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"the loss is nan at step {step}")
-        self.step = step
+    A run ends at the step where its logged training loss is, and saves nothing from there on; at
+    its end its weights, held-out loss and score are checked too.
+    """
+
+    def __init__(self, what: str, step: int | None = None) -> None:
+        super().__init__(what if step is None else f"{what} at step {step}")
+        self.what, self.step = what, step
+
+    @classmethod
+    def of(cls, results: Mapping[str, Any] | None) -> "Diverged | None":
+        """Returns how what has these results diverged, None if it did not."""
+        results = results or {}
+        if "diverged_at" in results:
+            what = results.get("diverged") or "the loss is not finite"
+            return cls(what, results["diverged_at"])
+        for key in ("loss", "score"):
+            if (value := results.get(key, 0)) is None or not math.isfinite(value):
+                return cls(f"the {key} is not finite", results.get("steps"))
+        return None
 
 
 def refuse_diverged(path: object, results: Mapping[str, Any] | None) -> None:
     """Raises UserError if the results of the run at a path say that it diverged."""
-    if results and "diverged_at" in results:
+    if diverged := Diverged.of(results):
         raise UserError(
-            f"{path} diverged, {Diverged(results['diverged_at'])}: its end cannot be used; "
+            f"{path} diverged, {diverged}: its end cannot be used; "
             "milestones from before are valid, with --checkpoint step=N"
         )
 

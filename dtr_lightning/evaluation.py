@@ -1,27 +1,31 @@
 """Evaluation of a network: samples with a stated protocol, their score, and the held-out loss.
 
 Sample i depends on (seed, i) alone, not on batches or the number of GPUs: its start noise, its
-class i mod num_classes, and the noise of its steps. Samples of two runs are therefore paired.
+class (see `draw_labels`), and the noise of its steps. Samples of two runs are therefore paired.
 """
 
-__all__ = ["Protocol", "Report", "evaluate", "sample", "silent"]
+__all__ = ["Protocol", "Report", "draw_labels", "evaluate", "sample", "silent"]
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torchmetrics import SumMetric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from dtr_lightning.data import Data, to_uint8
-from dtr_lightning.errors import UserError
+from dtr_lightning.errors import Diverged, UserError, choices
 from dtr_lightning.metrics.scores import Scorer
-from dtr_lightning.models import Denoiser
-from dtr_lightning.module import DiffusionModule
+from dtr_lightning.models import Denoiser, evaluation_mode
+from dtr_lightning.module import DiffusionModule, random_state
 from dtr_lightning.samplers import IndexedNoise, Sampler, guided
 
 MEASURED = {"score", "kid", "kid_std", "precision", "recall", "classifier_score"}
+MEASURED |= {"accuracy", "copies"}
+Labels = Literal["proportional", "balanced"]
 
 Report = Callable[[int], None]  # is told the number of network evaluations of single images
 
@@ -36,7 +40,8 @@ class Protocol:
     n samples at the end (0: no score, for an expert); on the way every `every` steps (0: never)
     with `every_n` samples. They are compared with `reference` training images, evenly spaced (0:
     all). guidance 1 is the conditional model; guidance_channels are all, or the first three as the
-    official DiT has it. batch_size is of sampling, seed of the samples' noise.
+    official DiT has it. labels are proportional to the classes of the training split, or balanced:
+    all classes in turn. batch_size is of sampling, seed of the samples' noise.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class Protocol:
         reference: int = 0,
         guidance: float = 1.0,
         guidance_channels: Literal["all", "first3"] = "all",
+        labels: Labels = "proportional",
         batch_size: int = 128,
         seed: int = 0,
     ) -> None:
@@ -63,7 +69,9 @@ class Protocol:
         if reference < 0 or reference == 1:
             raise UserError(f"evaluation.reference must be 0 (all) or at least 2; got {reference}")
         self.reference = reference
-        self.guidance, self.guidance_channels = guidance, guidance_channels
+        if labels not in get_args(Labels):
+            raise choices("evaluation.labels", labels, get_args(Labels))
+        self.guidance, self.guidance_channels, self.labels = guidance, guidance_channels, labels
         self.batch_size, self.seed = batch_size, seed
 
 
@@ -77,6 +85,24 @@ def check_guidance(model: Denoiser, guidance: float) -> None:
         )
 
 
+def draw_labels(data: Data, protocol: Protocol, n: int) -> Tensor:
+    """Returns the labels int64 (n,) of samples 0 to n - 1, as the protocol has them.
+
+    Classes come in turn, but sample i is of one that is furthest behind its share of i + 1 samples,
+    to a tenth of a sample. So n labels are the first of more, and never far from the proportions.
+    """
+    balanced = protocol.labels == "balanced"
+    counts = np.array([1] * data.num_classes if balanced else data.class_counts())
+    total, last = counts.sum(), -1
+    behind, labels = np.zeros_like(counts), np.empty(n, np.int64)
+    for i in range(n):
+        behind += counts  # in samples: by behind / total
+        furthest = np.flatnonzero((behind > 0) & (behind >= behind.max() - total / 10))
+        last = labels[i] = furthest[np.searchsorted(furthest, last + 1) % len(furthest)]
+        behind[last] -= total
+    return torch.from_numpy(labels)
+
+
 def sample(
     module: DiffusionModule,
     sampler: Sampler,
@@ -88,12 +114,12 @@ def sample(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields batches of images uint8 (n, C, H, W) and labels (n,) of samples with these indices.
 
-    labels (N,) belong to indices one by one; shape is (C, H, W). UserError where the network draws
+    labels (N,) belong to indices one by one; shape is (C, H, W). Diverged where the network draws
     anything but finite pixels.
     """
     for images, y in _draw(module, sampler, labels, indices, shape, protocol, report):
         if not images.isfinite().all():
-            raise UserError("the network draws pixels that are not finite: it has diverged")
+            raise Diverged("the pixels that the network draws are not finite")
         yield to_uint8(images), y
 
 
@@ -110,21 +136,21 @@ def _draw(
     check_guidance(module.model, protocol.guidance)
     device = module.device
     network = guided(module.model, protocol.guidance, module.model.null, protocol.guidance_channels)
-    module.eval()
     for first in range(0, len(indices), protocol.batch_size):
         chunk = indices[first : first + protocol.batch_size]
         y = labels[first : first + protocol.batch_size].to(device)
-        which = torch.tensor(list(chunk), device=device) // module.model.num_classes
-        condition = module.condition(y, which)
+        which = torch.tensor([random_state(protocol.seed, i) for i in chunk], device=device)
         noise = IndexedNoise(protocol.seed, chunk, shape)
         cost = len(chunk) * (1 if protocol.guidance == 1 else 2)
-        images = sampler(
-            lambda x, t, c=condition: network(x, t, c),
-            noise().to(device),
-            module.diffusion,
-            lambda noise=noise: noise().to(device),
-            progress=lambda cost=cost: report(cost),
-        )
+        with evaluation_mode(module):
+            condition = module.condition(y, which)
+            images = sampler(
+                lambda x, t, c=condition: network(x, t, c),
+                noise().to(device),
+                module.diffusion,
+                lambda noise=noise: noise().to(device),
+                progress=lambda cost=cost: report(cost),
+            )
         yield images, y
 
 
@@ -140,26 +166,32 @@ def evaluate(
     world: int = 1,
     report: Report = silent,
 ) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Returns the score of n samples, and the first `keep` images of this rank with their labels.
+    """Returns the score of n samples, and the first `keep` images with their labels.
 
-    Every rank samples its contiguous share; the metrics are gathered over ranks by torchmetrics. A
-    network that draws anything but finite pixels has diverged: its score is nan.
+    Every rank samples its contiguous share; metrics and images are gathered over ranks. A network
+    that draws anything but finite pixels has diverged: its score is nan.
     """
     indices = range(n * rank // world, n * (rank + 1) // world)
-    labels = torch.tensor([i % data.num_classes for i in indices])
+    labels = draw_labels(data, protocol, n)[indices.start : indices.stop]
     shape = (data.in_channels, data.image_size, data.image_size)
     scorer.reset()
-    kept, count = [], 0
+    kept, mine = [], max(0, min(keep, indices.stop) - indices.start)
     broken = SumMetric(nan_strategy="error").to(scorer.device)
     for pixels, y in _draw(module, sampler, labels, indices, shape, protocol, report):
         broken.update((~pixels.isfinite()).sum().to(scorer.device))
         images = to_uint8(pixels)
         scorer.update(images, y)
-        if count < keep:
-            kept.append(images.cpu())
-            count += len(images)
-    images = torch.cat(kept)[:keep] if kept else torch.empty(0, *shape, dtype=torch.uint8)
+        kept.append(images[: mine - sum(map(len, kept))].cpu())
+    images = torch.cat([torch.empty(0, *shape, dtype=torch.uint8), *kept])
+    images, labels = (_of_all_ranks(x, scorer.device) for x in (images, labels[:mine]))
     scores = scorer.compute() | scorer.describe()
     if broken.compute():
         scores |= dict.fromkeys(MEASURED & scores.keys(), math.nan)
-    return scores, images, labels[: len(images)]
+    return scores, images, labels
+
+
+def _of_all_ranks(rows: Tensor, device: torch.device) -> Tensor:
+    """Returns the rows of all processes, in their order."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return rows
+    return torch.cat(gather_all_tensors(rows.to(device))).cpu()

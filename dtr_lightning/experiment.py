@@ -29,7 +29,7 @@ from dtr_lightning.naming import protocol
 from dtr_lightning.routers import Router
 from dtr_lightning.samplers import Sampler
 
-HELD_OUT_BATCH = 128  # fixed: the noise of an image must not depend on the machine
+HELD_OUT_BATCH = 128
 HELD_OUT_IMAGES = 2048  # of the held-out loss; smaller splits are repeated at other tasks
 
 
@@ -137,6 +137,12 @@ class Experiment:
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         self.data.check(trainer.world_size)
+        least = {name: getattr(self.protocol, name) for name in ("n", "every_n", "reference")}
+        for name, number in least.items():
+            if 0 < number < trainer.world_size:
+                raise UserError(
+                    f"evaluation.{name} {number} cannot be shared by {trainer.world_size} ranks"
+                )
         share = self.data.batch_size // trainer.world_size
         self.module.loss_weight.check(share)
         self.module.gradients.check(share)
@@ -157,7 +163,7 @@ class Experiment:
     def evaluate(
         self, trainer: Trainer, module: DiffusionModule, n: int, keep: int, report: Report = silent
     ) -> tuple[dict[str, Any], Tensor, Tensor]:
-        """Returns the score of n samples, and the first images and labels of this rank."""
+        """Returns the score of n samples, and the first `keep` images and labels."""
         scores, images, labels = evaluate(
             module,
             self.data,
@@ -173,14 +179,24 @@ class Experiment:
         return {"score_name": scores.pop("name"), **scores}, images, labels
 
     def held_out(self, trainer: Trainer, module: DiffusionModule) -> dict[str, float]:
-        """Returns the unweighted held-out loss, over all tasks and per eighth of the timeline."""
+        """Returns the unweighted held-out loss, over all tasks and per eighth of the timeline.
+
+        Image i of N is measured as i, i + N, i + 2N ...: equally by any number of processes.
+        """
         rank, world = trainer.global_rank, trainer.world_size
         loader = self.data.heldout_images(HELD_OUT_IMAGES, rank, world)
         images, labels = map(torch.cat, zip(*loader, strict=True))
-        passes = max(1, HELD_OUT_IMAGES // (len(labels) * world))
-        order = torch.arange(len(labels)).repeat(passes).split(HELD_OUT_BATCH)
-        batches = ((to_float(images[i]), labels[i]) for i in order)
-        losses = module.held_out_losses(batches, seed=self.protocol.seed + rank)
+        count = min(len(self.data.split("held_out")), HELD_OUT_IMAGES)
+        passes = torch.arange(max(1, HELD_OUT_IMAGES // count))
+        indices = (torch.arange(count)[rank::world] + count * passes[:, None]).flatten()
+        order = torch.arange(len(labels)).repeat(len(passes))
+        batches = (
+            (to_float(images[own]), labels[own], i)
+            for own, i in zip(
+                order.split(HELD_OUT_BATCH), indices.split(HELD_OUT_BATCH), strict=True
+            )
+        )
+        losses = module.held_out_losses(batches, seed=self.protocol.seed)
         sums = over_ranks(trainer, by_task(losses, module.diffusion.T))
         return scalars(sums, module.diffusion.T, "val")
 
@@ -226,6 +242,5 @@ class Experiment:
         return protocol(self.config) | {
             "sampler_steps": self.sampler_steps,
             "weights": "ema",
-            "labels": "sample i is of class i mod num_classes",
             "precision": "float32",
         }

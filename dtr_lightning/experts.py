@@ -10,7 +10,7 @@ from typing import Any
 from torch import distributed
 
 from dtr_lightning.config import Config, expert_configs
-from dtr_lightning.errors import Stopped
+from dtr_lightning.errors import Diverged, Stopped
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.progress import Progress
 from dtr_lightning.run import Run
@@ -21,12 +21,12 @@ Train = Callable[[Config, Path, Report, Event], dict[str, Any]]
 
 def train_experts(
     experiment: Experiment, directory: Run, train: Train, report: Report, stop: Event
-) -> tuple[dict[str, float], int | None]:
+) -> tuple[dict[str, float], Diverged | None]:
     """Trains what is missing of a run's experts, one after another, until one diverges.
 
-    Returns their times in all, and the step of the whole run, over all experts, at which one
-    diverged. `train` is how a run is computed. Progress is that of the whole run. Raises Stopped
-    between two experts when `stop` was set, and whatever `train` raises.
+    Returns their times in all, and how one diverged, at a step of the whole run. `train` is how a
+    run is computed. Progress is that of the whole run. Raises Stopped between two experts when
+    `stop` was set, and whatever `train` raises.
     """
     whole, steps = experiment.work(), experiment.config["trainer"]["max_steps"]
     share = experiment.training_work() // experiment.networks
@@ -45,6 +45,6 @@ def train_experts(
         times["seconds"] += results["seconds"]
         for key in ("train_seconds", "timed_steps"):
             times[key] += expert.meta.get(key, 0)
-        if "diverged_at" in results:
-            return times, i * steps + results["diverged_at"]
+        if diverged := Diverged.of(results):
+            return times, Diverged(diverged.what, i * steps + diverged.step)
     return times, None

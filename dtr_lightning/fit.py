@@ -28,11 +28,11 @@ from dtr_lightning.experiment import Experiment
 from dtr_lightning.experts import train_experts
 from dtr_lightning.hparams import log_end, log_start
 from dtr_lightning.notes import of_run
-from dtr_lightning.pictures import image_grid, log_masks, save_samples
+from dtr_lightning.pictures import by_class, image_grid, log_masks, save_samples
 from dtr_lightning.progress import Progress, Reporter
 from dtr_lightning.provenance import provenance
-from dtr_lightning.run import Run
-from dtr_lightning.weights import load_average, read_checkpoint, refuse_shorter
+from dtr_lightning.run import Run, finite
+from dtr_lightning.weights import are_finite, load_average, read_checkpoint, refuse_shorter
 
 KEPT_SAMPLES = 100
 
@@ -48,9 +48,10 @@ def run(
     Done already: returns them at once. Interrupted before: goes on from last.ckpt. Raises Stopped
     when `stop` was set, at the end of the step or of an evaluation on the way, after saving
     last.ckpt; several processes stop together, at a step that is logged, when that of any was set.
-    A loss that is not finite ends the run as diverged, with neither score nor loss. UserError if
-    the directory holds another run, one that is trained for longer already, or is in use. A run
-    that ended is trained on where max_steps is larger, and evaluated anew under another protocol.
+    A training loss, or at the end a weight, held-out loss or score, that is not finite ends the run
+    as diverged, with neither score nor loss. UserError if the directory holds another run, one that
+    is trained for longer already, or is in use. A run that ended is trained on where max_steps is
+    larger, and evaluated anew under another protocol.
     """
     directory, contents = Run(path), {}
     leader = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
@@ -77,7 +78,7 @@ def run(
         try:
             results = _train_and_evaluate(experiment, directory, leader, report, stop)
         except Diverged as error:
-            results, status = _diverged(experiment, directory, error.step), "diverged"
+            results, status = _diverged(experiment, directory, error), "diverged"
         except SystemExit as error:  # what Lightning makes of a second Ctrl-C
             if leader:
                 directory.update_meta(status="stopped")
@@ -113,12 +114,12 @@ def _train_and_evaluate(
             raise Stopped
 
     if experiment.networks > 1:
-        times, diverged_at = train_experts(experiment, directory, run, report, stop)
+        times, diverged = train_experts(experiment, directory, run, report, stop)
         if leader:
             directory.update_meta(**times)
             directory.cut_metrics(0)
-        if diverged_at is not None:
-            raise Diverged(diverged_at)
+        if diverged:
+            raise diverged
         tensorboard = _tensorboard(directory, 0)
         if leader:
             log_start(tensorboard.experiment, config)
@@ -126,6 +127,8 @@ def _train_and_evaluate(
         trainer.fit(module, datamodule=experiment.data)  # no step: starts devices and processes
     else:
         tensorboard, trainer = _train(experiment, directory, leader, reporter, stop)
+        if not are_finite(directory, module):
+            raise Diverged("the weights are not finite", config["trainer"]["max_steps"])
     began, steps = time.perf_counter(), experiment.steps()
     load_average(directory, module)
     module.to(trainer.strategy.root_device)
@@ -136,6 +139,8 @@ def _train_and_evaluate(
         scores, images, labels = experiment.evaluate(trainer, module, n, KEPT_SAMPLES, stoppable)
     losses = experiment.held_out(trainer, module)
     scores |= {"loss": losses["val/loss"], **steps}
+    if diverged := Diverged.of(scores):
+        raise diverged
     results = _results(experiment, directory, scores, time.perf_counter() - began)
     if leader:
         names = experiment.data.class_names
@@ -144,7 +149,8 @@ def _train_and_evaluate(
                 logger.log_metrics(losses, steps["steps"])
         every, last = experiment.protocol.every, steps["steps"]
         if n and (experiment.networks > 1 or not every or last % every):
-            tensorboard.experiment.add_image("samples", image_grid(images, len(names)), last)
+            grid = image_grid(by_class(images, labels, len(names)), len(names))
+            tensorboard.experiment.add_image("samples", grid, last)
         if n:
             save_samples(directory, images, labels, names)
         log_end(tensorboard.experiment, results)
@@ -163,11 +169,12 @@ def _train(
         losses, scores = experiment.held_out(trainer, ema.module), {}
         if experiment.protocol.n:
             n = experiment.protocol.every_n
-            scores, images, _ = experiment.evaluate(
+            scores, images, labels = experiment.evaluate(
                 trainer, ema.module, n, KEPT_SAMPLES, reporter.sampled
             )
             if leader:
-                grid = image_grid(images, experiment.data.num_classes)
+                classes = experiment.data.num_classes
+                grid = image_grid(by_class(images, labels, classes), classes)
                 tensorboard.experiment.add_image("samples", grid, trainer.global_step)
         step = trainer.global_step
         reporter.tell(loss=losses["val/loss"], score=scores.get("score"), evaluated=step)
@@ -214,11 +221,12 @@ def _train(
     return tensorboard, trainer
 
 
-def _diverged(experiment: Experiment, directory: Run, step: int) -> dict[str, Any]:
+def _diverged(experiment: Experiment, directory: Run, how: Diverged) -> dict[str, Any]:
     """Returns the results of a run that diverged: null where there is no number."""
     name, n = experiment.features.name, experiment.protocol.n
     scores = {"score_name": name, "score": None, "n": n} if n else {}
-    told = {"tasks": list(experiment.module.diffusion.tasks), "diverged_at": step, "steps": step}
+    told = {"tasks": list(experiment.module.diffusion.tasks)}
+    told |= {"diverged": how.what, "diverged_at": how.step, "steps": how.step}
     return _results(experiment, directory, {**scores, "loss": None, **told})
 
 
@@ -228,7 +236,7 @@ def _results(
     """Returns what results.json holds: scores, what they cost, and how they were made."""
     meta = directory.meta
     timed, train_seconds = meta.get("timed_steps"), meta.get("train_seconds")
-    return {
+    results = {
         **scores,
         "seed": experiment.config["seed"],
         "parameters": experiment.parameters(),
@@ -238,6 +246,7 @@ def _results(
         "notes": of_run(experiment),
         **({"protocol": experiment.describe()} if experiment.protocol.n else {}),
     }
+    return finite(results)
 
 
 def _tensorboard(directory: Run, start: int) -> TensorBoardLogger:

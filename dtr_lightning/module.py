@@ -16,7 +16,8 @@ from dtr_lightning.diffusion import Process
 from dtr_lightning.errors import UserError
 from dtr_lightning.gradients import Gradients, Joint
 from dtr_lightning.loss_weights import LossWeight
-from dtr_lightning.models import Denoiser
+from dtr_lightning.models import Denoiser, evaluation_mode
+from dtr_lightning.samplers import IndexedNoise
 
 GOLDEN_RATIO = 0.6180339887498949  # its multiples modulo 1 fill [0, 1) evenly
 Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) in [-1, 1], labels (N,)
@@ -170,22 +171,21 @@ class DiffusionModule(LightningModule):
             nn.utils.clip_grad_norm_(_trained(self.model), gradient_clip_val)
 
     @torch.no_grad()
-    def held_out_losses(self, batches: Iterable[Batch], seed: int) -> Losses:
-        """Returns the losses of all images of the batches, at tasks spread evenly over time.
+    def held_out_losses(
+        self, batches: Iterable[tuple[Tensor, Tensor, Tensor]], seed: int
+    ) -> Losses:
+        """Returns the losses of images, labels and indices i, at tasks spread evenly over time.
 
-        Tasks and noise are a function of the seed and the image's position alone: every router and
-        every step is measured on the same ones.
+        Task, noise and caption of image i are a function of (seed, i) alone, not of its batch or
+        process: every router and every step is measured on the same ones.
         """
         parts: list[Losses] = []
-        generator = torch.Generator().manual_seed(seed)
-        position = 0
-        for x0, y in batches:
-            i = torch.arange(position, position + len(x0), dtype=torch.float64)
-            t = self.diffusion.spread((i * GOLDEN_RATIO) % 1).to(self.device)
-            noise = torch.randn(x0.shape, generator=generator).to(self.device)
-            y = self.condition(y.to(self.device), i.long().to(self.device))
-            parts.append(self.losses(x0.to(self.device), t, y, noise))
-            position += len(x0)
+        with evaluation_mode(self):
+            for x0, y, i in batches:
+                t = self.diffusion.spread((i.double() * GOLDEN_RATIO) % 1).to(self.device)
+                noise = IndexedNoise(seed, i.tolist(), x0.shape[1:])().to(self.device)
+                y = self.condition(y.to(self.device), i.to(self.device))
+                parts.append(self.losses(x0.to(self.device), t, y, noise))
         return Losses(*map(torch.cat, zip(*parts, strict=True)))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -1,10 +1,11 @@
 """What a person must know before reading numbers, a line each."""
 
-__all__ = ["of_distance", "of_run"]
+__all__ = ["of_distance", "of_labels", "of_run"]
 
 from dtr_lightning.experiment import Experiment
 
 FEW = 100  # held-out images; copies are told by the nearest 1 % of them
+UNEVEN = 2  # times as many images in the largest class as in the smallest
 INITIAL = 0.1  # share of the initial weights in the average
 
 
@@ -20,12 +21,24 @@ def of_run(experiment: Experiment) -> list[str]:
         )
     if n:
         found += of_distance(n, experiment.features.num_features)
+        found += of_labels(experiment)
         if (held_out := len(experiment.data.split("held_out"))) < FEW:
             found.append(
                 f"{held_out} held-out images tell little: the held-out loss, the floor and the "
                 "copies are measured on them"
             )
     return found
+
+
+def of_labels(experiment: Experiment) -> list[str]:
+    """Returns the note on samples of classes that are not alike in number."""
+    counts, labels = experiment.data.class_counts(), experiment.protocol.labels
+    if max(counts) <= UNEVEN * min(counts):
+        return []
+    told = f"classes have {min(counts):,} to {max(counts):,} training images; "
+    if labels == "balanced":
+        return [f"{told}balanced samples differ from them, which the score counts as an error"]
+    return [f"{told}samples are in the same proportions, so rare classes hardly move the score"]
 
 
 def of_distance(n: int, features: int) -> list[str]:

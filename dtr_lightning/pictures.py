@@ -1,6 +1,6 @@
 """Sample sheets, and the pictures that TensorBoard shows."""
 
-__all__ = ["image_grid", "log_masks", "save_samples", "save_sheet"]
+__all__ = ["by_class", "image_grid", "log_masks", "save_samples", "save_sheet"]
 
 from collections.abc import Sequence
 
@@ -21,14 +21,30 @@ def image_grid(images: Tensor, columns: int, least: int = 32) -> Tensor:
     """Returns a sheet uint8 (3, H', W') of images uint8 (N, C, H, W), row by row.
 
     Images smaller than `least` pixels are enlarged by whole factors, without smoothing. With as
-    many columns as classes each column is one class: of few classes there are several columns each,
-    as samples go round the classes; more than 16 or fewer than 2 become 10.
+    many columns as classes, of images whose classes come in turn, each column is one class: of few
+    classes there are several columns each; more than 16 or fewer than 2 become 10.
     """
     images = images[:, :3] if images.shape[1] in (3, 4) else images[:, :1]
     factor = max(1, -(-least // images.shape[-1]))
     images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     columns = columns * max(1, 10 // columns) if 2 <= columns <= 16 else 10
     return make_grid(images, nrow=columns, padding=2, pad_value=255)
+
+
+def by_class(images: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Returns images uint8 (N, C, H, W) so that their classes come in turn, as a sheet needs.
+
+    White stands where a class has fewer than its share; what is beyond it is left out. Where a
+    sheet has no column per class (see `image_grid`) they stay as they are.
+    """
+    if not 2 <= classes <= 16:
+        return images
+    rows = -(-len(images) // classes)
+    sheet = images.new_full((rows, classes, *images.shape[1:]), 255)
+    for label in range(classes):
+        own = images[labels == label][:rows]
+        sheet[: len(own), label] = own
+    return sheet.flatten(0, 1)
 
 
 def save_sheet(path: str, images: Tensor, columns: int) -> None:
@@ -44,7 +60,8 @@ def save_samples(run: Run, images: Tensor, labels: Tensor, classes: Sequence[str
     arrays = {"images": images.numpy(), "labels": labels.numpy(), "classes": np.array(classes)}
     with replacing(run.sample_arrays) as part:
         np.savez_compressed(part, **arrays)
-    save_sheet(str(run.samples / "samples.png"), images, len(classes))
+    sheet = by_class(images, labels, len(classes))
+    save_sheet(str(run.samples / "samples.png"), sheet, len(classes))
 
 
 def log_masks(writer: SummaryWriter, router: Router) -> None:

@@ -11,11 +11,12 @@ artifacts/      further evaluations
 results.json    final numbers with their protocol; written last: its presence means done
 """
 
-__all__ = ["LOADER", "OBJECTIVES", "Run", "find_runs", "steps_of"]
+__all__ = ["LOADER", "OBJECTIVES", "Run", "find_runs", "finite", "steps_of", "to_json"]
 
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -46,6 +47,20 @@ class LOADER(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml's is 7 t
                     None, None, f"the key {key[1]!r} is there twice", node.start_mark
                 )
         return super().construct_mapping(node, deep)
+
+
+def finite(content: Any) -> Any:
+    """Returns plain values with None in place of each number that is not finite."""
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def to_json(content: Any, indent: int | None = 1) -> str:
+    """Returns plain values as strict JSON, which has null and no nan or infinity."""
+    return json.dumps(finite(content), indent=indent, allow_nan=False)
 
 
 class Run:
@@ -189,7 +204,7 @@ class Run:
 
     def update_meta(self, **entries: Any) -> None:
         """Adds entries to meta.json."""
-        write_text(self.meta_file, json.dumps(self.meta | entries, indent=1))
+        write_text(self.meta_file, to_json(self.meta | entries))
 
     @property
     def results(self) -> dict[str, Any] | None:
@@ -240,13 +255,13 @@ class Run:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Writes the final numbers: from now on the run is done."""
-        write_text(self.results_file, json.dumps(results, indent=1))
+        write_text(self.results_file, to_json(results))
 
     def write_evaluation(self, name: str, results: Mapping[str, Any]) -> Path:
         """Writes an evaluation under another protocol than the run's own."""
         self.evaluations.mkdir(parents=True, exist_ok=True)
         path = self.evaluations / f"{name}.json"
-        write_text(path, json.dumps(results, indent=1))
+        write_text(path, to_json(results))
         return path
 
     def evaluation(self, name: str) -> dict[str, Any] | None:
@@ -256,7 +271,7 @@ class Run:
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl."""
         with self.metrics_file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(to_json(record, indent=None) + "\n")
 
     def cut_metrics(self, step: int, partial: tuple[str, ...] = ()) -> None:
         """Drops what was recorded after a step, and a torn last line, before the run goes on.
@@ -270,7 +285,7 @@ class Run:
             or (record["step"] == step and not any(key.startswith(partial) for key in record))
         ]
         if self.metrics_file.exists():
-            lines = "".join(json.dumps(record) + "\n" for record in kept)
+            lines = "".join(to_json(record, indent=None) + "\n" for record in kept)
             write_text(self.metrics_file, lines)
 
     def metrics(self) -> list[dict[str, Any]]:

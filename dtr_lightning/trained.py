@@ -19,7 +19,7 @@ from dtr_lightning.evaluation import Report, silent
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.fit import KEPT_SAMPLES
 from dtr_lightning.naming import evaluation_name
-from dtr_lightning.run import Run
+from dtr_lightning.run import Run, finite
 from dtr_lightning.weights import load_average
 
 OPTIONS = ("sampler", "features", "evaluation", "trainer.accelerator", "data.workers")
@@ -79,6 +79,10 @@ class _StoredData(Data):
         """Returns one split of the images."""
         return self.data.split(name)
 
+    def class_counts(self) -> list[int]:
+        """Returns the images of each class of the training split."""
+        return self.data.class_counts()
+
     def check(self, world: int = 1) -> None:
         """Asks for no image."""
 
@@ -111,7 +115,7 @@ class TrainedRun:
                 f"{run.path} is an expert for [{low}, {high}): alone it cannot draw images"
             )
         self.run, self.step = run, load_average(run, self.module, checkpoint)
-        self.module.to(self.device)
+        self.module.to(self.device).eval()
 
     @property
     def device(self) -> torch.device:
@@ -130,7 +134,7 @@ class TrainedRun:
         n = self.experiment.protocol.n
         scores, *_ = self.experiment.evaluate(self.trainer, self.module, n, KEPT_SAMPLES, report)
         steps = self.experiment.steps(self.step)
-        results = {**scores, **steps, "protocol": dict(self.experiment.describe())}
+        results = finite({**scores, **steps, "protocol": self.experiment.describe()})
         self.run.write_evaluation(self.name, results)
         return results
 

@@ -1,6 +1,6 @@
 """Reading the weights of a run, which may be several experts, from its checkpoints."""
 
-__all__ = ["kept", "load_average", "read_checkpoint", "refuse_shorter"]
+__all__ = ["are_finite", "kept", "load_average", "read_checkpoint", "refuse_shorter"]
 
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,14 @@ def refuse_shorter(run: Run, steps: int) -> None:
                 f"{run.path} is at step {reached:,} already, past --trainer.max_steps {steps:,}; "
                 f"give {reached} or more, or choose another --out"
             )
+
+
+def are_finite(run: Run, module: nn.Module) -> bool:
+    """Returns whether the parameters in a run's last checkpoint are finite, average and raw."""
+    content = read_checkpoint(run.last)
+    names = [name for name, _ in module.named_parameters()]
+    states = content["state_dict"], content["current_model_state"]
+    return all(state[name].isfinite().all() for state in states for name in names)
 
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from dtr_lightning.errors import Diverged
 from dtr_lightning.naming import config_hash, settings
 from dtr_lightning.run import Run
 from sweeps.database import Database, patient
@@ -142,6 +143,8 @@ class Records:
         return params, {key: self.distributions[key] for key in point.params}
 
     def _values(self, results: dict[str, Any]) -> list[float] | None:
+        if Diverged.of(results):
+            return None
         values = [results.get(metric) for metric in self.sweep.recipe.objectives]
         return values if all(map(number, values)) else None
 

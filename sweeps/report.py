@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
+from dtr_lightning.errors import Diverged
 from sweeps.folder import Folder
 from sweeps.plan import Point, Sweep
 
@@ -31,12 +32,13 @@ def diverged(metrics: Sequence[str], results: dict[str, dict[str, Any]]) -> dict
     for name, found in results.items():
         for metric in metrics:
             score = found.get(metric)
-            if score is None and "diverged_at" not in found:
+            how = Diverged.of(found)
+            if "diverged_at" in found:
+                lines[name] = f"diverged: {how}"
+            elif score is None and not how:
                 lines[name] = f"its protocol does not measure {metric!r}"
-            elif "diverged_at" in found:
-                lines[name] = f"diverged: the loss is not finite at step {found['diverged_at']}"
             elif not isinstance(score, int | float) or not math.isfinite(score):
-                lines[name] = f"diverged: {metric} is {score}"
+                lines[name] = f"diverged: {metric} is {'nan' if score is None else score}"
     return lines
 
 

@@ -56,7 +56,9 @@ def draw_images(root, names=("cat", "dog"), n=8):
 
 def computed(path):
     """Returns what a repetition of a run would reproduce."""
-    results = {k: v for k, v in Run(path).results.items() if "seconds" not in k and "_per_" not in k}
+    results = {
+        k: v for k, v in Run(path).results.items() if "seconds" not in k and "_per_" not in k
+    }
     weights = torch.load(Run(path).last, weights_only=True)["state_dict"]
     return results, Run(path).metrics(), {k: v.tolist() for k, v in weights.items()}
 
@@ -99,7 +101,7 @@ def test_another_protocol_is_another_evaluation_of_the_same_run(tiny, tmp_path):
 
 def test_a_run_is_not_made_shorter(tiny, tmp_path):
     results = run(tiny(), tmp_path)
-    with pytest.raises(UserError, match="is at step 6 already, past --trainer.max_steps 4"):
+    with pytest.raises(UserError, match=r"is at step 6 already, past --trainer\.max_steps 4"):
         run(tiny(trainer__max_steps=4), tmp_path)
     assert Run(tmp_path).results == results == run(tiny(), tmp_path)
 
@@ -140,7 +142,7 @@ def test_other_images_are_another_run(tmp_path, change):
         (root / "cat").rename(root / "zebra")
     else:
         Image.new("RGB", (9, 8)).save(root / "cat" / "new.png")
-    with pytest.raises(UserError, match="the images of --data.root are others"):
+    with pytest.raises(UserError, match=r"the images of --data\.root are others"):
         run(of_images(root, trainer__max_steps=9), tmp_path / "run")
     assert Run(tmp_path / "run").results == results
     trained = TrainedRun(Run(tmp_path / "run"), other_protocol(Run(tmp_path / "run"), []))
@@ -157,7 +159,7 @@ def test_a_class_that_was_edited_is_another_run(tiny, tmp_path, monkeypatch):
     name = run_name(config, ROOT / "configs" / "digits.yaml")
     assert run(config, tmp_path / "run") == results
     (tmp_path / "mine_of_identity.py").write_text(ROUTER.replace("== 0", "== 1"))
-    with pytest.raises(UserError, match="the file of mine_of_identity.Mine has changed"):
+    with pytest.raises(UserError, match=r"the file of mine_of_identity\.Mine has changed"):
         run(config, tmp_path / "run")
     assert run_name(config, ROOT / "configs" / "digits.yaml") != name
     sys.modules.pop("mine_of_identity")

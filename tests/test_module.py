@@ -13,6 +13,7 @@ from dtr_lightning.config import resolve
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment import Experiment
 from tests.conftest import ROOT, TINY
+from tests.two_ranks import measure
 
 
 def fitted(config, precision="32-true"):
@@ -102,3 +103,10 @@ def test_two_ranks_stop_together_when_one_is_asked_to(two_ranks):
         "status": "stopped",
         "same": [True, True, True],
     }
+
+
+def test_two_ranks_measure_what_one_does(two_ranks, tiny):
+    alone = measure(tiny())
+    assert len(alone["images"]) == len(alone["labels"]) == 12
+    for key, value in alone.items():
+        assert two_ranks["measured"][key] == pytest.approx(value, rel=1e-5), key

@@ -1,4 +1,4 @@
-"""Trains on two processes, and prints what they agree on."""
+"""Trains and measures on two processes, and prints what they agree on."""
 
 import json
 import sys
@@ -51,6 +51,16 @@ def train_three_steps(config: Config) -> dict[str, object]:
     }
 
 
+def measure(config: Config) -> dict[str, object]:
+    """Returns the held-out loss, score and first samples of a network that is not trained."""
+    experiment = Experiment(config)
+    trainer, module = experiment.trainer([], []), experiment.module
+    losses = experiment.held_out(trainer, module)
+    scores, images, labels = experiment.evaluate(trainer, module, 15, 12)
+    sums = images.flatten(1).sum(1).tolist()
+    return {**losses, "score": scores["score"], "images": sums, "labels": labels.tolist()}
+
+
 def stop_the_first_rank(config: Config, folder: Path) -> dict[str, object]:
     """Returns at which step both left when the first was to, and what became of the run."""
     first = torch.distributed.get_rank() == 0
@@ -85,9 +95,10 @@ def main() -> None:
     file = Path(sys.argv[1])
     config = json.loads(file.read_text())
     found = train_three_steps(config)
-    stop = stop_the_first_rank(config, file.parent)
+    stop, measured = stop_the_first_rank(config, file.parent), measure(config)
     if torch.distributed.get_rank() == 0:
-        print(json.dumps({"networks": found, "stop": stop}))
+        print(json.dumps({"networks": found, "stop": stop, "measured": measured}))
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -142,6 +142,7 @@ class Data(LightningDataModule, ABC):
     class_names: tuple[str, ...]
     captions: Captions | None = None  # what a text-conditional network is told in place of labels
     seed: int = 0
+    _class_counts: list[int] | None = None
 
     def __init__(self, batch_size: int = 256, flip: bool = True, workers: int = 0) -> None:
         super().__init__()
@@ -173,6 +174,26 @@ class Data(LightningDataModule, ABC):
 
         A TensorDataset (images (N, C, H, W), labels (N,)) is indexed a batch at a time.
         """
+
+    def class_counts(self) -> list[int]:
+        """Returns how many training images each class has; override it where that is known.
+
+        Every pair of a split that is no TensorDataset is read for it, once. UserError for labels
+        beyond num_classes.
+        """
+        if self._class_counts is None:
+            train = self.split("train")
+            if self.num_classes == 1:
+                return [len(train)]
+            if isinstance(train, TensorDataset):
+                labels = train.tensors[1]
+            else:
+                labels = torch.tensor([int(train[i][1]) for i in range(len(train))])
+            if (last := int(labels.max())) >= self.num_classes:
+                name = type(self).__name__
+                raise UserError(f"{name} has a label {last}, but {self.num_classes} classes")
+            self._class_counts = labels.bincount(minlength=self.num_classes).tolist()
+        return self._class_counts
 
     def check(self, world: int = 1) -> None:
         """Raises UserError where the batch size fits neither the data nor `world` ranks."""

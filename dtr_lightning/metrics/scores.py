@@ -53,7 +53,7 @@ class Scorer:
         if kid_subsets < 0:
             raise UserError(f"{kid_subsets} KID subsets are not valid; give 0 or more")
         self.device = torch.device(device)
-        self.features = features.to(self.device)
+        self.features = features.to(self.device).eval()
         self.data, self.limit, self.kid_subsets = data, limit, kid_subsets
         self.copies: Copies | None = None
         self.metrics: dict[str, Metric] = {count: SumMetric() for count in COUNTS}

@@ -8,7 +8,6 @@ the class (9 of 48 directions then hold 98 % of the variance), its distance hard
 __all__ = ["augment", "train"]
 
 import argparse
-import json
 import time
 from datetime import date
 from math import pi
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from dtr_lightning.data import Digits, to_float
 from dtr_lightning.metrics.digits import DigitsFeatures, DigitsNet
+from dtr_lightning.run import to_json
 
 RECIPE = {
     "seed": 0,
@@ -126,7 +126,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "torch": torch.__version__,
     }
-    (out / f"{DigitsFeatures.name}.json").write_text(json.dumps(card, indent=2) + "\n")
+    (out / f"{DigitsFeatures.name}.json").write_text(to_json(card, 2) + "\n")
     print(f"held-out accuracy {accuracy:.4f}, written to {out}")
 
 

@@ -1,8 +1,10 @@
 """What every denoising network has in common."""
 
-__all__ = ["Denoiser"]
+__all__ = ["Denoiser", "evaluation_mode"]
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -54,6 +56,21 @@ class Denoiser(nn.Module, ABC):
     def router_or_none(router: Router | None) -> Router:
         """Returns the router, or plain NoRouting for None."""
         return NoRouting() if router is None else router
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Measures in evaluation mode, in whichever mode a module is, and gives each part its own back.
+
+    Every measurement goes through this: dropout would make it a random one.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def _switch_names(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
