@@ -230,17 +230,14 @@ def core_size(tasks: int, channels: int, alpha: float = 4.0, beta: float = 0.8) 
 def shared_core(
     tasks: int, channels: int, core: int, beta: float = 0.8, generator: Generator | None = None
 ) -> Tensor:
-    """Returns masks of C_beta channels, of which `core` are on for all tasks.
+    """Returns masks of C_beta channels, of which the first `core` are on for all tasks.
 
-    The core is a random set; every task fills up with a random set of the channels outside it.
-    bool[tasks, channels].
+    Every task fills up with a random set of the channels behind the core. bool[tasks, channels].
     """
     active = active_channels(channels, beta)
     if not 0 <= core <= active:
         raise UserError(f"a core of {core} channels is not valid; valid: 0 to {active} = C_beta")
-    generator = generator or Generator().manual_seed(0)
-    shared = torch.randperm(channels, generator=generator)[:core]
-    return _highest(_scores(tasks, channels, generator).index_fill(1, shared, 2.0), active)
+    return _highest(_scores(tasks, channels, generator) + (torch.arange(channels) < core), active)
 
 
 def cover(

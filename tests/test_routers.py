@@ -272,12 +272,18 @@ def test_block_permuted_dtr_keeps_overlaps_within_a_block_but_not_across():
     assert not torch.equal(a @ b.T, expected @ expected.T)
 
 
-def test_every_block_has_a_shared_core_of_its_own():
-    router = SharedCore(core=0.75)
+@pytest.mark.parametrize("per_block", [False, True])
+def test_blocks_agree_on_the_shared_core_or_on_nothing(per_block):
+    router = SharedCore(core=0.75, per_block=per_block)
     router.build([64, 64, 96], 64)
-    cores = [router.table(block).all(0) for block in range(3)]
+    tables = [router.table(block) for block in range(3)]
+    cores = [table.all(0) for table in tables]
     assert [core.sum().item() for core in cores] == [48, 48, 72]
-    assert not torch.equal(cores[0], cores[1])
+    assert torch.equal(cores[0], cores[1]) is not per_block
+    assert not torch.equal(tables[0], tables[1])
+    again = SharedCore(core=0.75, per_block=per_block, seed=1)
+    again.build([64], 64)
+    assert not torch.equal(again.table(0), tables[0])
 
 
 def test_fractional_windows_follow_the_formula():

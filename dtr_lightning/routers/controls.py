@@ -67,9 +67,10 @@ class WeightsOnly(DTRControl):
 class SharedCore(DTRControl):
     """Masks that share as much as DTR's and nothing else: a core for all tasks, the rest random.
 
-    A random set of channels, the core, is on for all tasks; every task fills up to C_beta with a
-    random set of the others. Drawn per block: no channels of a task's own, no affinity, no
-    agreement of blocks. Against RTR it isolates how much tasks share.
+    Channels [0, k), the core, are on for all tasks in all blocks; a task fills up to C_beta with
+    a random set of the others, in every block another. No task has channels of its own, neighbours
+    share no more than others, and blocks agree on the core alone. Against RTR it isolates how much
+    tasks share.
 
     Args:
         alpha: exponent of the DTR that the core is to match; without effect where `core` is given
@@ -77,6 +78,7 @@ class SharedCore(DTRControl):
         core: share of the channels in the core, from 0 (RTR) to beta (one mask for all tasks); by
             default the smallest core with which two tasks share as many channels as DTR's do on
             average (`masks.core_size`: 47 of 64, and 47.9 shared)
+        per_block: whether every block has a core of its own, a random set of k channels
         seed: of the masks; the run's
         tasks: number T of denoising tasks
     """
@@ -86,26 +88,28 @@ class SharedCore(DTRControl):
         alpha: float = 4.0,
         beta: float = 0.8,
         core: float | None = None,
+        per_block: bool = False,
         seed: int = 0,
         tasks: int = 1000,
     ) -> None:
         super().__init__(alpha, beta, seed, tasks)
         if core is not None and not 0 <= core <= beta:
             raise UserError(f"core must lie in 0 to beta = {beta}, a share of channels; got {core}")
-        self.core = core
+        self.core, self.per_block = core, per_block
 
     def key(self, channels: int, block: int) -> object:
-        """Returns the block: every block has its own core."""
+        """Returns the block: every block draws its own channels beside the core."""
         return block
 
     def mask(self, channels: int, block: int) -> Tensor:
-        """Returns masks around the block's core."""
+        """Returns masks around the core."""
         if self.core is None:
             core = masks.core_size(self.tasks, channels, self.alpha, self.beta)
         else:
             core = math.floor(channels * self.core + 1e-9)
         generator = masks.seeded(self.seed, block)
-        return masks.shared_core(self.tasks, channels, core, self.beta, generator)
+        table = masks.shared_core(self.tasks, channels, core, self.beta, generator)
+        return table[:, torch.randperm(channels, generator=generator)] if self.per_block else table
 
 
 class TimeShuffledDTR(DTRControl):
