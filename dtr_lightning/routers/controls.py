@@ -1,4 +1,4 @@
-"""Controls that the paper's reviewers asked for: DTR with some of its properties taken away.
+"""Controls, some asked for by the paper's reviewers: DTR with some of its properties taken away.
 
 DTR differs from random routing in four: any two tasks share more channels (at C = 64 and beta = 0.8
 47.5 on average, random masks 40.6), neighbouring tasks share most (affinity), tasks get different
@@ -36,8 +36,8 @@ class WeightsOnly(DTRControl):
     before (a_i = 0, 0, 1, 4, 11, 24, 43, 71 of 768 for K = 8); the rest of C_beta is random for
     every task, so overlaps do not depend on the distance in time. Drawn per block as in RTR, or
     once when `shared`. It does not isolate the weights: any two tasks share more channels than
-    under RTR (at C = 64 48.0 on average against 40.6; DTR 47.5). SharedCore shares as many and
-    no task has channels of its own: against that one it isolates the weights.
+    under RTR (at C = 64 48.0 on average against 40.6; DTR 47.5). SharedCore with `per_block`
+    shares as many and no task has channels of its own: against that one it isolates the weights.
     """
 
     def __init__(
