@@ -67,10 +67,10 @@ class CUW(LossWeight):
     """Continuous uncertainty weighting: exp(-u(tau)) (mse + vb) + u(tau).
 
     After EDM2 (Karras et al. 2024, Section 2.1 and Appendix B.2): u is linear in 128 fixed random
-    Fourier features, together of length about one. It differs in that u is a function of tau =
-    t / (T - 1) in place of ln(sigma) / 4, has a bias, starts at 0, keeps its weights' norm free, and
-    that no lambda(sigma) stands before the loss. It is UW without clusters, for batches of any size
-    and for continuous time.
+    Fourier features, together of length about one. It differs in five: u is a function of tau =
+    t / (T - 1), not of ln(sigma) / 4; it has a bias; it starts at 0; its weights are not forced to
+    a norm; and no lambda(sigma) stands before the loss. It is UW without clusters, for batches of
+    any size and for continuous time.
     """
 
     optimizer_options: ClassVar[dict[str, Any]] = OPTIONS
