@@ -1,6 +1,6 @@
 """Task affinity: cosine similarity of the gradients of tasks, over t and over log-SNR.
 
-It is that of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023, Section 3, and is
+It is that of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023, and is
 what clusters by affinity read: each run gets artifacts/affinity.npy.
 """
 

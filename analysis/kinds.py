@@ -44,7 +44,8 @@ META = {
 }
 NEEDED = {"score", "score_name", "n"}
 RESULTS = {
-    **{"score_name": "a text", "n": "a whole number", "floor": "a number or null"},
+    **{"score_name": "a text", "n": "a whole number"},
+    **dict.fromkeys(["floor", "overlap"], "a number or null"),
     **dict.fromkeys(["floor_n", "steps", "diverged_at"], "a whole number or null"),
     **{"protocol": "an object or null", "notes": "a list of texts or null"},
     **{"diverged": "a text or null"},

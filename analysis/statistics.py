@@ -31,7 +31,7 @@ from scipy.special import stdtrit
 EXACT = 18  # pairs up to which all sign flips are tried
 DRAWS = 100_000
 SIX = 6  # seeds from which the sign-flip test can reach 5 %
-MEASURED = ["score", "floor", "accuracy", "copies", "loss", "seconds"]
+MEASURED = ["score", "floor", "accuracy", "copies", "loss", "overlap", "seconds"]
 SETTING = "router alpha beta loss_weight other".split()
 PROTOCOL = "score_name n floor_n setting baseline".split()
 COMPARED = "difference difference_low difference_high pairs p p_holm".split()

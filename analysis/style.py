@@ -53,6 +53,7 @@ ROUTERS = {
     "WeightsOnly": ("#E69F00", "v"),
     "TimeShuffledDTR": ("#56B4E9", "P"),
     "BlockPermutedDTR": ("#CC79A7", "X"),
+    "SharedCore": ("#009E73", "p"),
     "FreeWindow": ("#009E73", "h"),
 }
 OTHERS = [("#009E73", "D"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X")]

@@ -25,19 +25,28 @@ FORMATS: dict[str, Format] = {
     "accuracy": "{:.1%}".format,
     "copies": "{:.1%}".format,
     "loss": "{:.4f}".format,
+    "overlap": "{:.1%}".format,
     "seconds": "{:.0f}".format,
 }
 NUMBERS = ["alpha", "beta", "Δ", "p", *MEASURED]
-NARROWED = ["seconds", "floor", "copies", "loss", "accuracy"]  # what a narrow table drops, in turn
+NARROWED = [
+    "overlap",
+    "seconds",
+    "floor",
+    "copies",
+    "loss",
+    "accuracy",
+]  # what a narrow table drops, in turn
 
 
 def table(runs: Iterable[Run]) -> pd.DataFrame:
     """Returns a row per run: the best score first, then diverged runs (score nan), then pruned.
 
-    accuracy and copies are shares in 0..1, seconds the whole run's; `other` tells runs apart that
-    differ in more than router, loss weight and seed; `setting` is equal for runs that differ in
-    their seed alone, `baseline` the setting that differs from it in having no routing. `ended_at`
-    is the step where a run diverged or was pruned. Unfinished and damaged runs have no row.
+    accuracy, copies and overlap (channels that two tasks both read) are shares in 0..1, seconds the
+    whole run's; `other` tells runs apart that differ in more than router, loss weight and seed;
+    `setting` is equal for runs that differ in their seed alone, `baseline` the setting that differs
+    from it in having no routing. `ended_at` is the step where a run diverged or was pruned.
+    Unfinished and damaged runs have no row.
     """
     reading = read(runs, records=False)
     found = settings([*reading.finished, *reading.pruned])
@@ -134,6 +143,8 @@ def caption(means: pd.DataFrame) -> str:
     if scored.floor.notna().any():
         counts = sorted({int(n) for n in scored.floor_n.dropna()})
         told.append(f"floor: real images{f' (N = {counts[0]:,})' if len(counts) == 1 else ''}")
+    if scored.overlap.notna().any():
+        told.append("overlap: channels that two tasks share on average, of all channels")
     common = f"seeds {_span(means.seed.iloc[0])}" if means.seed.nunique() == 1 else "seeds"
     if (means.seeds > 1).any():
         counts = sorted({int(n) for n in means.seeds if n})

@@ -42,7 +42,7 @@ COUNTS = {
     "masking": ("masking (G)", 1e9, 4),
 }
 TERMINAL = ["model", "router", "parameters (M)", "MACs (G)", "published GFLOPs"]
-COUNTED = ["MACs one by one (G)", "masking (G)"]  # on the terminal unless steps are measured
+COUNTED = ["FLOPs (G)", "masking (G)"]  # on the terminal unless steps are measured
 MEASURED = ["steps/s", "ratio (quartiles)", "published it/s"]
 ABOUT = (
     "Ours, one sample. Parameters: stored, trained (without the fixed table of positions), active "

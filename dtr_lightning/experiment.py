@@ -3,6 +3,7 @@
 __all__ = ["Experiment"]
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from dtr_lightning.evaluation import Protocol, Report, check_guidance, evaluate,
 from dtr_lightning.gradients import Gradients
 from dtr_lightning.loss_weights import LossWeight
 from dtr_lightning.macs import count_macs, on_meta
+from dtr_lightning.masks import mean_overlap
 from dtr_lightning.metrics import Features
 from dtr_lightning.metrics.scores import Scorer
 from dtr_lightning.models import Denoiser, Experts
@@ -228,14 +230,29 @@ class Experiment:
         """Returns the number of the network's parameters, fixed positions included."""
         return sum(p.numel() for p in self.module.model.parameters())
 
+    @property
+    def network(self) -> Denoiser:
+        """The network, or the first of several experts."""
+        model = self.module.model
+        return model.networks[0] if isinstance(model, Experts) else model
+
+    def overlap(self) -> float | None:
+        """Returns the share of channels that two tasks both read: |A_i and A_j| / C over i != j.
+
+        The mean over the blocks; None for a router without fixed masks, or of a single task.
+        """
+        router = self.network.router
+        tables = [router.table(block) for block in range(router.blocks)]
+        if any(table is None or len(table) < 2 for table in tables):
+            return None
+        return fmean(mean_overlap(table) / table.shape[1] for table in tables)
+
     def macs(self) -> int:
         """Returns the multiply-adds of the network, or of one expert, for one image."""
-        model = self.module.model
-        network = model.networks[0] if isinstance(model, Experts) else model
         t = torch.zeros(1, dtype=torch.long, device=self.module.device)
         x = t.new_empty(1, self.data.in_channels, *[self.data.image_size] * 2, dtype=torch.float32)
         inputs = (x, t, self.module.condition(t, t))
-        return count_macs(on_meta(network), *(each.to("meta") for each in inputs))
+        return count_macs(on_meta(self.network), *(each.to("meta") for each in inputs))
 
     def describe(self) -> Mapping[str, Any]:
         """Returns the protocol that the score is stored with."""

@@ -241,6 +241,7 @@ def _results(
         "seed": experiment.config["seed"],
         "parameters": experiment.parameters(),
         "macs": experiment.macs(),
+        "overlap": experiment.overlap(),
         "seconds": meta.get("seconds", 0.0) + seconds,
         "steps_per_second": timed / train_seconds if timed else None,
         "notes": of_run(experiment),

@@ -10,12 +10,15 @@ __all__ = [
     "bounds",
     "cdtr",
     "clusters_of_tasks",
+    "core_size",
     "cover",
     "dtr",
     "ercdt",
     "free_window",
+    "mean_overlap",
     "random",
     "seeded",
+    "shared_core",
     "weights_only",
     "window",
 ]
@@ -200,6 +203,41 @@ def weights_only(
     mine = owner == cluster[:, None]
     scores = scores + 2 * mine.double() - 2 * ((owner >= 0) & ~mine).double()
     return _highest(scores, active_channels(channels, beta))
+
+
+def mean_overlap(table: Tensor) -> float:
+    """Returns the mean of |A_i and A_j| over tasks i != j of a table bool[tasks, channels].
+
+    These are the channels that two tasks share on average (Appendix B); nan for a single task.
+    """
+    readers = table.sum(0, dtype=torch.float64)  # a channel of n tasks is shared by n (n - 1) pairs
+    pairs = len(table) * (len(table) - 1)
+    return float((readers * (readers - 1)).sum()) / pairs if pairs else math.nan
+
+
+def core_size(tasks: int, channels: int, alpha: float = 4.0, beta: float = 0.8) -> int:
+    """Returns the fewest channels k on for all tasks whose masks overlap as much as DTR's.
+
+    With the other C_beta - k drawn at random from C - k, two tasks share k + (C_beta - k)^2 / (C -
+    k) channels in expectation; DTR's mean is exceeded by less than one channel.
+    """
+    active = active_channels(channels, beta)
+    wanted = mean_overlap(dtr(max(tasks, 2), channels, alpha, beta)) - 1e-9
+    expected = (k + (active - k) ** 2 / max(channels - k, 1) for k in range(active + 1))
+    return next(k for k, overlap in enumerate(expected) if overlap >= wanted)
+
+
+def shared_core(
+    tasks: int, channels: int, core: int, beta: float = 0.8, generator: Generator | None = None
+) -> Tensor:
+    """Returns masks of C_beta channels, of which the first `core` are on for all tasks.
+
+    Every task fills up with a random set of the channels behind the core. bool[tasks, channels].
+    """
+    active = active_channels(channels, beta)
+    if not 0 <= core <= active:
+        raise UserError(f"a core of {core} channels is not valid; valid: 0 to {active} = C_beta")
+    return _highest(_scores(tasks, channels, generator) + (torch.arange(channels) < core), active)
 
 
 def cover(

@@ -37,7 +37,7 @@ def random_state(*key: int) -> int:
 
 
 class DiffusionModule(LightningModule):
-    """Trains a network on all tasks of a process (Section 3; Appendix C for defaults).
+    """Trains a network on all tasks of a process (defaults of Appendix C).
 
     No hidden state: the tasks, noise and label dropout of a step are a function of (seed, step,
     rank), so a resumed run equals an uninterrupted one and routers are compared in pairs.

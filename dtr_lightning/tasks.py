@@ -2,8 +2,8 @@
 
 A clustering is its bounds 0 = b_0 < ... < b_K = T, int64[K + 1]; cluster i holds the tasks of the
 half-open interval [b_i, b_{i+1}). By log-SNR and by gradient affinity are the cheapest partitions
-of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023, Section 4.2, where a cluster
-of the tasks l..r has the centre floor((l + r) / 2).
+of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023, where a cluster of the tasks
+l..r has the centre floor((l + r) / 2).
 """
 
 __all__ = [

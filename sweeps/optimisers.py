@@ -49,15 +49,26 @@ GENERATIONS = 5  # of a genetic search, if its budget is in trials
 def make_sampler(recipe: Recipe, number: int) -> BaseSampler:
     """Returns the sampler for one trial: its seed is of that trial alone.
 
-    A sampler that is seeded once would propose the same again when a sweep goes on. UserError for
-    an option that Optuna's sampler does not have.
+    A sampler that is seeded once would propose the same again when a sweep goes on. CMA-ES begins
+    at the first start, in the middle of the axes that it leaves out. UserError for an option that
+    Optuna's sampler does not have.
     """
     options = DEFAULTS.get(recipe.kind, {}) | recipe.sampler
     if recipe.kind == "nsga2" and recipe.trials:
         options = {"population_size": max(2, recipe.trials // GENERATIONS)} | options
     digest = sha256(f"{recipe.name} {number}".encode()).digest()
-    seed = int.from_bytes(digest[:4], "big")
-    return _make(SAMPLERS[recipe.kind], options | {"seed": seed}, "sampler")
+    options |= {"seed": int.from_bytes(digest[:4], "big")}
+    begin = {"x0": _first(recipe)} if recipe.kind == "cmaes" and recipe.assignments else {}
+    return _make(SAMPLERS[recipe.kind], options, "sampler", **begin)
+
+
+def _first(recipe: Recipe) -> dict[str, Any]:
+    """Returns Optuna's parameters of the first start."""
+    params: dict[str, Any] = {}
+    for key, axis in recipe.space.items():
+        start = recipe.assignments[0]
+        params |= axis.params(key, start[key]) if key in start else axis.middle(key)
+    return params
 
 
 def make_pruner(recipe: Recipe) -> BasePruner:
@@ -68,7 +79,8 @@ def make_pruner(recipe: Recipe) -> BasePruner:
     return _make(PRUNERS[recipe.pruning["kind"]], options, "pruning")
 
 
-def _make(cls: type, options: Mapping[str, Any], what: str) -> Any:
+def _make(cls: type, options: Mapping[str, Any], what: str, **own: Any) -> Any:
+    """Returns an object of Optuna's from options of a person, which are checked, and from ours."""
     takes = inspect.signature(cls.__init__).parameters
     for key, value in options.items():
         if key not in (valid := [name for name in takes if name != "self"]):
@@ -84,6 +96,8 @@ def _make(cls: type, options: Mapping[str, Any], what: str) -> Any:
             raise UserError(f"{what}: {key} is to be {wanted}, not {shown(value)}")
     try:
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-            return cls(**options)
+            # x0 and sigma0 are to go in Optuna 6
+            warnings.filterwarnings("ignore", "`(x0|sigma0)`", FutureWarning)
+            return cls(**options, **own)
     except (TypeError, ValueError) as error:
         raise UserError(f"{what} {shown(dict(options))}: {one_line(error)}") from error

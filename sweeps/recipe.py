@@ -20,7 +20,7 @@ space:                              choices, ranges, or numbers that do not fall
   router: [NoRouting, DTR]
   router.alpha: {low: 0.5, high: 8, log: true}       only where the router has an alpha
   router.knots: {rising: 3}                          0, three numbers, 1
-start: [{router: DTR, router.alpha: 4}]              tried first
+start: [{router: DTR, router.alpha: 4}]              tried first; CMA-ES begins at the first one
 trials: 40                          settings; or `hours: 8`, of training, all workers together
 sampler: {n_startup_trials: 10}     options of Optuna's sampler
 """

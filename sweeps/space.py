@@ -3,6 +3,7 @@
 __all__ = ["Axis", "Choices", "Range", "Rising", "axes"]
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ class Axis(ABC):
     @abstractmethod
     def params(self, key: str, value: Any) -> dict[str, Any]:
         """Returns Optuna's parameters of a value that a person gives."""
+
+    @abstractmethod
+    def middle(self, key: str) -> dict[str, Any]:
+        """Returns Optuna's parameters in the middle of the axis; none where words are chosen."""
 
     @abstractmethod
     def check(self, value: Any, where: str) -> None:
@@ -63,6 +68,10 @@ class Choices(Axis):
     def params(self, key: str, value: Any) -> dict[str, Any]:
         """Returns the value itself."""
         return {key: plain(value)}
+
+    def middle(self, key: str) -> dict[str, Any]:
+        """Returns nothing: choices have no middle."""
+        return {}
 
     def check(self, value: Any, where: str) -> None:
         """Raises UserError for another value."""
@@ -100,6 +109,11 @@ class Range(Axis):
     def params(self, key: str, value: Any) -> dict[str, Any]:
         """Returns the value itself."""
         return {key: value}
+
+    def middle(self, key: str) -> dict[str, Any]:
+        """Returns the mean of low and high, the geometric one for log."""
+        low, high = self.low, self.high
+        return {key: math.sqrt(low * high) if self.log else (low + high) / 2}
 
     def check(self, value: Any, where: str) -> None:
         """Raises UserError for what is no number between low and high."""
@@ -153,6 +167,10 @@ class Rising(Axis):
             f"{key}[{i}]": 1 - left[i] / left[i - 1] if left[i - 1] else 1.0
             for i in range(1, self.inner + 1)
         }
+
+    def middle(self, key: str) -> dict[str, Any]:
+        """Returns half of what is left for every number."""
+        return {f"{key}[{i}]": 0.5 for i in range(1, self.inner + 1)}
 
     def check(self, value: Any, where: str) -> None:
         """Raises UserError for what is not 0, the inner numbers in order, 1."""

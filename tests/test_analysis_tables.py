@@ -149,6 +149,17 @@ def test_scores_have_the_decimals_that_tell_the_smallest_apart(scale, digits, tm
     assert score[0] in text_of(frame) and score[0].split(" ")[0] in latex(frame)
 
 
+def test_the_table_tells_how_many_channels_two_tasks_share(tmp_path):
+    for seed, overlap in enumerate((0.7, 0.8)):
+        run = make_run(tmp_path / f"core-{seed}", "SharedCore", {"alpha": 4.0}, seed)
+        run.write_results(run.results | {"overlap": overlap})
+    make_run(tmp_path / "plain", score=99)
+    frame = table(find_runs([tmp_path]))
+    assert over_seeds(frame).overlap[0] == pytest.approx(0.75)
+    assert cells(markdown(frame), "overlap") == ["75.0%", "-"]
+    assert "overlap: channels that two tasks share" in markdown(frame)
+
+
 @pytest.mark.parametrize("score, floor, shown", [
     (1.25, 0.42, "0.42"), (1.25, 0.042, "0.042"), (1.25, 0.0042, "0.0042"), (0.41, 0.42, "0.420"),
 ])  # fmt: skip

@@ -21,6 +21,7 @@ from dtr_lightning.errors import UserError
 from dtr_lightning.evaluation import sample
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.fit import Stopped, read_checkpoint, run
+from dtr_lightning.masks import dtr, mean_overlap
 from dtr_lightning.notes import of_run
 from dtr_lightning.run import OBJECTIVES, Run
 from tests.conftest import ROOT, TINY
@@ -231,6 +232,15 @@ def test_evaluation_reads_the_average_even_when_saving_was_interrupted(whole):
     average, raw = checkpoint["state_dict"], checkpoint["current_model_state"]
     name = "model.blocks.0.mlp.fc1.weight"
     assert not torch.equal(average[name], raw[name])
+
+
+def test_a_run_tells_how_many_channels_two_tasks_share(tiny):
+    wide = {"model__hidden_size": 64, "diffusion__T": 40}
+    expected = {"DTR": mean_overlap(dtr(40, 64)) / 64, "NoRouting": None, "Switch": None}
+    for router, overlap in expected.items():
+        assert Experiment(tiny(router=router, **wide)).overlap() == overlap
+    both = tiny(router="DTR", experts=2, trainer__max_steps=2, **wide)
+    assert Experiment(both).overlap() == expected["DTR"]
 
 
 def test_a_network_that_diverged_has_no_score(tiny):

@@ -92,6 +92,55 @@ def test_weights_only_overlaps_do_not_depend_on_the_distance_in_time():
     assert pairs.mean().item() == pytest.approx(own + rest**2 / 614, rel=2e-3)
 
 
+def shared(table):
+    """Returns |A_i and A_j| of all pairs i != j, by counting."""
+    overlap = table.double() @ table.double().T
+    return overlap[~torch.eye(len(table), dtype=torch.bool)]
+
+
+@pytest.mark.parametrize("table", [masks.dtr(50, 64), masks.random(50, 64), masks.ercdt(50, 64)])
+def test_the_mean_overlap_is_that_of_all_pairs(table):
+    assert masks.mean_overlap(table) == pytest.approx(shared(table).mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "channels, alpha, beta", [(64, 4, 0.8), (96, 1, 0.8), (64, 0.5, 0.6), (768, 4, 0.8)]
+)
+def test_a_shared_core_overlaps_as_dtr_does(channels, alpha, beta):
+    active, core = (
+        masks.active_channels(channels, beta),
+        masks.core_size(1000, channels, alpha, beta),
+    )
+    table = masks.shared_core(1000, channels, core, beta, masks.seeded(5))
+    assert (table.sum(1) == active).all()
+    assert table.all(0).sum() == core  # always on, and no other is
+    found, wanted = (
+        masks.mean_overlap(table),
+        masks.mean_overlap(masks.dtr(1000, channels, alpha, beta)),
+    )
+    rest = active - core
+    assert found == pytest.approx(core + rest**2 / (channels - core), abs=0.02)
+    assert wanted - 0.02 < found < wanted + 1
+    assert (shared(table[::100]) >= core).all()
+    if (channels, alpha, beta) == (64, 4, 0.8):
+        assert (core, rest) == (47, 4) and found == pytest.approx(47.94, abs=0.02)
+
+
+def test_a_shared_core_gives_no_task_channels_of_its_own_and_no_affinity():
+    table = masks.shared_core(1000, 64, 47, generator=masks.seeded(1))
+    readers = table.sum(0)[~table.all(0)]  # of 17 channels every task reads 4
+    assert len(readers) == 17 and (readers - 1000 * 4 / 17).abs().max() < 5 * 1000**0.5 / 2
+    near = (table[1:] & table[:-1]).sum(1).double().mean()
+    assert near.item() == pytest.approx(masks.mean_overlap(table), abs=0.15)
+
+
+@pytest.mark.parametrize("core", [0, 51])
+def test_a_core_of_nothing_is_random_and_of_all_one_mask(core):
+    table = masks.shared_core(200, 64, core)
+    expected = 51**2 / 64 if core == 0 else 51
+    assert masks.mean_overlap(table) == pytest.approx(expected, abs=0.1)
+
+
 @pytest.mark.parametrize("tasks, channels", [(1000, 24), (8, 90), (2, 25), (3, 90)])
 def test_a_cover_has_every_channel_in_some_mask(tasks, channels):
     table = masks.cover(tasks, channels, 0.7)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dtr_lightning.building import valid_choices
 from dtr_lightning.errors import UserError
 from dtr_lightning.masks import active_channels, window
 from dtr_lightning.models import DiT
@@ -18,10 +19,12 @@ from dtr_lightning.routers import (
     MaxRoaming,
     NoRouting,
     Router,
+    SharedCore,
     Switch,
     TimeShuffledDTR,
     WeightsOnly,
 )
+from dtr_lightning.routers.controls import DTRControl
 from tests.conftest import counting_graphs, shipped
 
 WIDTHS = [24, 24, 24]
@@ -157,7 +160,8 @@ def test_beta_one_is_no_routing(router):
     [
         *((router, True) for router in (DTR(), RTR(shared=True), CDTR(), ERCDT(), FreeWindow())),
         *((router, True) for router in (WeightsOnly(shared=True), TimeShuffledDTR())),
-        *((router, False) for router in (RTR(), BlockPermutedDTR(), MaxRoaming())),
+        *((router, False) for router in (RTR(), BlockPermutedDTR(), SharedCore())),
+        (MaxRoaming(), False),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -169,7 +173,9 @@ def test_blocks_share_one_table_or_each_has_its_own(router, same):
     assert router.tables.shape[1] == (24 + 40 if same else 24 + 24 + 40)
 
 
-@pytest.mark.parametrize("cls", [RTR, WeightsOnly, TimeShuffledDTR, BlockPermutedDTR, MaxRoaming])
+@pytest.mark.parametrize(
+    "cls", [RTR, SharedCore, WeightsOnly, TimeShuffledDTR, BlockPermutedDTR, MaxRoaming]
+)
 def test_random_tables_are_a_function_of_the_seed(cls):
     first, again, other = cls(seed=1), cls(seed=1), cls(seed=2)
     for router in (first, again, other):
@@ -179,7 +185,7 @@ def test_random_tables_are_a_function_of_the_seed(cls):
 
 
 @pytest.mark.parametrize(
-    "cls", [DTR, RTR, CDTR, FreeWindow, WeightsOnly, TimeShuffledDTR, BlockPermutedDTR, MaxRoaming]
+    "cls", [DTR, RTR, CDTR, FreeWindow, MaxRoaming, *valid_choices(DTRControl).values()]
 )
 @pytest.mark.parametrize("beta", [0.5, 0.7, 1.0])
 def test_every_task_reads_c_beta_channels(cls, beta):
@@ -266,6 +272,20 @@ def test_block_permuted_dtr_keeps_overlaps_within_a_block_but_not_across():
     assert not torch.equal(a @ b.T, expected @ expected.T)
 
 
+@pytest.mark.parametrize("per_block", [False, True])
+def test_blocks_agree_on_the_shared_core_or_on_nothing(per_block):
+    router = SharedCore(core=0.75, per_block=per_block)
+    router.build([64, 64, 96], 64)
+    tables = [router.table(block) for block in range(3)]
+    cores = [table.all(0) for table in tables]
+    assert [core.sum().item() for core in cores] == [48, 48, 72]
+    assert torch.equal(cores[0], cores[1]) is not per_block
+    assert not torch.equal(tables[0], tables[1])
+    again = SharedCore(core=0.75, per_block=per_block, seed=1)
+    again.build([64], 64)
+    assert not torch.equal(again.table(0), tables[0])
+
+
 def test_fractional_windows_follow_the_formula():
     tau = np.sort(np.random.default_rng(0).random(200).astype(np.float32))
     t = torch.from_numpy(tau * 999).float()
@@ -306,6 +326,9 @@ def test_a_free_window_moves_where_its_knots_rise():
         (lambda: MaxRoaming(interval=0), "interval must be at least 1"),
         (lambda: small(MaxRoaming(clusters=1)), "cannot cover 24 channels; valid: .* at least 2"),
         (lambda: WeightsOnly(alpha=0), "alpha must be a positive"),
+        (lambda: SharedCore(core=0.9), "core must lie in 0 to beta = 0.8"),
+        (lambda: SharedCore(core=float("nan")), "core must lie in"),
+        (lambda: SharedCore(beta=0), "beta must lie in"),
         (lambda: TimeShuffledDTR(beta=2), "beta must lie in"),
         (lambda: FreeWindow([0.5]), "knots must be two or more"),
         (lambda: FreeWindow([0, 0.6, 0.5]), "none below the one before"),

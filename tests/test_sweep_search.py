@@ -1,13 +1,19 @@
 """Laws of a search: budget, conditional options, seeds, starts, pruning, resumption."""
 
 import json
+import math
 
+import numpy as np
+import optuna
 import pytest
+import torch
 import yaml
 from optuna.trial import FixedTrial, TrialState
 
+from dtr_lightning import masks
 from dtr_lightning.errors import UserError
 from sweeps import plan, recipe
+from sweeps.optimisers import make_sampler
 from sweeps.space import axes
 from tests import standin
 from tests.conftest import ROOT
@@ -118,6 +124,59 @@ trials: 20
     assert min(values) < values[0]
 
 
+def _generation(content, trials=40):
+    """Returns the first proposals of many searches on a constant score, in [0, 1] per axis."""
+    found = []
+    for name in range(trials):
+        asked = plan.Sweep(recipe.read(content | {"name": f"search {name}"}), {}, ())
+        study = optuna.create_study()
+        study.enqueue_trial(next(asked.starts(), {}))
+        for number in (0, 1):
+            study.sampler = make_sampler(asked.recipe, number)
+            trial = study.ask()
+            asked.ask(trial)
+            study.tell(trial, 1.0)
+        found.append(
+            [
+                (math.log(trial.params["router.alpha"]) - math.log(0.5)) / math.log(16),
+                (trial.params["router.beta"] - 0.1) / 0.8,
+                *(trial.params[f"router.knots[{i}]"] for i in (1, 2)),
+            ]
+        )
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("start", "centre"),
+    [
+        (
+            {"router.alpha": 1, "router.beta": 0.66, "router.knots": [0, 0.7, 0.79, 1]},
+            [0.25, 0.7, 0.7, 0.3],
+        ),
+        ({"router.alpha": 1}, [0.25, 0.5, 0.5, 0.5]),  # in the middle of what is not given
+        (None, [0.5, 0.5, 0.5, 0.5]),
+    ],
+)
+def test_cmaes_proposes_around_its_first_start(start, centre):
+    content = {
+        "config": "b",
+        "kind": "cmaes",
+        "space": {
+            "router": ["DTR"],
+            "router.alpha": {"low": 0.5, "high": 8.0, "log": True},
+            "router.beta": {"low": 0.1, "high": 0.9},
+            "router.knots": {"rising": 2},
+        },
+        "trials": 2,
+    }
+    if start:
+        content["start"] = [start, {"router.alpha": 8}]
+    found = _generation(content)
+    error = 1 / 6 / len(found) ** 0.5  # of a mean, Optuna's sigma0 being a sixth of an axis
+    assert np.abs(found.mean(0) - centre).max() < 4 * error
+    assert np.abs(found.std(0) - 1 / 6).max() < 4 * error
+
+
 PRUNED = """
 config: base.yaml
 grid: [{router: DTR, router.alpha: [1, 2, 3, 40]}]
@@ -206,6 +265,17 @@ def test_the_shipped_searches_ask_for_valid_settings(monkeypatch):
             full = {"router": "FreeWindow", "router.beta": 0.8, "router.clusters": 8} | params
             (point,) = sweep.points_of(sweep.ask(FixedTrial(full)))
             assert point.config["trainer"]["max_steps"] == 1000
+
+
+def test_the_window_search_starts_from_dtr_at_every_width(monkeypatch):
+    monkeypatch.undo()
+    starts = recipe.read("window").assignments
+    assert [start["router.alpha"] for start in starts] == [4, 1]  # DTR's best first
+    for start in starts:
+        for channels in (64, 768, 1152):
+            rest = [start[f"router.{key}"] for key in ("knots", "alpha", "beta")]
+            window = masks.free_window(1000, channels, *rest)
+            assert torch.equal(window, masks.dtr(1000, channels, *rest[1:]))
 
 
 @pytest.mark.parametrize(

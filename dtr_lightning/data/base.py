@@ -1,7 +1,7 @@
 """What a data set is: two splits of (image, label) pairs, and who gets which pair when.
 
 The training batch of step s is a function of (seed, s) alone: not of the number of GPUs or workers,
-nor of where a run was interrupted. The paper fixes only batch size and flip (Section 5.1); the
+nor of where a run was interrupted. The paper fixes only batch size and flip (Appendix C); the
 order is ours, so that comparisons between routers are paired.
 """
 

@@ -1,4 +1,4 @@
-"""Flow matching (Lipman et al. 2023; the linear path of SiT, Ma et al. 2024, Table 1)."""
+"""Flow matching (Lipman et al. 2023; the linear path of SiT, Ma et al. 2024)."""
 
 __all__ = ["FlowMatching"]
 
@@ -11,9 +11,9 @@ from dtr_lightning.diffusion.process import Factors, Process
 class FlowMatching(Process):
     """Linear path x = (1 - tau) x_0 + tau eps; the network predicts the velocity eps - x_0.
 
-    Time is continuous and in the suite's direction, tau = 0 clean (SiT's own is the reverse). The
-    network and the routers see t = tau (T - 1), so that T = 1000 tasks mean the same as in a
-    diffusion. There is no variance to learn, hence no bound vb.
+    Time is continuous and in the suite's direction, tau = 0 clean (that of SiT's code is the
+    reverse). The network and the routers see t = tau (T - 1), so that T = 1000 tasks mean the same
+    as in a diffusion. There is no variance to learn, hence no bound vb.
     """
 
     prediction = "velocity"

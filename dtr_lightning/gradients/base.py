@@ -1,6 +1,6 @@
 """Gradient rules: how the gradients of several clusters of tasks become one.
 
-They are those of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023, Section 4.1.
+They are those of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023.
 With K clusters and D parameters, nothing larger than (K, D) is held.
 """
 

@@ -18,7 +18,7 @@ OPTIONS: dict[str, Any] = {"lr": 0.025, "weight_decay": 0.0}
 
 
 class UW(LossWeight):
-    """Uncertainty weighting of K clusters of tasks (Go et al. 2023, Section 4.3: ANT-UW).
+    """Uncertainty weighting of K clusters of tasks (Go et al. 2023: ANT-UW).
 
     With L_i the mean of mse + vb over cluster i: sum_i (exp(-s_i) L_i / K + s_i) / 2, where the log
     variances s (K,) start at 0. Every batch holds equally many tasks of each cluster, up to one.
@@ -65,10 +65,13 @@ class UW(LossWeight):
 
 
 class CUW(LossWeight):
-    """Continuous uncertainty weighting: exp(-u(tau)) (mse + vb) + u(tau) (EDM2, Section 2.3).
+    """Continuous uncertainty weighting: exp(-u(tau)) (mse + vb) + u(tau).
 
-    u is linear in 128 fixed random Fourier features of tau = t / (T - 1), together of length one,
-    and starts at 0. It is UW without clusters, for batches of any size and for continuous time.
+    After EDM2 (Karras et al. 2024, Section 2.1 and Appendix B.2): u is linear in 128 fixed random
+    Fourier features, together of length about one. It differs in five: u is a function of tau =
+    t / (T - 1), not of ln(sigma) / 4; it has a bias; it starts at 0; its weights are not forced to
+    a norm; and no lambda(sigma) stands before the loss. It is UW without clusters, for batches of
+    any size and for continuous time.
     """
 
     optimizer_options: ClassVar[dict[str, Any]] = OPTIONS

@@ -12,7 +12,7 @@ from dtr_lightning.metrics.features import Features, digest, rgb, unreadable
 
 
 class InceptionFeatures(Features):
-    """Inception's 2,048 pooled features as FID defines them (TF1 graph and resize, Section 5.1).
+    """Inception's 2,048 pooled features as FID defines them (TF1 graph and resize).
 
     The resize inside is TF1's: bilinear, without antialiasing. Needs torch-fidelity; weights are
     downloaded by it unless a local copy of its file is given. Another file's score is not "fid".

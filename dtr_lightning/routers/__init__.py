@@ -2,7 +2,12 @@
 
 from dtr_lightning.routers.base import Embed, NoRouting, Route, Router
 from dtr_lightning.routers.clusters import CDTR, ERCDT
-from dtr_lightning.routers.controls import BlockPermutedDTR, TimeShuffledDTR, WeightsOnly
+from dtr_lightning.routers.controls import (
+    BlockPermutedDTR,
+    SharedCore,
+    TimeShuffledDTR,
+    WeightsOnly,
+)
 from dtr_lightning.routers.roaming import MaxRoaming
 from dtr_lightning.routers.static import DTR, RTR, FixedMasks, MaskRouter, WindowRouter
 from dtr_lightning.routers.switch import Switch
@@ -22,6 +27,7 @@ __all__ = [
     "NoRouting",
     "Route",
     "Router",
+    "SharedCore",
     "Switch",
     "TimeShuffledDTR",
     "WeightsOnly",

@@ -19,7 +19,7 @@ class MaxRoaming(MaskRouter):
     One mask per task, or per each of `clusters` equal parts of the timeline, and per block. At
     the start every channel is in some mask. A swap drops a random active channel and takes up a
     random one that this mask has never had; a block stops when its masks have had all channels.
-    C_beta channels are active at all times, as with every router (the original rounds up). The
+    C_beta channels are active at all times, as in R-TR and DTR (the original rounds up). The
     default interval ends the swaps after 0.9 of the run's `steps`. How to use it for diffusion is
     our choice: the paper (Table 8) does not say.
 

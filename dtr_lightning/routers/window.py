@@ -1,4 +1,4 @@
-"""A window on any rising schedule, of which DTR's is one (the paper's future work)."""
+"""A window on any rising schedule, of which DTR's is one."""
 
 __all__ = ["FreeWindow"]
 
