@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from analysis.probe import Probe, Report, at_least, measured, shown
 from analysis.runs import Finished
 from analysis.similarity import LEAST, Estimator, Minibatches, gram
-from analysis.style import WIDE, Drawing, count_images, new_figure, styled
+from analysis.style import (
+    WIDE,
+    Drawing,
+    caption,
+    count_images,
+    new_figure,
+    of_one,
+    styled,
+    task_ticks,
+)
 from dtr_lightning.errors import UserError, choices
 
 NAME = "cka"
@@ -147,18 +156,19 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
     panel = min(1.1, (WIDE - 1.1) / count)
     figure = new_figure(min(WIDE, 1.3 + panel * count), 0.45 + (panel + 0.12) * len(rows))
     grid = figure.subplots(len(rows), count, squeeze=False, sharex=True, sharey=True)
-    low = min(0.0, *(float(np.nanmin(own[protocol.estimator])) for own in arrays))
+    low = min(0.0, *(float(np.nanmin([*own[protocol.estimator].flat, 0])) for own in arrays))
     alike = all(list(own["blocks"]) == list(arrays[0]["blocks"]) for own in arrays)
     numbers = []
     for setting, own, numbered, axes in zip(rows, arrays, columns, grid, strict=True):
         t, cka = own["t"], own[protocol.estimator]
-        last = 2 * t[-1] - t[-2]
+        tasks = int(setting.runs[0].flat.get("diffusion.T", 1000))
         for ax in axes[len(numbered) :]:
             ax.set_visible(False)
         for ax, i in zip(axes, numbered, strict=False):
-            image = ax.imshow(cka[i], vmin=low, vmax=1, extent=(0, last, last, 0), cmap="viridis")
+            image = ax.imshow(cka[i], vmin=low, vmax=1, extent=(0, tasks, tasks, 0), cmap="viridis")
             ax.grid(False)
-            ax.set(xticks=[0, last // 2], yticks=[0, last // 2])
+            task_ticks(ax, tasks, "x")
+            task_ticks(ax, tasks, "y")
             if setting is rows[0] or not alike:
                 ax.set_title(str(own["blocks"][i]), fontsize=7)
             if setting is rows[-1]:
@@ -172,7 +182,9 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
     bar.set_label(
         f"CKA ({protocol.estimator})\n{count_images(arrays, protocol.images)}", fontsize=7
     )
-    return Drawing(figure, pd.concat(numbers, ignore_index=True), "; ".join([*lines, *failed]))
+    note = "; ".join([*lines, *failed])
+    caption(figure, of_one([s.runs[0] for s in rows]), note)
+    return Drawing(figure, pd.concat(numbers, ignore_index=True), note)
 
 
 def _spaced(blocks: int) -> list[int]:
