@@ -2,7 +2,6 @@
 
 __all__ = ["ASKED", "FIGURES", "NAMES", "Drawn", "draw_all"]
 
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +27,7 @@ from analysis import (
     tasks,
     transfer,
 )
-from analysis.layout import write_texts
+from analysis.attempt import attempt
 from analysis.paper_tables import NAME as PAPER_TABLES
 from analysis.paper_tables import write_paper_tables
 from analysis.report import write_report
@@ -114,26 +113,24 @@ def _draw(
 ) -> tuple[list[Path], str]:
     """Returns the files of a figure, and one line on what it leaves out or why it is not there.
 
-    A bug's traceback goes to NAME.error.txt beside the figures. UserError if nothing can be written
-    there.
+    UserError if nothing can be written there.
     """
-    trace = directory / f"{figure.NAME}.error.txt"
     image = directory / f"{figure.NAME}.png"
     older = f"; the {image.name} there is older" if image.exists() else ""
-    try:
+    paths, note = [], ""
+
+    def work() -> None:
+        nonlocal note
         try:
             reason = figure.needs(runs)
             drawing = None if reason else figure.draw(runs, *protocol)
         except UserError as error:
             reason = str(error)
         if reason:
-            return [], f"not drawn: {reason}{older}"
-        paths = save(drawing, directory, figure.NAME)
-    except UserError:
-        raise
-    except Exception as error:
-        (written,) = write_texts(directory, {trace.name: traceback.format_exc()})
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        return [], f"failed: {why[:200]}; see {written}{older}"
-    trace.unlink(missing_ok=True)
-    return paths, drawing.note
+            note = f"not drawn: {reason}{older}"
+        else:
+            paths.extend(save(drawing, directory, figure.NAME))
+            note = drawing.note
+
+    failed = attempt(figure.NAME, directory, work)
+    return paths, f"{failed}{older}" if failed else note

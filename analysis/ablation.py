@@ -172,9 +172,9 @@ def draw(runs: Sequence[Finished]) -> Drawing:
 
     figure = new_figure(NARROW, 2.9)
     ax = figure.subplots()
-    log = score_axis(ax, [*means.score, *_ends(near)])
-    if floors and log and floors[0] > 0:
-        score_axis(ax, [*means.score, *_ends(near), floors[0]], log=True)
+    scores = [*means.score, *_ends(near)]
+    log = score_axis(ax, scores) and all(floor > 0 for floor in floors)
+    score_axis(ax, [*scores, *floors[:1]], log)
     by_line = dict([*numbers.groupby("line", sort=False)])
     shown = list(by_line)[:MOST]
     looks = lines([rows.router.iloc[0] for rows in by_line.values()])

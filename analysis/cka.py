@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from analysis.fonts import printable
 from analysis.probe import Probe, Report, at_least, measured, shown
 from analysis.runs import Finished
 from analysis.similarity import LEAST, Estimator, Minibatches, gram
@@ -167,17 +168,21 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
         for ax, i in zip(axes, numbered, strict=False):
             image = ax.imshow(cka[i], vmin=low, vmax=1, extent=(0, tasks, tasks, 0), cmap="viridis")
             ax.grid(False)
-            task_ticks(ax, tasks, "x")
-            task_ticks(ax, tasks, "y")
+            task_ticks(ax, tasks, "x", middle=count <= 6)
+            task_ticks(ax, tasks, "y", middle=count <= 6)
             if setting is rows[0] or not alike:
                 ax.set_title(str(own["blocks"][i]), fontsize=7)
             if setting is rows[-1]:
                 ax.set_xlabel("t")
+                # the last of a panel and the first of the next share the room
+                for i, label in enumerate(ax.get_xticklabels() if count > 6 else ()):
+                    label.set_ha("right" if i else "left")
             upper = np.triu_indices(len(t))
             row = {"setting": setting.label, "run": setting.runs[0].path.name}
             row |= {"block": str(own["blocks"][i]), "t": t[upper[0]], "t2": t[upper[1]]}
             numbers.append(pd.DataFrame(row | {"cka": cka[i][upper].round(6)}))
-        axes[0].set_ylabel(f"{fill(setting.label, 16)}\nt")
+        letters = 16 if count <= 6 else 10  # as high as a panel
+        axes[0].set_ylabel(f"{fill(printable(setting.label), letters)}\nt", fontsize=7)
     bar = figure.colorbar(image, ax=grid, shrink=min(1.0, 1.6 / len(rows)), aspect=18, pad=0.02)
     bar.set_label(
         f"CKA ({protocol.estimator})\n{count_images(arrays, protocol.images)}", fontsize=7

@@ -20,6 +20,7 @@ from analysis.style import (
     legend,
     lines,
     new_figure,
+    score_axis,
     styled,
     task_ticks,
 )
@@ -80,6 +81,8 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     if rest := sum(id(one.setting) not in front for one in found):
         axes[0].plot([], [], **GREY, label=f"{rest} others")
     tasks = max(len(one.table) for one in found)
+    table = pd.concat(numbers, ignore_index=True)
+    score_axis(axes[0], [*table.switched_on, *table.own], log=False)
     for ax, title in zip(axes, PANELS.values(), strict=True):
         ax.set_title(title, fontsize=7)
         task_ticks(ax, tasks)
@@ -88,4 +91,4 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     axes[0].set_ylabel(f"channels of {', '.join(map(str, widths))}")
     legend(figure)
     caption(figure, of_masks(runs), note)
-    return Drawing(figure, pd.concat(numbers, ignore_index=True), note)
+    return Drawing(figure, table, note)

@@ -1,6 +1,6 @@
 """Text of any script in figures: letters that DejaVu Sans lacks come from fonts that are there."""
 
-__all__ = ["FAMILY", "give_fonts", "printable", "short", "width_of"]
+__all__ = ["FAMILY", "families", "give_fonts", "printable", "short", "width_of"]
 
 from functools import cache
 from unicodedata import east_asian_width

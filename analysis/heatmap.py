@@ -80,6 +80,7 @@ def _told(row: dict, cell: bool = False) -> str:
         return "-"
     digits = max(0, 2 - math.floor(math.log10(max(abs(row["score"]), 0.01))))
     form = f".{digits}f" if abs(row["score"]) < 10_000 else ".1e"
+    form = ".1e" if 0 < abs(row["score"]) < 0.001 else form
     half = row["high"] - row["score"]
     more = f"{chr(10) if cell else ' '}± {half:{form}}" if math.isfinite(half) else ""
     return f"{row['score']:{form}}{more}"
@@ -163,7 +164,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     bar = figure.colorbar(image, ax=ax, aspect=12)
     bar.set_label(f"{'log scale, ' if bounds else ''}lower is better")
     if bounds:
-        bar.ax.yaxis.set_minor_locator(NullLocator())
+        bar.minorlocator = NullLocator()
         bar.locator, bar.formatter = log_locator(*bounds), StrMethodFormatter("{x:g}")
         bar.update_ticks()
     for row in baseline:

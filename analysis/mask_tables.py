@@ -32,6 +32,7 @@ FORMULAS = {  # Figure 2's panels
 MOST = 16  # routers of a figure
 COLORS = ListedColormap(["#440154", "#FDE725"])  # off, active
 # A picture of fewer pixels than tasks shows averages: every n-th task would show other patterns.
+PIXELS = 1200  # more than a panel has
 SMOOTH = {"interpolation": "antialiased", "interpolation_stage": "rgba"}
 MADE: WeakKeyDictionary[Finished, list[tuple[Tensor, str, bool]]] = WeakKeyDictionary()
 
@@ -146,7 +147,10 @@ def show(ax: Axes, table: Tensor) -> None:
     """Draws a table bool[tasks, channels]: task downward, channel to the right, active yellow."""
     tasks, channels = table.shape
     place = {"aspect": "auto", "extent": (0, channels, tasks, 0)}
-    ax.imshow(table.numpy(), cmap=COLORS, vmin=0, vmax=1, **place, **SMOOTH)
+    # few rows or columns are repeated: averages would blur their edges
+    rows, columns = (max(1, PIXELS // size) for size in table.shape)
+    picture = table.numpy().repeat(rows, 0).repeat(columns, 1)
+    ax.imshow(picture, cmap=COLORS, vmin=0, vmax=1, **place, **SMOOTH)
     ax.grid(False)
     ax.set_xticks(sorted({0, channels // 2, channels}))
     task_ticks(ax, tasks, "y")

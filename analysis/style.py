@@ -31,7 +31,8 @@ import textwrap
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from analysis.animation import Film, write_film
-from analysis.fonts import FAMILY, give_fonts, printable, width_of
+from analysis.fonts import FAMILY, families, give_fonts, printable, width_of
 from analysis.runs import Recorded
 from dtr_lightning.errors import UserError
 
@@ -74,37 +75,46 @@ SHADES, MARKERS = 3, "osD^vPXh"  # of one router as many are told apart by palen
 NOISE = {("fd_digits_v1", 1797): 0.2}
 LEAST = 2.0  # the factor that a logarithmic axis spans at least: close scores look close
 
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.grid": True,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 8,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.03,
+    "font.family": FAMILY,
+    "font.size": 8,
+    "grid.color": "0.92",
+    "grid.linewidth": 0.5,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 300,
+    "text.parse_math": False,  # names from data hold $ and _: text is text
+    "xtick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.labelsize": 7,
+    "ytick.major.width": 0.6,
+}
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # a box is all there is for a letter that no font has
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
+
 # As a decorator: inside, the figure style holds; outside, matplotlib is as the user left it.
-styled = matplotlib.rc_context(
-    {
-        "axes.axisbelow": True,
-        "axes.formatter.useoffset": False,
-        "axes.grid": True,
-        "axes.labelsize": 8,
-        "axes.linewidth": 0.6,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlesize": 8,
-        "figure.constrained_layout.h_pad": 0.03,
-        "figure.constrained_layout.w_pad": 0.03,
-        "font.family": FAMILY,
-        "font.size": 8,
-        "grid.color": "0.92",
-        "grid.linewidth": 0.5,
-        "legend.fontsize": 7,
-        "legend.frameon": False,
-        "legend.handlelength": 2.4,
-        "lines.linewidth": 1.2,
-        "lines.markersize": 4,
-        "pdf.fonttype": 42,
-        "savefig.dpi": 300,
-        "text.parse_math": False,  # names from data hold $ and _: text is text
-        "xtick.labelsize": 7,
-        "xtick.major.width": 0.6,
-        "ytick.labelsize": 7,
-        "ytick.major.width": 0.6,
-    }
-)
+styled = _styled()
 
 
 class Drawing(NamedTuple):
@@ -139,7 +149,8 @@ def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
     counts, seen = Counter(routers), Counter()
     own = {router: look(router) for router in counts}
     taken = [(style["color"], style["marker"]) for style in own.values()]
-    free = [(to_rgb(c), m) for c, m in OTHERS if (to_rgb(c), m) not in taken]
+    looks = ((to_rgb(color), marker) for marker in MARKERS for color, _ in OTHERS)
+    free = [pair for pair in looks if pair not in taken]
     for i, router in enumerate(own):
         if taken[i] in taken[:i] and free:
             own[router] = dict(zip(("color", "marker"), free.pop(0), strict=True))
@@ -183,7 +194,9 @@ def legend(figure: Figure) -> None:
     columns = max(fitting, default=1)
     rows = -(-len(names) // columns) + sum(name.count("\n") for name in names)
     figure.set_figheight(figure.get_figheight() + 0.15 * max(0, rows - 2))
-    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    below = figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    for text in below.get_texts():
+        text.set_fontfamily(families("".join(names)))
 
 
 def caption(figure: Figure, *parts: str) -> None:
@@ -306,9 +319,9 @@ def log_locator(low: float, high: float) -> LogLocator:
     )
 
 
-def task_ticks(ax: Axes, tasks: int, which: str = "x") -> None:
+def task_ticks(ax: Axes, tasks: int, which: str = "x", middle: bool = True) -> None:
     """Makes an axis run over all tasks, downward if it is y; the first, middle, last are named."""
-    ticks = sorted({0, tasks // 2, tasks})
+    ticks = sorted({0, tasks, *([tasks // 2] if middle else [])})
     ax.set(**{f"{which}ticks": ticks, f"{which}lim": (0, tasks) if which == "x" else (tasks, 0)})
 
 
@@ -330,14 +343,12 @@ def save(drawing: Drawing, directory: Path, name: str) -> list[Path]:
     pdf, png, table = (directory / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv"))
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is all there is
-            for figure in (drawing.figure, *([drawing.film.figure] if drawing.film else [])):
-                give_fonts(figure)
-            # Without a date the same runs give the same bytes.
-            drawing.figure.savefig(pdf, metadata={"CreationDate": None})
-            drawing.figure.savefig(png)
-            film = write_film(drawing.film, directory, name) if drawing.film else []
+        for figure in (drawing.figure, *([drawing.film.figure] if drawing.film else [])):
+            give_fonts(figure)
+        # Without a date the same runs give the same bytes.
+        drawing.figure.savefig(pdf, metadata={"CreationDate": None})
+        drawing.figure.savefig(png)
+        film = write_film(drawing.film, directory, name) if drawing.film else []
         # names of files need not be UTF-8
         drawing.numbers.to_csv(table, index=False, errors="backslashreplace")
     except OSError as error:
