@@ -15,7 +15,7 @@ from torch import Tensor
 
 from analysis.animation import Film
 from analysis.fonts import short
-from analysis.mask_tables import COLORS, show
+from analysis.mask_tables import COLORS, enlarged, show
 from analysis.runs import Finished
 from analysis.samples import rgb
 from analysis.settings import settings
@@ -115,7 +115,7 @@ def needs(runs: Sequence[Finished]) -> str | None:
 def _strip(ax: Axes, row: np.ndarray) -> Any:
     """Draws the mask bool[channels] of one task; returns the picture."""
     window = {"aspect": "auto", "extent": (0, len(row), 1, 0), "interpolation": "nearest"}
-    shown = ax.imshow(row[None], cmap=COLORS, vmin=0, vmax=1, **window)
+    shown = ax.imshow(enlarged(row[None], 1), cmap=COLORS, vmin=0, vmax=1, **window)
     ax.grid(False)
     ax.spines[:].set_visible(False)
     ax.set(yticks=[], xticks=[])
@@ -161,7 +161,7 @@ def _film(table: np.ndarray, moments: Moments, title: str, names: Sequence[str])
         t = moments.t[i]
         row = table[round(t)]
         cursor.set_ydata([t + 0.5, t + 0.5])
-        strip.set_data(row[None])
+        strip.set_data(enlarged(row[None], 1))
         clock.set_text(f"t = {t:3.0f}: {row.sum()} of {len(row)} channels")
         for images, j, picture in pictures:
             picture.set_data(rgb(images[i, j].numpy()))

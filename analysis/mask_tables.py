@@ -1,6 +1,6 @@
 """The mask tables of the routers among runs, made again from their configs."""
 
-__all__ = ["BETA", "FORMULAS", "SMOOTH", "Masks", "mask_tables", "of_masks", "show"]
+__all__ = ["BETA", "FORMULAS", "SMOOTH", "Masks", "enlarged", "mask_tables", "of_masks", "show"]
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
@@ -143,13 +144,16 @@ def mask_tables(runs: Sequence[Finished]) -> tuple[list[Masks], str]:
     return [one for of_one in tables for one in of_one] or _formulas(runs), "; ".join(left)
 
 
+def enlarged(table: np.ndarray, axis: int) -> np.ndarray:
+    """Repeats the entries of a small table along an axis: averages would blur their edges."""
+    return table.repeat(max(1, PIXELS // table.shape[axis]), axis)
+
+
 def show(ax: Axes, table: Tensor) -> None:
     """Draws a table bool[tasks, channels]: task downward, channel to the right, active yellow."""
     tasks, channels = table.shape
     place = {"aspect": "auto", "extent": (0, channels, tasks, 0)}
-    # few rows or columns are repeated: averages would blur their edges
-    rows, columns = (max(1, PIXELS // size) for size in table.shape)
-    picture = table.numpy().repeat(rows, 0).repeat(columns, 1)
+    picture = enlarged(enlarged(table.numpy(), 0), 1)
     ax.imshow(picture, cmap=COLORS, vmin=0, vmax=1, **place, **SMOOTH)
     ax.grid(False)
     ax.set_xticks(sorted({0, channels // 2, channels}))

@@ -149,7 +149,7 @@ def _block(ax: Axes, setting: Setting, reference: Reference) -> pd.DataFrame:
             numbers.append(one | {"feature_distance": gap, "rms_grey": near})
     ax.set(xlim=(-0.05, 1.3 + found.index.shape[1]), ylim=(len(order) * STEP, -0.05))
     rows = f"rows: the {len(order)} closest of {len(images)} samples"
-    share = f"{int(copied.sum())} of {len(images)} copy, threshold {threshold:.1f}"
+    share = f"{int(copied.sum())} of {len(images)} samples copy, threshold {threshold:.1f}"
     ax.set_title(f"{fill(printable(setting.label), 36)}\n{rows}\n{share}", fontsize=7)
     ax.set_axis_off()
     row = {"run": run.path.name, "setting": setting.label, "seed": run.seed}

@@ -97,6 +97,7 @@ STYLE = {
     "lines.markersize": 4,
     "pdf.fonttype": 42,
     "savefig.dpi": 300,
+    "text.usetex": False,
     "text.parse_math": False,  # names from data hold $ and _: text is text
     "xtick.labelsize": 7,
     "xtick.major.width": 0.6,
