@@ -4,6 +4,7 @@ __all__ = ["ASKED", "FIGURES", "NAMES", "Drawn", "draw_all"]
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from analysis import (
@@ -26,10 +27,11 @@ from analysis import (
     tasks,
     transfer,
 )
+from analysis.attempt import attempt
 from analysis.paper_tables import NAME as PAPER_TABLES
 from analysis.paper_tables import write_paper_tables
 from analysis.report import write_report
-from analysis.runs import mixed, read
+from analysis.runs import Finished, mixed, read
 from analysis.style import save
 from analysis.tables import table, write_tables
 from dtr_lightning.errors import UserError, choices
@@ -65,8 +67,9 @@ def draw_all(
     Figures go to DIR/figures and tables to DIR (the paper's to DIR/tables) where there is one
     directory; else, or with `out`, all go to `out` (default ./figures). With `report`, report.html
     is written beside the tables. `protocols` are those of asked figures, by name, where they are
-    not the defaults. UserError for an unknown name, a directory that does not exist or has no runs,
-    and an output that cannot be written.
+    not the defaults. A figure that fails ends neither the others nor the report. UserError for an
+    unknown name, a directory that does not exist or has no runs, and an output that cannot be
+    written.
     """
     for name in only or ():
         if name not in NAMES:
@@ -84,18 +87,11 @@ def draw_all(
     for figure in (*FIGURES, *ASKED):
         if figure.NAME not in (only or ALWAYS):
             continue
-        if reason := figure.needs(runs):
-            left_out.append((figure.NAME, f"not drawn: {reason}"))
-            continue
         own = [protocols[figure.NAME]] if protocols and figure.NAME in protocols else []
-        try:
-            drawing = figure.draw(runs, *own)
-        except UserError as error:  # the others can still be drawn
-            left_out.append((figure.NAME, f"not drawn: {error}"))
-            continue
-        written += save(drawing, for_figures, figure.NAME)
-        if drawing.note:
-            left_out.append((figure.NAME, drawing.note))
+        paths, note = _draw(figure, runs, own, for_figures)
+        written += paths
+        if note:
+            left_out.append((figure.NAME, note))
     if not only:
         names = ", ".join(figure.NAME for figure in ASKED)
         left_out.append((names, "drawn by --only NAME alone: they load the networks"))
@@ -110,3 +106,31 @@ def draw_all(
     if report:
         written.append(write_report(for_tables, for_figures, reading, left_out))
     return Drawn(written, left_out)
+
+
+def _draw(
+    figure: ModuleType, runs: Sequence[Finished], protocol: Sequence[Any], directory: Path
+) -> tuple[list[Path], str]:
+    """Returns the files of a figure, and one line on what it leaves out or why it is not there.
+
+    UserError if nothing can be written there.
+    """
+    image = directory / f"{figure.NAME}.png"
+    older = f"; the {image.name} there is older" if image.exists() else ""
+    paths, note = [], ""
+
+    def work() -> None:
+        nonlocal note
+        try:
+            reason = figure.needs(runs)
+            drawing = None if reason else figure.draw(runs, *protocol)
+        except UserError as error:
+            reason = str(error)
+        if reason:
+            note = f"not drawn: {reason}{older}"
+        else:
+            paths.extend(save(drawing, directory, figure.NAME))
+            note = drawing.note
+
+    failed = attempt(figure.NAME, directory, work)
+    return paths, f"{failed}{older}" if failed else note

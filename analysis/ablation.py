@@ -3,14 +3,12 @@
 __all__ = ["NAME", "draw", "needs"]
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.markers import CARETDOWN, CARETUP
 
 from analysis.heatmap import searched
@@ -18,39 +16,57 @@ from analysis.runs import Finished
 from analysis.settings import ALPHA, Setting, largest, settings
 from analysis.statistics import t_interval
 from analysis.style import (
+    GREY,
     NARROW,
+    NOISE,
     Drawing,
+    as_label,
+    caption,
     count_seeds,
     legend,
-    log_ticks,
-    look,
+    lines,
     new_figure,
+    of_seeds,
+    score_axis,
     score_name,
     styled,
 )
 
 NAME = "ablation"
+MOST = 8  # lines that can be told apart
 TRIANGLE = "\N{BLACK UP-POINTING TRIANGLE}"
 
 
-def _with_alpha(runs: Sequence[Finished]) -> list[Finished]:
-    return [run for run in runs if run.choice("router") == "DTR" and math.isfinite(run.score)]
+def _comparable(run: Finished) -> tuple:
+    return *run.protocol, run.hash_without("router", "seed")
+
+
+def _with_alphas(runs: Sequence[Finished]) -> list[Finished]:
+    """Returns DTR's runs with a finite score, of the largest comparable group with two alphas."""
+    groups = defaultdict(list)
+    for run in runs:
+        if run.choice("router") == "DTR" and math.isfinite(run.score):
+            groups[_comparable(run)].append(run)
+    several = [own for own in groups.values() if len({r.option("router.alpha") for r in own}) > 1]
+    return max(several, key=len, default=[])
 
 
 def needs(runs: Sequence[Finished]) -> str | None:
-    """Says what is missing: a finished run of DTR with a finite score, and alphas on a grid."""
-    if not (dtr := _with_alpha(runs)):
-        return "needs a finished run of DTR: --router DTR --router.alpha 4"
-    if searched(settings(largest(dtr, _comparable, "")[0])):
+    """Says what is missing: finite scores of DTR at two alphas, on a grid."""
+    if not (dtr := _with_alphas(runs)):
+        sound = [r for r in runs if r.choice("router") == "DTR" and math.isfinite(r.score)]
+        alphas = ", ".join(f"{a:g}" for a in sorted({r.option("router.alpha") for r in sound}))
+        there = f"; there is alpha {alphas}" if alphas else ""
+        return (
+            "needs finished runs of DTR with two alphas, equal in all else but beta and seed: "
+            f"--router DTR --router.alpha 4{there}"
+        )
+    if searched(settings(dtr)):
         return (
             "needs a grid of alphas and betas; alphas and betas of a search are drawn as points: "
             "see heatmap"
         )
     return None
-
-
-def _comparable(run: Finished) -> tuple:
-    return *run.protocol, run.hash_without("router", "seed")
 
 
 def _numbers(found: Sequence[Setting]) -> pd.DataFrame:
@@ -82,52 +98,6 @@ def _ends(means: pd.DataFrame) -> list[float]:
     return [end for end in ends if math.isfinite(end)]
 
 
-def _wide(main: Sequence[float]) -> bool:
-    return max(main) > 5 * min(main) > 0
-
-
-def _strips(main: Sequence[float], others: Sequence[float]) -> list[tuple[float, float]]:
-    """Returns the y intervals to show, from the top: the axis is broken round the lines' own.
-
-    A value further from `main` than 1.5 times its span would flatten it: it gets its own strip.
-    Where `main` itself spans more than a factor of five there is one interval, for a log axis.
-    """
-    low, high = min(main), max(main)
-    if _wide(main):
-        return [(0.8 * min(*main, *others), 1.25 * max(*main, *others))]
-    span = max(high - low, 0.05 * abs(high))
-    above = [x for x in others if x > high + 1.5 * span]
-    below = [x for x in others if x < low - 1.5 * span]
-    near = [*main, *(x for x in others if x not in above and x not in below)]
-    strips = []
-    for values in (above, near, below):
-        if values:
-            pad = 0.35 * span if values is not near else 0.12 * (max(near) - min(near) or span)
-            bottom = min(values) - pad
-            strips.append((max(bottom, 0) if min(values) >= 0 else bottom, max(values) + pad))
-    if any(upper[0] <= lower[1] for upper, lower in pairwise(strips)):
-        return [(strips[-1][0], strips[0][1])]
-    return strips
-
-
-def _panels(figure: Figure, strips: Sequence[tuple[float, float]], main: float) -> list[Axes]:
-    """Makes an axes per strip with break marks between; the strip that holds `main` is tall."""
-    ratios = [4 if low <= main <= high else 1 for low, high in strips]
-    grid = {"height_ratios": ratios, "hspace": 0.04}
-    axes = list(figure.subplots(len(strips), 1, sharex=True, squeeze=False, gridspec_kw=grid)[:, 0])
-    mark = {"marker": [(-1, -0.5), (1, 0.5)], "markersize": 6, "linestyle": "none", "color": "k"}
-    for ax, strip in zip(axes, strips, strict=True):
-        ax.set_ylim(*strip)
-        if not strip[0] <= main <= strip[1]:
-            ax.locator_params(axis="y", nbins=2)
-    for upper, lower in pairwise(axes):
-        upper.spines.bottom.set_visible(False)
-        upper.tick_params(bottom=False)
-        upper.plot([0], [0], transform=upper.transAxes, clip_on=False, **mark)
-        lower.plot([0], [1], transform=lower.transAxes, clip_on=False, **mark)
-    return axes
-
-
 def _cut(ax: Axes, means: pd.DataFrame, color: Any) -> bool:
     """Marks the intervals that the axis of their mean cuts by a triangle at the edge, if any."""
     bottom, top = ax.get_ylim()
@@ -143,7 +113,7 @@ def _cut(ax: Axes, means: pd.DataFrame, color: Any) -> bool:
     return len(above) + len(below) > 0
 
 
-def _draw_line(ax: Axes, numbers: pd.DataFrame, style: dict, label: str) -> bool:
+def _draw_line(ax: Axes, numbers: pd.DataFrame, style: dict, label: str | None) -> bool:
     """Draws one router and beta: over alpha, or as a level where the router has no alpha.
 
     Returns whether the axis cuts an interval.
@@ -166,71 +136,91 @@ def _draw_line(ax: Axes, numbers: pd.DataFrame, style: dict, label: str) -> bool
     return _cut(ax, means, style["color"])
 
 
+def _noise(ax: Axes, numbers: pd.DataFrame, protocol: tuple[str, int]) -> None:
+    """Shades what one seed cannot tell from no routing, where the noise of the score is known."""
+    plain = numbers[(numbers.router == "NoRouting") & (numbers.what == "mean")]
+    noise = NOISE.get(protocol)
+    if noise and len(plain) == 1 and plain.seeds.iloc[0] == 1:
+        level = plain.score.iloc[0]
+        band = {
+            "color": "0.9",
+            "linewidth": 0,
+            "zorder": 0,
+            "label": f"± {noise:g}: noise of a seed",
+        }
+        ax.axhspan(level - noise, level + noise, **band)
+
+
 @styled
 def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws mean scores over a log2 alpha axis; with several seeds, single ones as small points.
 
-    Bars are 95 % t intervals over seeds, bands those of routers without alpha, which are levels;
-    where the axis cuts them is a triangle, the numbers are whole. Runs that differ from most in
-    more than router and seed are left out; diverged ones have no point.
+    The score begins at zero, or is logarithmic where it spans a factor of ten. Bars are 95 % t
+    intervals over seeds, bands those of routers without alpha, which are levels; where the axis
+    cuts them is a triangle, the numbers are whole. Runs that differ from most in more than router
+    and seed are left out; diverged ones have no point.
     """
     what = "differs from most runs in more than router and seed"
-    kept, note = largest(runs, _comparable, what, among=_with_alpha(runs))
+    kept, note = largest(runs, _comparable, what, among=_with_alphas(runs))
     if diverged := sum(not math.isfinite(run.score) for run in kept):
         note = "; ".join(filter(None, [note, f"{diverged} diverged and have no point"]))
     numbers = _numbers([s for s in settings(kept) if math.isfinite(s.score)])
     floors = [run.number("floor") for run in kept if math.isfinite(run.number("floor"))]
     floor_n = kept[0].results.get("floor_n")
-    curves = numbers[numbers.alpha.notna()]
-    levels = numbers[numbers.alpha.isna()]
+    means = numbers[numbers.what == "mean"]
+    near = means[means.alpha.notna() | (means.router == "NoRouting")]
 
-    baseline = levels[levels.router == "NoRouting"].score
-    near = numbers[numbers.alpha.notna() | (numbers.router == "NoRouting")]
-    main = [*curves.score, *baseline, *_ends(near)]
-    others = [*levels[levels.router != "NoRouting"].score, *floors[:1]]
-    figure = new_figure(NARROW, 3.1)
-    axes = _panels(figure, _strips(main, others), float(np.mean(curves.score)))
-    if _wide(main):
-        log_ticks(axes[0])
-    seen: dict[str, int] = {}
+    figure = new_figure(NARROW, 2.9)
+    ax = figure.subplots()
+    scores = [*means.score, *_ends(near)]
+    log = score_axis(ax, scores) and all(floor > 0 for floor in floors)
+    score_axis(ax, [*scores, *floors[:1]], log)
+    by_line = dict([*numbers.groupby("line", sort=False)])
+    shown = list(by_line)[:MOST]
+    looks = lines([rows.router.iloc[0] for rows in by_line.values()])
     cut = False
-    for line, rows in numbers.groupby("line", sort=False):
-        router = rows.router.iloc[0]
-        style = look(router, seen.setdefault(router, 0))
-        seen[router] += 1
-        for ax in axes:
-            cut |= _draw_line(ax, rows, style, line)
+    for (line, rows), style in zip(by_line.items(), looks, strict=True):
+        style = style if line in shown else GREY | {"marker": "none"}
+        label = as_label(line) if line in shown else None
+        cut |= _draw_line(ax, rows, style, label)
+    if rest := len(by_line) - len(shown):
+        ax.plot([], [], **GREY, label=f"{rest} other lines")
     if floors:
-        for ax in axes:
-            label = f"floor: real images{f', N = {floor_n:,}' if floor_n else ''}"
-            ax.axhline(floors[0], color="0.6", linewidth=0.7, label=label)
+        label = f"floor: real images{f', N = {floor_n:,}' if floor_n else ''}"
+        ax.axhline(floors[0], color="0.6", linewidth=0.7, label=label)
         floor = {"line": "floor", "router": "floor", "what": "floor", "score": floors[0]}
         numbers = pd.concat([numbers, pd.DataFrame([floor])], ignore_index=True)
+    _noise(ax, numbers, kept[0].protocol)
 
-    alphas = sorted(curves.alpha.unique())
-    axes[-1].set_xscale("log", base=2)
-    axes[-1].set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
-    axes[-1].minorticks_off()
-    axes[-1].set_xlim(alphas[0] / 1.25, alphas[-1] * 1.25)
-    axes[-1].set_xlabel(f"{ALPHA} (log scale){_over_seeds(numbers, cut)}")
+    alphas = sorted(means.alpha.dropna().unique())
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(_apart(alphas), [f"{alpha:g}" for alpha in _apart(alphas)])
+    ax.minorticks_off()
+    ax.set_xlim(alphas[0] / 1.25, alphas[-1] * 1.25)
+    ax.set_xlabel(f"{ALPHA} (log scale)")
     name, n = kept[0].protocol
-    scale = "log scale, " if _wide(main) else ""
-    label = figure.supylabel(
-        score_name(name, n, f"{scale}lower is better"), fontsize=8, ma="center"
-    )
+    ax.set_ylabel(score_name(name, n, f"{'log scale, ' * log}lower is better"))
     legend(figure)
-    figure.draw_without_rendering()  # tells where the axes are
-    label.set_y((axes[0].get_position().y1 + axes[-1].get_position().y0) / 2)
+    told = [of_seeds(means.seeds, kept[0].protocol), _over_seeds(means, cut), note]
+    caption(figure, *told)
     return Drawing(figure, numbers, note)
 
 
-def _over_seeds(numbers: pd.DataFrame, cut: bool) -> str:
-    """Returns lines that tell what is over seeds; nothing where every mean is of one seed."""
-    means = numbers[numbers.what == "mean"]
-    if not (seeds := count_seeds(means.seeds)):
+def _apart(alphas: Sequence[float]) -> list[float]:
+    """Returns the alphas to label: a twelfth of the axis or more above the last one."""
+    least, named = (alphas[-1] / alphas[0]) ** (1 / 12), [alphas[0]]
+    for alpha in alphas[1:]:
+        if alpha >= least * named[-1]:
+            named.append(alpha)
+    return named
+
+
+def _over_seeds(means: pd.DataFrame, cut: bool) -> str:
+    """Returns what is drawn over seeds; nothing where every mean is of one seed."""
+    if not count_seeds(means.seeds):
         return ""
     levels = means[means.seeds > 1].alpha.isna()
+    dots = ["dots: seeds"] * (not levels.all())
     drawn = ["bars"] * (not levels.all()) + ["bands"] * bool(levels.any())
-    dots = "" if levels.all() else "; dots: seeds"
-    triangle = f" ({TRIANGLE}: cut off)" if cut else ""
-    return f"\nmean of {seeds}{dots}\n{', '.join(drawn)}: 95 % t interval{triangle}"
+    triangle = [f"{TRIANGLE}: the interval is cut off"] * cut
+    return "; ".join([*dots, f"{', '.join(drawn)}: 95 % t interval", *triangle])

@@ -18,10 +18,20 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
+from analysis.fonts import printable
 from analysis.probe import Probe, Report, artifact, at_least, measured, shown, write
 from analysis.runs import Finished
 from analysis.similarity import PARTS, Projection, cosines, spread
-from analysis.style import WIDE, Drawing, count_images, new_figure, styled
+from analysis.style import (
+    WIDE,
+    Drawing,
+    caption,
+    count_images,
+    new_figure,
+    of_one,
+    styled,
+    task_ticks,
+)
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.models import evaluation_mode
 
@@ -30,6 +40,7 @@ FILE = "affinity.npy"
 BATCH = 128  # images of one backward pass; it changes the memory, not the result
 EXACT = 2**28  # float32 numbers, 1 GiB: the gradients of all timesteps that are held at once
 COLUMNS = 4
+COLOURS = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}
 Method = Literal["auto", "exact", "projected"]
 
 
@@ -139,7 +150,6 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
         raise UserError(f"{NAME}: nothing to draw: {'; '.join(failed)}")
     columns = min(COLUMNS, len(rows))
     pairs = -(-len(rows) // columns)
-    low = min(float(found[s.runs[0].path]["affinity"].min()) for s in rows)
     figure = new_figure(min(WIDE, 1.1 + 1.5 * columns), 3.4 * pairs)
     grid = figure.subplots(2 * pairs, columns, squeeze=False)
     numbers = []
@@ -152,9 +162,11 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
         full = spread(torch.from_numpy(affinity), torch.from_numpy(t), len(log_snr)).float()
         write(artifact(run, FILE), lambda file, full=full: np.save(file, full.numpy()))
         over_t, over_snr = grid[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
-        image = _panel(over_t, t, affinity, low)
-        over_t.set(title=fill(setting.label, 22), xlabel="t")
-        _panel(over_snr, log_snr[t], affinity, low)
+        image = _panel(over_t, t, affinity, (0, len(log_snr)))
+        for axis in "xy":
+            task_ticks(over_t, len(log_snr), axis)
+        over_t.set(title=fill(printable(setting.label), 22), xlabel="t")
+        _panel(over_snr, log_snr[t], affinity, log_snr[[0, -1]])
         over_snr.set(xlabel="log SNR", xlim=_within(over_snr.get_xlim()))
         over_snr.set_ylim(_within(over_snr.get_ylim()))
         if not i % columns:
@@ -171,7 +183,10 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
     bar.set_label(f"cosine of gradients, {of}", fontsize=7)
     table = pd.concat(numbers, ignore_index=True)
     notes = [_accuracy(table, protocol.size), f"clusters read each run's artifacts/{FILE}"]
-    return Drawing(figure, table, "; ".join([*notes, *lines, *failed]))
+    note = "; ".join([*notes, *lines, *failed])
+    left = "; ".join([*lines, *failed])
+    caption(figure, of_one([s.runs[0] for s in rows]), left)
+    return Drawing(figure, table, note)
 
 
 def _accuracy(table: pd.DataFrame, size: int) -> str:
@@ -189,13 +204,16 @@ def _within(limits: tuple[float, float]) -> list[float]:
     return np.clip(limits, -10, 10).tolist()
 
 
-def _panel(ax: Axes, x: np.ndarray, affinity: np.ndarray, low: float) -> object:
-    """Draws affinities [m, m] at x (m,), from the clean end to the noisy one."""
+def _panel(ax: Axes, x: np.ndarray, affinity: np.ndarray, ends: Sequence[float]) -> object:
+    """Draws affinities [m, m] at x (m,) between two ends, from the clean one to the noisy one.
+
+    Colours diverge from 0: red agree, blue pull apart.
+    """
     middle = (x[1:] + x[:-1]) / 2
-    edges = np.concatenate([[1.0 * x[0]], middle, [x[-1]]])
+    edges = np.concatenate([[1.0 * ends[0]], middle, [ends[1]]])
     ax.set_visible(True)
     ax.grid(False)
-    image = ax.pcolormesh(edges, edges, affinity, vmin=low, vmax=1, cmap="viridis", rasterized=True)
+    image = ax.pcolormesh(edges, edges, affinity, rasterized=True, **COLOURS)
     ax.set(xlim=(edges[0], edges[-1]), ylim=(edges[-1], edges[0]), box_aspect=1)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(4))  # the same ticks on both

@@ -12,10 +12,20 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from analysis.fonts import printable
 from analysis.probe import Probe, Report, at_least, measured, shown
 from analysis.runs import Finished
 from analysis.similarity import LEAST, Estimator, Minibatches, gram
-from analysis.style import WIDE, Drawing, count_images, new_figure, styled
+from analysis.style import (
+    WIDE,
+    Drawing,
+    caption,
+    count_images,
+    new_figure,
+    of_one,
+    styled,
+    task_ticks,
+)
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.models import evaluation_mode
 
@@ -149,32 +159,39 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
     panel = min(1.1, (WIDE - 1.1) / count)
     figure = new_figure(min(WIDE, 1.3 + panel * count), 0.45 + (panel + 0.12) * len(rows))
     grid = figure.subplots(len(rows), count, squeeze=False, sharex=True, sharey=True)
-    low = min(0.0, *(float(np.nanmin(own[protocol.estimator])) for own in arrays))
+    low = min(0.0, *(float(np.nanmin([*own[protocol.estimator].flat, 0])) for own in arrays))
     alike = all(list(own["blocks"]) == list(arrays[0]["blocks"]) for own in arrays)
     numbers = []
     for setting, own, numbered, axes in zip(rows, arrays, columns, grid, strict=True):
         t, cka = own["t"], own[protocol.estimator]
-        last = 2 * t[-1] - t[-2]
+        tasks = int(setting.runs[0].flat.get("diffusion.T", 1000))
         for ax in axes[len(numbered) :]:
             ax.set_visible(False)
         for ax, i in zip(axes, numbered, strict=False):
-            image = ax.imshow(cka[i], vmin=low, vmax=1, extent=(0, last, last, 0), cmap="viridis")
+            image = ax.imshow(cka[i], vmin=low, vmax=1, extent=(0, tasks, tasks, 0), cmap="viridis")
             ax.grid(False)
-            ax.set(xticks=[0, last // 2], yticks=[0, last // 2])
+            task_ticks(ax, tasks, "x", middle=count <= 6)
+            task_ticks(ax, tasks, "y", middle=count <= 6)
             if setting is rows[0] or not alike:
                 ax.set_title(str(own["blocks"][i]), fontsize=7)
             if setting is rows[-1]:
                 ax.set_xlabel("t")
+                # the last of a panel and the first of the next share the room
+                for i, label in enumerate(ax.get_xticklabels() if count > 6 else ()):
+                    label.set_ha("right" if i else "left")
             upper = np.triu_indices(len(t))
             row = {"setting": setting.label, "run": setting.runs[0].path.name}
             row |= {"block": str(own["blocks"][i]), "t": t[upper[0]], "t2": t[upper[1]]}
             numbers.append(pd.DataFrame(row | {"cka": cka[i][upper].round(6)}))
-        axes[0].set_ylabel(f"{fill(setting.label, 16)}\nt")
+        letters = 16 if count <= 6 else 10  # as high as a panel
+        axes[0].set_ylabel(f"{fill(printable(setting.label), letters)}\nt", fontsize=7)
     bar = figure.colorbar(image, ax=grid, shrink=min(1.0, 1.6 / len(rows)), aspect=18, pad=0.02)
     bar.set_label(
         f"CKA ({protocol.estimator})\n{count_images(arrays, protocol.images)}", fontsize=7
     )
-    return Drawing(figure, pd.concat(numbers, ignore_index=True), "; ".join([*lines, *failed]))
+    note = "; ".join([*lines, *failed])
+    caption(figure, of_one([s.runs[0] for s in rows]), note)
+    return Drawing(figure, pd.concat(numbers, ignore_index=True), note)
 
 
 def _spaced(blocks: int) -> list[int]:

@@ -10,15 +10,17 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analysis.fonts import short
 from analysis.runs import Finished
 from analysis.samples import rgb
 from analysis.settings import settings
-from analysis.style import WIDE, Drawing, new_figure, styled
+from analysis.style import WIDE, Drawing, caption, new_figure, of_one, styled
 from dtr_lightning.bar import Bar
 from dtr_lightning.errors import UserError
 
 NAME = "classes"
 COLUMNS = 5  # sheets side by side
+LONGEST = 15  # letters of a class's name above its sheet
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,12 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
         ax.set_axis_off()
     for ax, kind, own in zip(axes, kinds, np.split(images, count), strict=False):
         ax.imshow(sheet(own, protocol.side), interpolation="nearest")
-        ax.set_title(f"class {data.class_names[kind][:24]}", fontsize=7)
+        ax.set_title(f"class {short(data.class_names[kind], LONGEST)}", fontsize=7)
     scale = f"guidance {evaluation.guidance:g}, {run.results['score_name']} {run.score:.3g}"
     figure.suptitle(f"{settings([run])[0].label}, {scale}", fontsize=8)
     row = {"run": run.path.name, "seed": run.seed, "guidance": evaluation.guidance}
     numbers = pd.DataFrame([row | {"label": i % data.num_classes, "index": i} for i in indices])
-    return Drawing(
-        figure, numbers, f"of {run.path.name}; name another run for it" if others else ""
-    )
+    numbers["class"] = [data.class_names[label] for label in numbers.label]
+    note = f"of {run.path.name}; name another run for it" if others else ""
+    caption(figure, of_one([run]), note)
+    return Drawing(figure, numbers, note)

@@ -1,13 +1,12 @@
-"""Figure 5: score over training steps, and the steps that a router takes to the baseline's end."""
+"""Figure 5: score over training steps, and when a router has the baseline's final score."""
 
 __all__ = ["NAME", "draw", "needs"]
 
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from analysis.runs import Finished
 from analysis.settings import Setting, chosen, largest, settings
@@ -16,16 +15,19 @@ from analysis.style import (
     GREY,
     NARROW,
     Drawing,
-    count_seeds,
+    as_label,
+    caption,
     legend,
     lines,
-    log_ticks,
     new_figure,
+    of_seeds,
+    score_axis,
     score_name,
     styled,
 )
 
 NAME = "convergence"
+BANDS = 6  # more cannot be told apart
 
 
 def _points(run: Finished) -> pd.DataFrame:
@@ -66,28 +68,17 @@ def _curve(setting: Setting, n: int) -> pd.DataFrame:
 
 
 def _reaches(points: pd.DataFrame, level: float) -> float:
-    """Returns the first step with a score at or below a level, linear between evaluations.
-
-    nan if there is none.
-    """
-    points = points.sort_values("step")
-    steps, scores = points.step.to_numpy(float), points.score.to_numpy(float)
-    below = np.flatnonzero(scores <= level)
-    if not len(below):
-        return math.nan
-    i = below[0]
-    if i == 0:
-        return float(steps[0])
-    part = (scores[i - 1] - level) / (scores[i - 1] - scores[i])
-    return float(steps[i - 1] + part * (steps[i] - steps[i - 1]))
+    """Returns the step of the first evaluation with a score at or below a level; nan if none is."""
+    return float(points[points.score <= level].step.min())
 
 
 def _to_baseline(setting: Setting, runs: Sequence[Finished], n: int) -> dict[str, float]:
-    """Returns the mean step at which this setting has the final score of no routing, over seeds.
+    """Returns the evaluation at which this setting has the final score of no routing, over seeds.
 
     A run is compared with the last score on the way of the no-routing run of its own seed that is
-    equal otherwise. `reached` of `pairs` seeds get there; the mean and its t interval [low, high]
-    are over those.
+    equal otherwise. `reached` of `pairs` seeds get there; the step of the middle one (the later of
+    two), of the first and of the last are nan where fewer than two pairs can be compared: one seed
+    does not tell. No step is finer than the evaluations.
     """
     plain = {r.hash_without("router"): r for r in runs if r.choice("router") == "NoRouting"}
     steps = []
@@ -99,33 +90,31 @@ def _to_baseline(setting: Setting, runs: Sequence[Finished], n: int) -> dict[str
         if len(mine) and len(theirs):
             final = theirs.sort_values("step").score.iloc[-1]
             steps.append(_reaches(mine, float(final)))
-    there = [step for step in steps if math.isfinite(step)]
-    low, high = t_interval(there)
-    mean = float(np.mean(there)) if there else math.nan
-    row = {"to_baseline": mean, "to_baseline_low": low, "to_baseline_high": high}
+    there = sorted(step for step in steps if math.isfinite(step))
+    tell = there and len(steps) > 1
+    first, middle, last = (there[0], there[len(there) // 2], there[-1]) if tell else [math.nan] * 3
+    row = {"to_baseline": middle, "to_baseline_first": first, "to_baseline_last": last}
     return row | {"reached": len(there), "pairs": len(steps)}
 
 
 def _told(reach: dict[str, float]) -> str:
-    """Returns ` (820 ± 40)`, ` (-)` if no seed gets there; nothing without a baseline."""
-    if not reach["pairs"]:
+    """Returns ` (300-600, 2 of 3)`, ` (0 of 3)` if no seed gets there; nothing of one seed."""
+    if reach["pairs"] < 2:
         return ""
+    of = f"{reach['reached']} of {reach['pairs']}"
     if not reach["reached"]:
-        return " (-)"
-    half = reach["to_baseline_high"] - reach["to_baseline"]
-    few = reach["reached"] < reach["pairs"]
-    return (
-        f" ({reach['to_baseline']:,.0f}"
-        + (f" ± {half:,.0f}" if math.isfinite(half) else "")
-        + (f", {reach['reached']} of {reach['pairs']} seeds)" if few else ")")
-    )
+        return f" ({of})"
+    ends = dict.fromkeys((reach["to_baseline_first"], reach["to_baseline_last"]))
+    return f" ({'-'.join(f'{step:,.0f}' for step in ends)}, {of})"
 
 
 @styled
 def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws means over seeds (band: 95 % t interval), a few settings coloured, the rest grey.
 
-    A number in the legend is the steps that the setting takes to the final score of no routing.
+    The legend has the evaluations at which the first and the last seed of a setting have the final
+    score of no routing, and how many seeds get there. More than BANDS coloured settings have no
+    bands, which the numbers hold.
     """
     evaluated = [run for run in runs if len(_points(run))]
     what = "its evaluations during training have another score or N"
@@ -133,9 +122,10 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     name, n = _protocol(kept[0])
     found = settings(kept)
     front = chosen(found)
-    looks = {id(setting): style for setting, style in zip(front, lines(front), strict=True)}
+    styles = lines([setting.router for setting in front])
+    looks = {id(setting): style for setting, style in zip(front, styles, strict=True)}
 
-    figure = new_figure(NARROW, 3.0)
+    figure = new_figure(NARROW, 2.8)
     ax = figure.subplots()
     numbers, told = [], False
     for setting in found:
@@ -147,28 +137,29 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         if style is None:
             ax.plot(curve.step, curve.score, **GREY, zorder=1)
             continue
-        label = setting.label + _told(reach)
-        told |= label != setting.label
-        ax.plot(curve.step, curve.score, **style, label=label, zorder=3)
-        band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
-        ax.fill_between(curve.step, curve.low.clip(lower=1e-9), curve.high, **band)
+        when = _told(reach)
+        told |= bool(when)
+        ax.plot(curve.step, curve.score, **style, label=as_label(setting.label) + when, zorder=3)
+        if len(front) <= BANDS:
+            band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+            ax.fill_between(curve.step, curve.low.clip(lower=1e-9), curve.high, **band)
     if rest := len(found) - len(front):
         ax.plot([], [], **GREY, label=f"{rest} other settings")
     table = pd.concat(numbers, ignore_index=True)
 
     steps = sorted(set(table.step))
-    if len(steps) <= 6:
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if len(steps) <= 5:
         ax.set_xticks(steps)
-    else:
-        ax.locator_params(axis="x", nbins=6)
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     # the intervals of two seeds may reach far: the axis cuts them
-    ax.set_ylim(0.9 * table.lowest.min(), 1.1 * table.highest.max())
-    log_ticks(ax)
-    reached = "\n(steps to no routing's final score; -: never)" if told else ""
-    seeds = count_seeds(table.seeds)
-    over = f"\nmean of {seeds}, 95 % t band" if seeds else ""
-    ax.set(xlabel=f"training steps{over}{reached}")
-    ax.set(ylabel=score_name(name, n, "log scale, lower is better"))
+    own = table[table.coloured]
+    log = score_axis(ax, [*own.lowest, *own.highest], log=True)
+    ax.set_xlabel("training steps")
+    ax.set_ylabel(score_name(name, n, f"{'log scale, ' * log}lower is better"))
     legend(figure)
+    when = "(first-last step, seeds): the evaluation at which seeds have no routing's final score"
+    several = bool(table.seeds.max() > 1)
+    bands = "bands: 95 % t interval" if len(front) <= BANDS else f"no bands of {len(front)} lines"
+    caption(figure, of_seeds(table.seeds, (name, n)), bands * several, when * told, note)
     return Drawing(figure, table, note)

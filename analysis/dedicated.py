@@ -2,17 +2,28 @@
 
 __all__ = ["NAME", "draw", "needs"]
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 
-from analysis.mask_tables import Masks, mask_tables
+from analysis.mask_tables import Masks, mask_tables, of_masks
 from analysis.runs import Finished
 from analysis.settings import chosen
-from analysis.style import GREY, WIDE, Drawing, legend, look, new_figure, styled
+from analysis.style import (
+    GREY,
+    WIDE,
+    Drawing,
+    as_label,
+    caption,
+    legend,
+    lines,
+    new_figure,
+    score_axis,
+    styled,
+    task_ticks,
+)
 
 NAME = "dedicated"
 TENTHS = 10
@@ -60,21 +71,24 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     figure = new_figure(WIDE, 2.5)
     axes = figure.subplots(1, 2, sharey=True)
     front = {id(setting) for setting in chosen([one.setting for one in found])}
-    seen: Counter[str] = Counter()
+    looks = iter(lines([one.setting.router for one in found if id(one.setting) in front]))
     for one, rows in zip(found, numbers, strict=True):
         style = GREY | {"zorder": 1}
         if id(one.setting) in front:
-            style = look(one.setting.router, seen[one.setting.router]) | {"label": one.name}
-            seen[one.setting.router] += 1
+            style = next(looks) | {"label": as_label(one.name)}
         for ax, column in zip(axes, PANELS, strict=True):
             ax.plot((rows.t_first + rows.t_last + 1) / 2, rows[column], **style)
     if rest := sum(id(one.setting) not in front for one in found):
         axes[0].plot([], [], **GREY, label=f"{rest} others")
     tasks = max(len(one.table) for one in found)
+    table = pd.concat(numbers, ignore_index=True)
+    score_axis(axes[0], [*table.switched_on, *table.own], log=False)
     for ax, title in zip(axes, PANELS.values(), strict=True):
         ax.set_title(title, fontsize=7)
-        ax.set(xlim=(0, tasks), xlabel="timestep t (0 = cleanest), in tenths")
+        task_ticks(ax, tasks)
+        ax.set_xlabel("timestep t (0 = cleanest), in tenths")
     widths = sorted({one.table.shape[1] for one in found})
     axes[0].set_ylabel(f"channels of {', '.join(map(str, widths))}")
     legend(figure)
-    return Drawing(figure, pd.concat(numbers, ignore_index=True), note)
+    caption(figure, of_masks(runs), note)
+    return Drawing(figure, table, note)

@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis.animation import Film
-from analysis.masks import COLORS
+from analysis.fonts import short
+from analysis.mask_tables import COLORS, enlarged, show
 from analysis.runs import Finished
 from analysis.samples import rgb
 from analysis.settings import settings
-from analysis.style import WIDE, Drawing, new_figure, styled
+from analysis.style import WIDE, Drawing, caption, new_figure, of_one, styled
 from dtr_lightning.building import build
 from dtr_lightning.data import to_uint8
 from dtr_lightning.diffusion import FlowMatching, Process
@@ -114,7 +115,7 @@ def needs(runs: Sequence[Finished]) -> str | None:
 def _strip(ax: Axes, row: np.ndarray) -> Any:
     """Draws the mask bool[channels] of one task; returns the picture."""
     window = {"aspect": "auto", "extent": (0, len(row), 1, 0), "interpolation": "nearest"}
-    shown = ax.imshow(row[None], cmap=COLORS, vmin=0, vmax=1, **window)
+    shown = ax.imshow(enlarged(row[None], 1), cmap=COLORS, vmin=0, vmax=1, **window)
     ax.grid(False)
     ax.spines[:].set_visible(False)
     ax.set(yticks=[], xticks=[])
@@ -123,12 +124,8 @@ def _strip(ax: Axes, row: np.ndarray) -> Any:
 
 def _table(ax: Axes, table: np.ndarray) -> None:
     """Draws the masks bool[tasks, channels]."""
-    tasks, channels = table.shape
-    window = {"aspect": "auto", "extent": (0, channels, tasks, 0), "interpolation": "nearest"}
-    ax.imshow(table, cmap=COLORS, vmin=0, vmax=1, **window)
-    ax.grid(False)
+    show(ax, torch.from_numpy(table))
     ax.set(xlabel="channel", ylabel="task t  (0 = cleanest)")
-    ax.set(xticks=[0, channels // 2, channels], yticks=[0, tasks // 2, tasks])
 
 
 def _picture(ax: Axes, image: np.ndarray) -> Any:
@@ -155,7 +152,7 @@ def _film(table: np.ndarray, moments: Moments, title: str, names: Sequence[str])
             pictures.append((images, j, _picture(ax, rgb(images[0, j].numpy()))))
             if j == 0:
                 what = "x$_t$, what the network sees" if images is moments.x else "x$_0$, its guess"
-                ax.set_title(what, fontsize=8, loc="left")
+                ax.set_title(what, fontsize=8, loc="left", parse_math=True)
             if images is moments.x0:
                 ax.text(0.5, -0.12, names[j], transform=ax.transAxes, fontsize=7, ha="center")
     figure.suptitle(title, fontsize=8)
@@ -164,7 +161,7 @@ def _film(table: np.ndarray, moments: Moments, title: str, names: Sequence[str])
         t = moments.t[i]
         row = table[round(t)]
         cursor.set_ydata([t + 0.5, t + 0.5])
-        strip.set_data(row[None])
+        strip.set_data(enlarged(row[None], 1))
         clock.set_text(f"t = {t:3.0f}: {row.sum()} of {len(row)} channels")
         for images, j, picture in pictures:
             picture.set_data(rgb(images[i, j].numpy()))
@@ -195,6 +192,7 @@ def _still(table: np.ndarray, moments: Moments, title: str) -> Figure:
         ax.set_anchor("N")
         for place, name in ((0.25, "x$_t$"), (0.75, "guess of x$_0$")):
             above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
+            above |= {"parse_math": True}
             ax.annotate(name, (place, 1), xycoords="axes fraction", **above, fontsize=6)
     figure.suptitle(title, fontsize=8)
     return figure
@@ -245,5 +243,6 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         raise UserError(f"{NAME}: {run.path.name} has tasks without any active channel")
     note = f"of {run.path.name}; name another run to film that" if others else ""
     figure, numbers = _still(table, moments, title), _numbers(run, table, moments)
-    names = [data.class_names[label][:14] for label in labels.tolist()]
+    names = [short(data.class_names[label], 14) for label in labels.tolist()]
+    caption(figure, of_one([run]), note)
     return Drawing(figure, numbers, note, _film(table, moments, title, names))

@@ -10,13 +10,23 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from torch import Tensor
 from torch.nn import functional as F
 
+from analysis.mask_tables import show
 from analysis.runs import Finished
 from analysis.settings import Setting, settings
-from analysis.style import DASHES, WIDE, Drawing, new_figure, panel_title, styled
+from analysis.style import (
+    DASHES,
+    WIDE,
+    Drawing,
+    caption,
+    new_figure,
+    of_one,
+    panel_title,
+    styled,
+    task_ticks,
+)
 from dtr_lightning import masks
 from dtr_lightning.errors import UserError
 from dtr_lightning.models.adm import TimeEmbed
@@ -25,7 +35,6 @@ from dtr_lightning.weights import read_checkpoint
 
 NAME = "gates"
 BLOCKS = 4  # shown, equally spaced
-COLORS = ListedColormap(["#440154", "#FDE725"])  # off, on
 EXPERTS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
@@ -124,7 +133,8 @@ def _draw_gates(axes: Sequence[Axes], p: Tensor, shown: Sequence[int]) -> None:
         for expert in range(experts):
             style = {"color": EXPERTS[expert % len(EXPERTS)], "linestyle": DASHES[expert % 4]}
             ax.plot(p[:, block, expert].numpy(), **style, label=f"expert {expert}")
-        ax.set(ylim=(0, 1), xlim=(0, tasks), xticks=[0, tasks // 2, tasks])
+        ax.set_ylim(0, 1)
+        task_ticks(ax, tasks)
         ax.set_xlabel("timestep t")
         panel_title(ax, f"block {block}")
     for ax in axes[1:]:
@@ -134,22 +144,20 @@ def _draw_gates(axes: Sequence[Axes], p: Tensor, shown: Sequence[int]) -> None:
 
 def _draw_tables(axes: Sequence[Axes], found: Gates) -> None:
     """Draws the chosen experts, the prior and the matched prior, with lines between blocks."""
-    tasks, blocks, experts = found.p.shape
+    _, blocks, experts = found.p.shape
     before, after = (_differ(found.chosen, table) for table in (found.prior, found.matched))
     titles = {"gates: the k largest p": found.chosen}
     titles |= {f"prior before matching: {before:.0%} differ": found.prior}
     titles |= {f"prior after matching: {after:.0%} differ": found.matched}
     for ax, (title, table) in zip(axes, titles.items(), strict=True):
-        window = {"aspect": "auto", "extent": (0, blocks * experts, tasks, 0)}
-        ax.imshow(table.numpy(), cmap=COLORS, vmin=0, vmax=1, **window, interpolation="nearest")
-        ax.grid(False)
+        show(ax, table)
         for block in range(1, blocks):
             ax.axvline(block * experts, color="white", linewidth=0.8)
         every = max(1, -(-blocks // 6))
         at = np.arange(0, blocks, every)
         ax.set_xticks((at + 0.5) * experts, [f"{block}" for block in at])
         ax.tick_params(axis="x", length=0)
-        ax.set(yticks=[0, tasks // 2, tasks], xlabel="block (columns: its experts)")
+        ax.set_xlabel("block (columns: its experts)")
         panel_title(ax, title, width=40)
     for ax in axes[1:]:
         ax.set_yticklabels([])
@@ -175,9 +183,9 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     _draw_gates(axes, gates.p, shown)
     axes[-1].legend(loc="best")
     _draw_tables(below.subplots(1, 3), gates)
-    seed = setting.runs[0].seed
-    above.suptitle(f"{setting.label}, seed {seed}; yellow below: chosen, active", fontsize=8)
+    above.suptitle(f"{setting.label}; yellow below: chosen, active", fontsize=8)
     if len(found) > 1:
         left.append(f"drawn for {setting.label}; {len(found) - 1} more in the CSV")
     numbers = [_numbers(s.runs[0], s.label, own) for s, own in found]
+    caption(figure, of_one(setting.runs[:1]), "; ".join(left))
     return Drawing(figure, pd.concat(numbers, ignore_index=True), "; ".join(left))

@@ -12,7 +12,18 @@ import pandas as pd
 
 from analysis.runs import Finished
 from analysis.settings import Setting, chosen, largest, settings
-from analysis.style import WIDE, Drawing, legend, lines, new_figure, styled
+from analysis.style import (
+    WIDE,
+    Drawing,
+    as_label,
+    caption,
+    legend,
+    lines,
+    new_figure,
+    of_seeds,
+    score_axis,
+    styled,
+)
 from dtr_lightning.bar import Bar
 from dtr_lightning.errors import UserError
 
@@ -129,7 +140,7 @@ def _looks(found: Sequence[Setting]) -> list[dict[str, Any]]:
     """
     weights = sorted({(s.loss_weight, s.other) for s in found})
     if len(weights) == 1:
-        return lines(found)
+        return lines([s.router for s in found])
     routed = list(dict.fromkeys((s.router, s.alpha, s.beta) for s in found if s.router != PLAIN))
     looks = []
     for s in found:
@@ -168,8 +179,10 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
         return str(sorted(own.items(), key=str))
 
     kept, note = largest(usable, scoring, "they are scored under another protocol")
-    shown = settings(kept)
-    shown = shown if len(shown) <= MOST else chosen(shown)
+    everything = settings(kept)
+    shown = everything if len(everything) <= MOST else chosen(everything)
+    left = len(everything) - len(shown)
+    hidden = [f"{left} other settings are not shown; name their runs to do so"] if left else []
     found, failed = _measure([run for s in shown for run in s.runs], protocol)
     shown = [
         s for s in shown if any((run.path, scale) in found for run in s.runs for scale in SCALES)
@@ -193,8 +206,11 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
     for ax, (column, title) in zip(axes, panels.items(), strict=True):
         for s, look in zip(shown, _looks(shown), strict=True):
             own = numbers[numbers.setting == s.label]
-            ax.plot(own.guidance, own[column], **look, label=s.label)
+            ax.plot(own.guidance, own[column], **look, label=as_label(s.label))
         ax.set_title(title, fontsize=7)
         ax.set(xlabel="guidance scale", xticks=SCALES)
+        score_axis(ax, [*numbers[column]])
     legend(figure)
-    return Drawing(figure, numbers, "; ".join(filter(None, [note, *failed])))
+    note = "; ".join(filter(None, [note, *hidden, *failed]))
+    caption(figure, of_seeds(numbers.seeds, (kept[0].protocol[0], int(numbers.n.iloc[0]))), note)
+    return Drawing(figure, numbers, note)

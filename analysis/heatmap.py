@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from analysis.runs import Finished
 from analysis.settings import ALPHA, Setting, largest, settings
@@ -18,10 +20,14 @@ from analysis.statistics import t_interval
 from analysis.style import (
     NARROW,
     Drawing,
+    caption,
     count_seeds,
     legend,
+    log_bounds,
+    log_locator,
     log_ticks,
     new_figure,
+    of_seeds,
     score_name,
     styled,
 )
@@ -73,9 +79,11 @@ def _told(row: dict, cell: bool = False) -> str:
     if not math.isfinite(row["score"]):
         return "-"
     digits = max(0, 2 - math.floor(math.log10(max(abs(row["score"]), 0.01))))
+    form = f".{digits}f" if abs(row["score"]) < 10_000 else ".1e"
+    form = ".1e" if 0 < abs(row["score"]) < 0.001 else form
     half = row["high"] - row["score"]
-    more = f"{chr(10) if cell else ' '}± {half:.{digits}f}" if math.isfinite(half) else ""
-    return f"{row['score']:.{digits}f}{more}"
+    more = f"{chr(10) if cell else ' '}± {half:{form}}" if math.isfinite(half) else ""
+    return f"{row['score']:{form}}{more}"
 
 
 def searched(dtr: Sequence[Setting]) -> bool:
@@ -100,8 +108,7 @@ def _cells(figure: Figure, rows: Sequence[dict], colours: dict) -> tuple[Axes, S
     image = ax.pcolormesh(grid, edgecolors="white", **colours)
     for row in rows:
         x, y = alphas.index(row["alpha"]), betas.index(row["beta"])
-        middle = (colours["vmin"] + colours["vmax"]) / 2
-        dark = math.isfinite(row["score"]) and row["score"] > middle
+        dark = math.isfinite(row["score"]) and colours["norm"](row["score"]) > 0.5
         text = {"ha": "center", "va": "center", "fontsize": 6.5}
         ax.text(x + 0.5, y + 0.5, _told(row, True), color="white" if dark else "black", **text)
     ax.grid(False)
@@ -133,8 +140,9 @@ def _points(figure: Figure, rows: Sequence[dict], colours: dict) -> tuple[Axes, 
 def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws DTR's mean scores: a cell per alpha and beta, for a search a point over log alpha.
 
-    A cell has the half-width of the 95 % t interval too. The colour bar has no routing as a line.
-    A grid that is not full has empty cells.
+    Colours are logarithmic and span a factor of two at least, so that close scores look close. A
+    cell has the half-width of the 95 % t interval too. The colour bar has no routing as a line. A
+    grid that is not full has empty cells.
     """
     dtr, plain, note = _grid(runs)
     rows = [_row(s) for s in dtr]
@@ -146,23 +154,29 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     baseline = [_row(s) for s in plain[:1]]
     numbers = pd.DataFrame([*baseline, *rows])
     levels = numbers.score.dropna()
-    margin = 0.03 * (levels.max() - levels.min())
-    colours = {"cmap": "cividis_r", "vmin": levels.min() - margin, "vmax": levels.max() + margin}
+    bounds = log_bounds(levels, pad=1.03)
+    norm = LogNorm(*bounds) if bounds else Normalize(levels.min(), levels.max())
+    colours = {"cmap": "cividis_r", "norm": norm}
 
     figure = new_figure(NARROW, 2.7)
     scored = [s for s in dtr if math.isfinite(s.score)]
     ax, image = (_points if searched(scored) else _cells)(figure, rows, colours)
     bar = figure.colorbar(image, ax=ax, aspect=12)
-    bar.set_label("lower is better")
+    bar.set_label(f"{'log scale, ' if bounds else ''}lower is better")
+    if bounds:
+        bar.minorlocator = NullLocator()
+        bar.locator, bar.formatter = log_locator(*bounds), StrMethodFormatter("{x:g}")
+        bar.update_ticks()
     for row in baseline:
         bar.ax.axhline(row["score"], color="white", linewidth=2.5)
         bar.ax.axhline(row["score"], color="black", linewidth=1.2)
-    seeds = count_seeds(numbers.seeds)
-    told = [f"mean of {seeds} ± 95 % t interval"] if seeds else []
+    told = ["mean ± 95 % t interval"] if count_seeds(numbers.seeds) else []
     if baseline:
         told.append(f"no routing: {_told(baseline[0])} (line)")
     else:
         told.append("no run without routing")
     title = score_name(*dtr[0].runs[0].protocol, width=40)
     ax.set_title("\n".join([f"{title} of DTR", *told]), fontsize=7)
+    empty = "-: diverged" if any(math.isnan(row["score"]) for row in rows) else ""
+    caption(figure, of_seeds(numbers.seeds, dtr[0].runs[0].protocol), empty, note)
     return Drawing(figure, numbers, note)

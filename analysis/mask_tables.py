@@ -1,6 +1,6 @@
 """The mask tables of the routers among runs, made again from their configs."""
 
-__all__ = ["BETA", "FORMULAS", "Masks", "mask_tables"]
+__all__ = ["BETA", "FORMULAS", "SMOOTH", "Masks", "enlarged", "mask_tables", "of_masks", "show"]
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from torch import Tensor
 
 from analysis.runs import Finished
 from analysis.settings import ALPHA, Setting, chosen, settings
+from analysis.style import task_ticks
 from dtr_lightning import masks
 from dtr_lightning.building import build
 from dtr_lightning.errors import UserError
@@ -27,6 +31,10 @@ FORMULAS = {  # Figure 2's panels
     f"{ALPHA} > 1  ({ALPHA} = 4)": ("DTR", 4.0),
 }
 MOST = 16  # routers of a figure
+COLORS = ListedColormap(["#440154", "#FDE725"])  # off, active
+# A picture of fewer pixels than tasks shows averages: every n-th task would show other patterns.
+PIXELS = 1200  # more than a panel has
+SMOOTH = {"interpolation": "antialiased", "interpolation_stage": "rgba"}
 MADE: WeakKeyDictionary[Finished, list[tuple[Tensor, str, bool]]] = WeakKeyDictionary()
 
 
@@ -134,3 +142,25 @@ def mask_tables(runs: Sequence[Finished]) -> tuple[list[Masks], str]:
         left.append(f"{len(tables) - len(kept)} other masks not shown: name single runs to see")
         tables = kept
     return [one for of_one in tables for one in of_one] or _formulas(runs), "; ".join(left)
+
+
+def enlarged(table: np.ndarray, axis: int) -> np.ndarray:
+    """Repeats the entries of a small table along an axis: averages would blur their edges."""
+    return table.repeat(max(1, PIXELS // table.shape[axis]), axis)
+
+
+def show(ax: Axes, table: Tensor) -> None:
+    """Draws a table bool[tasks, channels]: task downward, channel to the right, active yellow."""
+    tasks, channels = table.shape
+    place = {"aspect": "auto", "extent": (0, channels, tasks, 0)}
+    picture = enlarged(enlarged(table.numpy(), 0), 1)
+    ax.imshow(picture, cmap=COLORS, vmin=0, vmax=1, **place, **SMOOTH)
+    ax.grid(False)
+    ax.set_xticks(sorted({0, channels // 2, channels}))
+    task_ticks(ax, tasks, "y")
+
+
+def of_masks(runs: Sequence[Finished]) -> str:
+    """Returns the caption of figures of masks: they are no measurement."""
+    seed = min((run.seed for run in runs), default=0)
+    return f"masks follow from formulas, random ones from one seed ({seed}): nothing is measured"

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import ListedColormap
 from torch import Tensor
 
-from analysis.mask_tables import Masks, mask_tables
+from analysis.mask_tables import Masks, mask_tables, of_masks, show
 from analysis.runs import Finished
-from analysis.style import NARROW, WIDE, Drawing, new_figure, panel_title, styled
+from analysis.style import NARROW, WIDE, Drawing, caption, new_figure, panel_title, styled
 
 NAME = "masks"
-COLORS = ListedColormap(["#440154", "#FDE725"])  # off, active
 MOST = 5_000  # intervals of channels that the numbers of one table may take
 
 
@@ -60,11 +58,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     figure = new_figure(max(NARROW, WIDE * columns / 4), 0.45 + 1.6 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for i, (ax, one) in enumerate(zip(axes, found, strict=False)):
-        tasks, channels = one.table.shape
-        window = {"aspect": "auto", "extent": (0, channels, tasks, 0)}
-        ax.imshow(one.table.numpy(), cmap=COLORS, vmin=0, vmax=1, **window, interpolation="nearest")
-        ax.grid(False)
-        ax.set(xticks=[0, channels // 2, channels], yticks=[0, tasks // 2, tasks])
+        show(ax, one.table)
         panel_title(ax, one.name, "(block 0)" * one.differs)
         if i % columns:
             ax.set_yticklabels([])
@@ -75,4 +69,5 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     for ax in axes[len(found) :]:
         ax.set_axis_off()
     figure.suptitle("yellow: channels that a task reads (t = 0 is the cleanest)", fontsize=7)
+    caption(figure, of_masks(runs), note)
     return Drawing(figure, pd.concat(map(_numbers, found), ignore_index=True), note)

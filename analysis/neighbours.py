@@ -5,7 +5,7 @@ __all__ = ["NAME", "Nearest", "Reference", "draw", "nearest", "needs"]
 import json
 import math
 from collections.abc import Sequence
-from textwrap import fill, wrap
+from textwrap import fill
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from analysis.fonts import printable
 from analysis.runs import Finished
 from analysis.samples import arrays_of, rgb
 from analysis.settings import Setting, settings
-from analysis.style import WIDE, Drawing, new_figure, styled
+from analysis.style import WIDE, Drawing, caption, new_figure, of_one, styled
 from dtr_lightning.bar import Bar
 from dtr_lightning.building import build
 from dtr_lightning.data import Data
@@ -147,8 +148,9 @@ def _block(ax: Axes, setting: Setting, reference: Reference) -> pd.DataFrame:
             one |= {"train_index": index, "train_label": int(label)}
             numbers.append(one | {"feature_distance": gap, "rms_grey": near})
     ax.set(xlim=(-0.05, 1.3 + found.index.shape[1]), ylim=(len(order) * STEP, -0.05))
+    rows = f"rows: the {len(order)} closest of {len(images)} samples"
     share = f"{int(copied.sum())} of {len(images)} samples copy, threshold {threshold:.1f}"
-    ax.set_title(f"{fill(setting.label, 36)}\n{share}", fontsize=7)
+    ax.set_title(f"{fill(printable(setting.label), 36)}\n{rows}\n{share}", fontsize=7)
     ax.set_axis_off()
     row = {"run": run.path.name, "setting": setting.label, "seed": run.seed}
     return pd.DataFrame([row | one for one in numbers])
@@ -167,9 +169,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     kept, note = _shown(runs)
     references: dict[str, Reference] = {}
     block = WIDE / SETTINGS
-    wide = len(kept) > 1
-    below = 0.4 if wide else 0.6
-    figure = new_figure(block * len(kept), below + 0.3 + SAMPLES * STEP * block / 6.7)
+    figure = new_figure(block * len(kept), 0.45 + SAMPLES * STEP * block / 6.7)
     axes = figure.subplots(1, len(kept), squeeze=False)[0]
     numbers = []
     for ax, setting in zip(axes, kept, strict=True):
@@ -184,6 +184,5 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         "training image, in grey levels of 0 to 255",
         "right: nearest training images, below them the distance in features; framed: a copy",
     ]
-    lines = [line for part in told for line in wrap(part, 60 * len(kept) - 16)]
-    figure.supxlabel("\n".join(lines), fontsize=6.5)
+    caption(figure, *told, of_one([setting.runs[0] for setting in kept]), note)
     return Drawing(figure, pd.concat(numbers, ignore_index=True), note)

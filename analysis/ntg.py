@@ -16,7 +16,19 @@ import pandas as pd
 from analysis.runs import Finished
 from analysis.settings import settings
 from analysis.statistics import t_interval
-from analysis.style import WIDE, Drawing, legend, look, new_figure, panel_title, styled
+from analysis.style import (
+    WIDE,
+    Drawing,
+    as_label,
+    caption,
+    legend,
+    lines,
+    new_figure,
+    of_seeds,
+    panel_title,
+    range_ticks,
+    styled,
+)
 from analysis.tasks import losses_of
 from dtr_lightning.errors import UserError
 from dtr_lightning.tasks import Interval, ranges
@@ -115,7 +127,8 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     figure.get_layout_engine().set(wspace=0.06)
     numbers, several = [], any(len(own) > 1 for own in panels.values())
     for ax, (name, own) in zip(axes, panels.items(), strict=True):
-        for i, setting in enumerate(own):
+        looks = lines([setting.router if several else "DTR" for setting in own])
+        for i, (setting, style) in enumerate(zip(own, looks, strict=True)):
             table = _over_seeds([(run, twins[run.path]) for run in setting.runs])
             row = {"setting": setting.label, "experts": len(intervals(setting.runs[0]))}
             row |= {
@@ -123,12 +136,11 @@ def draw(runs: Sequence[Finished]) -> Drawing:
                 "against": name.replace("\n", "; "),
             }
             numbers.append(pd.DataFrame(row | {c: table[c] for c in table}))
-            style = look(setting.router if several else "DTR", i if several else 0)
             bars = table[table.what == "interval"]
             wide = (bars.t_last - bars.t_first + 1) / len(own)
             left = bars.t_first + i * wide
             edge = {"align": "edge", "alpha": 0.5, "edgecolor": "white"}
-            label = f"{setting.label}: " * several
+            label = f"{as_label(setting.label)}: " * several
             edge["label"] = f"{label}range of an expert"
             ax.bar(left, bars.percent, wide, color=style["color"], **edge)
             ends = {"color": "black", "linewidth": 0.8}
@@ -137,14 +149,15 @@ def draw(runs: Sequence[Finished]) -> Drawing:
             middle = (dots.t_first + dots.t_last + 1) / 2
             ax.plot(middle, dots.percent, **(style | {"linestyle": "none"}), label=f"{label}eighth")
         ax.axhline(0, color="black", linewidth=0.8)
-        tasks = int(table.t_last.max()) + 1
-        inner = [low for low, _ in intervals(own[0].runs[0])]
-        ax.set_xticks([*inner, tasks])
-        ax.set_xlim(0, tasks)
+        edges = {edge for interval in intervals(own[0].runs[0]) for edge in interval}
+        range_ticks(ax, {*edges, 0, int(table.t_last.max()) + 1}, most=8 // len(panels) + 1)
         ax.set_xlabel("timestep t (0 = cleanest)")
         panel_title(ax, *name.split("\n"), width=36)
     axes[0].set_ylabel(
         "held-out loss of specialists\nagainst the joint model (%)\nbelow 0: negative transfer"
     )
     legend(figure)
-    return Drawing(figure, pd.concat(numbers, ignore_index=True))
+    table = pd.concat(numbers, ignore_index=True)
+    bars = "bars: 95 % t interval" * bool(table.seeds.max() > 1)
+    caption(figure, of_seeds(table.seeds), bars)
+    return Drawing(figure, table)

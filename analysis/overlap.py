@@ -8,12 +8,21 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from analysis.mask_tables import Masks, mask_tables
+from analysis.mask_tables import SMOOTH, Masks, mask_tables, of_masks
 from analysis.runs import Finished
-from analysis.style import NARROW, WIDE, Drawing, new_figure, panel_title, styled
+from analysis.style import (
+    NARROW,
+    WIDE,
+    Drawing,
+    caption,
+    new_figure,
+    panel_title,
+    styled,
+    task_ticks,
+)
 
 NAME = "overlap"
-SHOWN = 50  # tasks, equally spaced
+SHOWN = 50  # tasks whose pairs are in the numbers, equally spaced; all are drawn
 
 
 def needs(runs: Sequence[Finished]) -> str | None:
@@ -42,10 +51,10 @@ def _numbers(found: Masks, shared: np.ndarray, at: np.ndarray) -> pd.DataFrame:
 
 @styled
 def draw(runs: Sequence[Finished]) -> Drawing:
-    """Draws |A_i and A_j| / C for tasks i, j, in one colour scale; the mean over i != j is told.
+    """Draws |A_i and A_j| / C for all tasks i, j, in one colour scale; tells the mean of i != j.
 
     Independent random masks of C_beta channels share C_beta^2 / C in expectation (Appendix B). A
-    row of the numbers is a pair of the tasks shown; `mean` is over all pairs.
+    row of the numbers is a pair of SHOWN tasks; `mean` is over all pairs.
     """
     found, note = mask_tables(runs)
     columns = min(4, len(found))
@@ -60,10 +69,11 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         tasks = len(each)
         at = np.unique(np.linspace(0, tasks - 1, min(SHOWN, tasks)).round().astype(int))
         numbers.append(_numbers(one, each, at))
-        extent = (0, tasks, tasks, 0)
-        image = ax.imshow(each[np.ix_(at, at)], cmap="cividis", vmin=low, vmax=high, extent=extent)
+        picture = {"cmap": "cividis", "vmin": low, "vmax": high, "extent": (0, tasks, tasks, 0)}
+        image = ax.imshow(each, **picture, **SMOOTH)
         ax.grid(False)
-        ax.set(xticks=[0, tasks // 2, tasks], yticks=[0, tasks // 2, tasks])
+        task_ticks(ax, tasks, "x")
+        task_ticks(ax, tasks, "y")
         told = [f"mean {_mean(each):.3f}"]
         if one.setting.router == "RTR":
             told.append(f"expected {numbers[-1].expected_random.iloc[0]:.3f}")
@@ -79,5 +89,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     bar = figure.colorbar(image, ax=axes, aspect=15 * rows, pad=0.01)
     bar.set_label("channels that both read / C")
     random = "expected of random masks: $C_\\beta^2 / C$ of C channels (Appendix B)"
-    figure.suptitle(f"mean: over tasks i ≠ j{'; ' if columns > 2 else chr(10)}{random}", fontsize=7)
+    told = f"mean: over tasks i ≠ j{'; ' if columns > 2 else chr(10)}{random}"
+    figure.suptitle(told, fontsize=7, parse_math=True)
+    caption(figure, of_masks(runs), note)
     return Drawing(figure, pd.concat(numbers, ignore_index=True), note)

@@ -4,18 +4,21 @@ __all__ = ["NAME", "arrays_of", "classes_of", "draw", "needs", "rgb"]
 
 import zipfile
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
 
+from analysis.fonts import printable, short, width_of
 from analysis.runs import Finished
 from analysis.settings import chosen, largest, settings
-from analysis.style import WIDE, Drawing, new_figure, styled
+from analysis.style import WIDE, Drawing, caption, new_figure, of_one, styled
 
 NAME = "samples"
 GAP = 1  # pixels of white between two samples
 LETTER = 0.06  # inches of 7 pt text
 LONGEST = 16  # letters of a class
+LABEL = 30  # letters of a line of a row's name
 
 
 def arrays_of(run: Finished) -> tuple[np.ndarray, np.ndarray] | None:
@@ -74,7 +77,10 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         return images.shape, labels.tobytes(), *((key, str(run.flat[key])) for key in keys)
 
     kept, note = largest(shown, start, "its samples do not start from the others' noise and labels")
-    rows = chosen(settings(kept))
+    found = settings(kept)
+    rows = chosen(found)
+    hidden = f"{len(found) - len(rows)} other settings are not shown; name their runs to do so"
+    hidden = hidden * (len(found) > len(rows))
     images, labels = arrays[kept[0].path]
     columns = min(len(images), 20 if images.shape[-1] <= 16 else 10)
     strips = [_row(arrays[row.runs[0].path][0][:columns]) for row in rows]
@@ -83,9 +89,10 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     height, width = np.array(images.shape[2:]) + GAP
     known = classes_of(kept[0])
     names = [known[i] if 0 <= i < len(known) else str(i) for i in labels[:columns].tolist()]
-    shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
-    left = 0.1 + LETTER * max(len(row.label) for row in rows)
-    longest = LETTER * max(map(len, shown))
+    shown = [short(name, LONGEST) for name in names]
+    labels_of_rows = [fill(printable(row.label), LABEL) for row in rows]
+    left = 0.1 + LETTER * max(map(width_of, labels_of_rows))
+    longest = LETTER * max(map(width_of, shown))
     turned = longest > (WIDE - left) / columns
     above = 0.32 + longest if turned else 0.45
     figure = new_figure(WIDE, above + (WIDE - left) * len(sheet) / sheet.shape[1])
@@ -97,9 +104,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     ax.xaxis.tick_top()
     ax.set_xticks(np.arange(columns) * width + (width - GAP - 1) / 2, shown)
     ax.tick_params(axis="x", labelrotation=90 if turned else 0)
-    ax.set_yticks(
-        np.arange(len(rows)) * height + (height - GAP - 1) / 2, [row.label for row in rows]
-    )
+    ax.set_yticks(np.arange(len(rows)) * height + (height - GAP - 1) / 2, labels_of_rows)
     what = "class" if known else "label"
     figure.suptitle(f"{what}; every column has one start noise", fontsize=7)
     numbers = [
@@ -108,4 +113,5 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         for row in rows
         for i in range(columns)
     ]
-    return Drawing(figure, pd.DataFrame(numbers), note)
+    caption(figure, of_one([row.runs[0] for row in rows]), note, hidden)
+    return Drawing(figure, pd.DataFrame(numbers), "; ".join(filter(None, [note, hidden])))

@@ -17,11 +17,13 @@ from analysis.style import (
     NARROW,
     WIDE,
     Drawing,
-    count_seeds,
+    as_label,
+    caption,
     legend,
     lines,
-    log_ticks,
     new_figure,
+    of_seeds,
+    score_axis,
     score_name,
     styled,
 )
@@ -105,7 +107,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     named = [_without_size(s) for s in settings([own[0] for own in by_line.values()])]
     names = {
         _line(setting.runs[0]): (setting, style)
-        for setting, style in zip(named, lines(named), strict=True)
+        for setting, style in zip(named, lines([s.router for s in named]), strict=True)
     }
 
     numbers = []
@@ -119,24 +121,23 @@ def draw(runs: Sequence[Finished]) -> Drawing:
             rows.append(row | {"score": each.score, "low": low, "high": high})
         numbers.append(pd.DataFrame(rows).sort_values("parameters"))
     table = pd.concat(numbers, ignore_index=True)
-    costs = [cost for cost in COSTS if table[cost].notna().all()]  # older records hold no MACs
+    costs = [cost for cost in COSTS if (table[cost] > 0).all()]  # older records hold no MACs
 
     figure = new_figure(WIDE if len(costs) > 1 else NARROW, 2.6)
     axes = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for ax, cost in zip(axes, costs, strict=True):
         for (setting, style), own in zip(names.values(), numbers, strict=True):
-            ax.plot(own[cost], own.score, **style, label=setting.label, zorder=3)
+            ax.plot(own[cost], own.score, **style, label=as_label(setting.label), zorder=3)
             ax.vlines(own[cost], own.low.clip(lower=1e-9), own.high, color=style["color"])
         ax.set_xscale("log")
         ax.set_xticks(_apart(table[cost]))
         ax.xaxis.set_major_formatter(FuncFormatter(_short))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel(COSTS[cost])
-    axes[0].set_ylim(0.7 * table.score.min(), 1.4 * table.score.max())
-    log_ticks(axes[0])
+    log = score_axis(axes[0], [*0.7 * table.score, *1.3 * table.score], log=True)
     name, n = kept[0].protocol
-    seeds = count_seeds(table.seeds)
-    over = [f"mean of {seeds}", "bars: 95 % t interval"] if seeds else []
-    axes[0].set_ylabel(score_name(name, n, "log scale, lower is better", *over))
+    axes[0].set_ylabel(score_name(name, n, f"{'log scale, ' * log}lower is better"))
     legend(figure)
+    bars = "bars: 95 % t interval" * bool(table.seeds.max() > 1)
+    caption(figure, of_seeds(table.seeds, (name, n)), bars, note)
     return Drawing(figure, table, note)

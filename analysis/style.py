@@ -1,27 +1,38 @@
-"""One style for all figures: sizes, colours, markers, and the writer of PDF, PNG and CSV."""
+"""One style for all figures: sizes, colours, axes, captions, and the writer of PDF, PNG and CSV."""
 
 __all__ = [
     "GREY",
     "NARROW",
     "WIDE",
     "Drawing",
+    "as_label",
+    "caption",
     "count_images",
     "count_seeds",
     "legend",
     "lines",
+    "log_bounds",
     "log_ticks",
     "look",
     "new_figure",
+    "of_one",
+    "of_seeds",
     "panel_title",
+    "range_ticks",
     "save",
+    "score_axis",
     "score_name",
     "styled",
+    "task_ticks",
 ]
 
+import math
 import textwrap
+import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +45,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from analysis.animation import Film, write_film
-from analysis.settings import Setting
+from analysis.fonts import FAMILY, families, give_fonts, printable, width_of
+from analysis.runs import Recorded
 from dtr_lightning.errors import UserError
 
 NARROW, WIDE = 3.25, 6.75  # inches: one column and two columns of a paper
@@ -55,39 +67,56 @@ ROUTERS = {
     "BlockPermutedDTR": ("#CC79A7", "X"),
     "SharedCore": ("#009E73", "p"),
     "FreeWindow": ("#009E73", "h"),
+    "SharedCore": ("#009E73", "*"),
 }
 OTHERS = [("#009E73", "D"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X")]
 DASHES = ["-", "--", ":", "-."]
+SHADES, MARKERS = 3, "osD^vPXh"  # of one router as many are told apart by paleness; more by these
+# Score and N: two seeds differ by about this much, over six of results/digits/seeds.csv.
+NOISE = {("fd_digits_v1", 1797): 0.2}
+LEAST = 2.0  # the factor that a logarithmic axis spans at least: close scores look close
+
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.grid": True,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 8,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.03,
+    "font.family": FAMILY,
+    "font.size": 8,
+    "grid.color": "0.92",
+    "grid.linewidth": 0.5,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 300,
+    "text.usetex": False,
+    "text.parse_math": False,  # names from data hold $ and _: text is text
+    "xtick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.labelsize": 7,
+    "ytick.major.width": 0.6,
+}
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # a box is all there is for a letter that no font has
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
 
 # As a decorator: inside, the figure style holds; outside, matplotlib is as the user left it.
-styled = matplotlib.rc_context(
-    {
-        "axes.axisbelow": True,
-        "axes.grid": True,
-        "axes.labelsize": 8,
-        "axes.linewidth": 0.6,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlesize": 8,
-        "figure.constrained_layout.h_pad": 0.03,
-        "figure.constrained_layout.w_pad": 0.03,
-        "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
-        "font.size": 8,
-        "grid.color": "0.92",
-        "grid.linewidth": 0.5,
-        "legend.fontsize": 7,
-        "legend.frameon": False,
-        "legend.handlelength": 2.4,
-        "lines.linewidth": 1.2,
-        "lines.markersize": 4,
-        "pdf.fonttype": 42,
-        "savefig.dpi": 300,
-        "xtick.labelsize": 7,
-        "xtick.major.width": 0.6,
-        "ytick.labelsize": 7,
-        "ytick.major.width": 0.6,
-    }
-)
+styled = _styled()
 
 
 class Drawing(NamedTuple):
@@ -114,37 +143,89 @@ def look(router: str, rank: int = 0) -> dict[str, Any]:
     return {"color": shade, "marker": marker, "linestyle": style, "markerfacecolor": face}
 
 
-def lines(settings: Sequence[Setting]) -> list[dict[str, Any]]:
-    """Returns the look of each setting, told apart within a router by its place in the list."""
-    seen = Counter()
+def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the look of each line, told apart within a router by its place in the list.
+
+    No two routers look alike, and no two of up to eight lines of one router do.
+    """
+    counts, seen = Counter(routers), Counter()
+    own = {router: look(router) for router in counts}
+    taken = [(style["color"], style["marker"]) for style in own.values()]
+    looks = ((to_rgb(color), marker) for marker in MARKERS for color, _ in OTHERS)
+    free = [pair for pair in looks if pair not in taken]
+    for i, router in enumerate(own):
+        if taken[i] in taken[:i] and free:
+            own[router] = dict(zip(("color", "marker"), free.pop(0), strict=True))
     looks = []
-    for setting in settings:
-        looks.append(look(setting.router, seen[setting.router]))
-        seen[setting.router] += 1
+    for router in routers:
+        rank, count = seen[router], counts[router]
+        seen[router] += 1
+        style = look(router, rank)
+        if count > SHADES:
+            shade = matplotlib.colormaps["viridis"](0.9 * rank / (count - 1))[:3]
+            marker = MARKERS[rank % len(MARKERS)]
+            style |= {"color": shade, "marker": marker, "markerfacecolor": shade}
+        elif own[router].keys() == {"color", "marker"}:
+            style |= own[router] | {"markerfacecolor": own[router]["color"]}
+        looks.append(style)
     return looks
+
+
+def as_label(name: str) -> str:
+    """Returns a name for a legend, which hides those that begin with an underscore."""
+    return f" {printable(name)}" if name.startswith("_") else printable(name)
 
 
 def legend(figure: Figure) -> None:
     """Puts the first axes' labels below the figure, in as many columns as their length allows.
 
-    More than two rows make the figure higher, and not the axes lower.
+    More than two rows make the figure higher, and not the axes lower; a label that is longer than
+    the figure is wide is wrapped.
     """
     handles, names = figure.axes[0].get_legend_handles_labels()
+    if not names:
+        return
+    longest = int((figure.get_figwidth() - 0.5) / 0.059)
+    names = [textwrap.fill(name, longest) for name in names]
 
     def width(columns: int) -> float:  # inches: handles and gaps, and 7 pt text
-        longest = [max(map(len, part)) for part in np.array_split(names, columns)]
+        longest = [max(map(width_of, part)) for part in np.array_split(names, columns)]
         return 0.56 * columns - 0.14 + 0.059 * sum(longest)
 
     fitting = [n for n in range(1, len(names) + 1) if width(n) <= figure.get_figwidth()]
     columns = max(fitting, default=1)
-    rows = -(-len(names) // columns)
+    rows = -(-len(names) // columns) + sum(name.count("\n") for name in names)
     figure.set_figheight(figure.get_figheight() + 0.15 * max(0, rows - 2))
-    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    below = figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    for text in below.get_texts():
+        text.set_fontfamily(families("".join(names)))
+
+
+def caption(figure: Figure, *parts: str) -> None:
+    """Writes what a reader must know in small grey lines below all else, and makes room for it.
+
+    It comes after `legend`, and once.
+    """
+    width, size = figure.get_figwidth(), 5.5
+    letters = int(width / (0.0091 * size))
+    lines = [line for part in filter(None, parts) for line in textwrap.wrap(part, letters)]
+    if not lines:
+        return
+    strip = 0.018 * size * len(lines) + 0.03  # inches
+    height = figure.get_figheight() + strip
+    figure.set_figheight(height)
+    bottom = strip / height
+    for below in figure.legends:  # moved up, it is no longer part of the layout
+        below.set_bbox_to_anchor((0, bottom, 1, 1 - bottom), figure.transFigure)
+        bottom += below.get_tightbbox().height / figure.dpi / height
+    figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom))
+    told = {"ha": "center", "va": "bottom", "fontsize": size, "color": "0.35", "in_layout": False}
+    figure.text(0.5, 0.01 / height, "\n".join(lines), **told)
 
 
 def panel_title(ax: Axes, *parts: str, width: int = 30) -> None:
     """Writes parts above a panel of a WIDE figure's four columns, wrapped at `width` letters."""
-    lines = [line for part in parts for line in textwrap.wrap(part, width)]
+    lines = [line for part in parts for line in textwrap.wrap(printable(part), width)]
     ax.set_title("\n".join(lines), fontsize=6.5)
 
 
@@ -154,6 +235,29 @@ def count_seeds(counts: Iterable[float]) -> str:
     if not known or known[-1] == 1:
         return ""
     return f"{known[0]} to {known[-1]} seeds" if len(known) > 1 else f"{known[0]} seeds"
+
+
+def of_seeds(counts: Iterable[float], protocol: tuple[str, int] | None = None) -> str:
+    """Returns the caption of how many seeds a figure has, and of what one seed cannot tell.
+
+    protocol: name and N of the score, whose noise may be known.
+    """
+    counts = [count for count in counts if count >= 1]
+    several = count_seeds(counts)
+    told = f"mean of {several}, 95 % t interval" if several else "one seed"
+    if counts and min(counts) > 1:
+        return told
+    noise = NOISE.get(protocol) if protocol else None
+    rest = "small differences mean nothing: the noise between seeds is unknown here"
+    if noise:
+        rest = f"differences below about {noise:g}, the known noise, mean nothing"
+    return f"{told}{'; where it is one' if several else ''}: {rest}"
+
+
+def of_one(runs: Iterable[Recorded]) -> str:
+    """Returns the caption of a figure that shows one run, or one run of every setting."""
+    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
+    return f"one seed each ({seeds}): what another seed would show is unknown"
 
 
 def count_images(measured: Iterable[Mapping[str, np.ndarray]], asked: int) -> str:
@@ -168,15 +272,71 @@ def score_name(name: str, n: int, *more: str, width: int = 30) -> str:
     return "\n".join([*textwrap.wrap(f"{name}{samples}", width), *more])
 
 
+def log_bounds(values: Iterable[float], pad: float = 1.1) -> tuple[float, float] | None:
+    """Returns limits of a logarithmic scale that holds the finite values; None if one is not > 0.
+
+    They are at least a factor of LEAST apart, so that close values look close.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite or min(finite) <= 0:
+        return None
+    low, high = min(finite) / pad, max(finite) * pad
+    more = max(1.0, LEAST * low / high) ** 0.5
+    return low / more, high * more
+
+
+def score_axis(ax: Axes, values: Sequence[float], log: bool | None = None) -> bool:
+    """Makes the y axis begin at zero, or logarithmic over a factor of ten; returns whether it is.
+
+    So close scores look close. `log` asks for a logarithmic axis, which values must be above zero
+    for.
+    """
+    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    bounds = log_bounds(finite)
+    if bounds and (max(finite) > 10 * min(finite) if log is None else log):
+        ax.set_ylim(bounds)
+        log_ticks(ax)
+        return True
+    low, high = min(0.0, *finite), max(0.0, *finite)
+    span = (high - low) or 1.0
+    ax.set_ylim(low - 0.05 * span * (low < 0), high + 0.05 * span)
+    return False
+
+
 def log_ticks(ax: Axes, which: str = "y") -> None:
     """Makes an axis logarithmic, with plain numbers as ticks, more of them in a short range."""
     axis = {"x": ax.xaxis, "y": ax.yaxis}[which]
     ax.set(**{f"{which}scale": "log"})
     low, high = sorted(axis.get_view_interval())
-    short = high / low < 15
-    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if short else (1, 2, 3, 5)))
+    axis.set_major_locator(log_locator(low, high))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())
+
+
+def log_locator(low: float, high: float) -> LogLocator:
+    """Returns the ticks of a logarithmic scale from low to high."""
+    ratio = high / low
+    return LogLocator(
+        subs=(1, 1.5, 2, 3, 5, 7) if ratio < 15 else (1, 2, 3, 5) if ratio < 1e4 else (1,)
+    )
+
+
+def task_ticks(ax: Axes, tasks: int, which: str = "x", middle: bool = True) -> None:
+    """Makes an axis run over all tasks, downward if it is y; the first, middle, last are named."""
+    ticks = sorted({0, tasks, *([tasks // 2] if middle else [])})
+    ax.set(**{f"{which}ticks": ticks, f"{which}lim": (0, tasks) if which == "x" else (tasks, 0)})
+
+
+def range_ticks(ax: Axes, edges: Iterable[int], most: int = 5) -> None:
+    """Makes x run over ranges of tasks with a tick at every edge; the last of at most `most` named.
+
+    The first and last edge are always among them.
+    """
+    edges = sorted({int(edge) for edge in edges})
+    named = np.linspace(0, len(edges) - 1, min(most, len(edges))).round().astype(int)
+    ax.set_xticks([edges[i] for i in named])
+    ax.set_xticks(edges, minor=True)
+    ax.set_xlim(edges[0], edges[-1])
 
 
 @styled
@@ -185,11 +345,14 @@ def save(drawing: Drawing, directory: Path, name: str) -> list[Path]:
     pdf, png, table = (directory / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv"))
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        for figure in (drawing.figure, *([drawing.film.figure] if drawing.film else [])):
+            give_fonts(figure)
         # Without a date the same runs give the same bytes.
         drawing.figure.savefig(pdf, metadata={"CreationDate": None})
         drawing.figure.savefig(png)
-        drawing.numbers.to_csv(table, index=False)
         film = write_film(drawing.film, directory, name) if drawing.film else []
+        # names of files need not be UTF-8
+        drawing.numbers.to_csv(table, index=False, errors="backslashreplace")
     except OSError as error:
         raise UserError(f"figures cannot be written to {directory}: {error.strerror}") from error
     return [pdf, png, table, *film]

@@ -7,12 +7,24 @@ import re
 from collections.abc import Sequence
 
 import pandas as pd
-from matplotlib.axes import Axes
 
 from analysis.runs import Finished
 from analysis.settings import chosen, settings
 from analysis.statistics import t_interval
-from analysis.style import GREY, WIDE, Drawing, legend, lines, log_ticks, new_figure, styled
+from analysis.style import (
+    GREY,
+    WIDE,
+    Drawing,
+    as_label,
+    caption,
+    legend,
+    lines,
+    new_figure,
+    of_seeds,
+    range_ticks,
+    score_axis,
+    styled,
+)
 
 NAME = "tasks"
 KEY = re.compile(r"val_tasks/t(\d+)-(\d+)")
@@ -74,21 +86,14 @@ def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _time_axis(ax: Axes, table: pd.DataFrame, name: str) -> None:
-    edges = sorted({*table.t_first, int(table.t_last.max()) + 1})
-    ax.set_xticks(edges[::2])
-    ax.set_xticks(edges, minor=True)
-    ax.set_xlim(edges[0], edges[-1])
-    ax.set_xlabel(name)
-
-
 @styled
 def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws loss and 100 (loss / loss without routing - 1) at the middle of each eighth.
 
     Both are means over seeds; runs are paired: a run is compared with the no-routing run of its own
-    seed. Below zero the router helps; bands are 95 % t intervals over seeds. Where R-TR is far off,
-    a third panel shows the others alone.
+    seed. Below zero the router helps; bands are 95 % t intervals over seeds. The coloured settings
+    set the axes, grey ones may leave them. Where R-TR is far off, a third panel shows the others
+    alone.
     """
     pairs = _pairs(runs)
     relative = _relative(pairs)
@@ -98,26 +103,28 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     for setting in found:
         rows = relative[relative.run.isin([run.path for run in setting.runs])]
         row = {"setting": setting.label, "router": setting.router, "alpha": setting.alpha}
-        row |= {"beta": setting.beta, "seeds": len(setting.runs)}
+        row |= {"beta": setting.beta, "seeds": len(setting.runs), "coloured": setting in front}
         mean = _over_seeds(rows)
         numbers.append(pd.DataFrame(row | {column: mean[column] for column in mean}))
     table = pd.concat(numbers, ignore_index=True)
 
-    random = table[table.router == "RTR"].percent.abs().max()
-    others = table[table.router != "RTR"].percent.abs().max()
+    own = table[table.coloured]
+    random = own[own.router == "RTR"].percent.abs().max()
+    others = own[own.router != "RTR"].percent.abs().max()
     figure = new_figure(WIDE, 2.6)
     curves, *axes = figure.subplots(1, 3 if random > 3 * others else 2)
-    looks = {id(s): style for s, style in zip(front, lines(front), strict=True)}
+    looks = dict(zip(map(id, front), lines([s.router for s in front]), strict=True))
     plain = settings({b.path: b for _, b in pairs}.values())
     for setting in plain if len(plain) == 1 else ():
         mean = table[["t_first", "t_last", "loss_no_routing"]].drop_duplicates("t_first")
         middle = (mean.t_first + mean.t_last + 1) / 2
-        (style,) = lines([setting])
-        curves.plot(middle, mean.loss_no_routing, **style, label=setting.label, zorder=2)
+        (style,) = lines([setting.router])
+        style |= {"label": as_label(setting.label), "zorder": 2}
+        curves.plot(middle, mean.loss_no_routing, **style)
     for setting, mean in zip(found, numbers, strict=True):
         look = {**GREY, "zorder": 1}
         if id(setting) in looks:
-            look = {**looks[id(setting)], "zorder": 3, "label": setting.label}
+            look = {**looks[id(setting)], "zorder": 3, "label": as_label(setting.label)}
         middle = (mean.t_first + mean.t_last + 1) / 2
         curves.plot(middle, mean.loss, **look)
         for ax in axes:
@@ -129,18 +136,18 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     name = "timestep t (0 = cleanest), in eighths" if len(axes) == 1 else "timestep t, in eighths"
     for ax in axes:
         ax.axhline(0, color="black", linewidth=0.8, zorder=2)
-        low, high = ax.get_ylim()
-        shown = table if ax is axes[0] else table[table.router != "RTR"]
+        shown = own if ax is axes[0] else own[own.router != "RTR"]
         most = 2 * shown.percent.abs().max()  # the intervals of two seeds may reach far
-        ax.set_ylim(max(low, -most), min(high, most))
-        _time_axis(ax, table, name)
-    _time_axis(curves, table, name)
-    log_ticks(curves)
+        ends = [*shown.percent, *shown.low.clip(lower=-most), *shown.high.clip(upper=most)]
+        score_axis(ax, ends, log=False)
+    for ax in (curves, *axes):
+        range_ticks(ax, [*table.t_first, table.t_last.max() + 1])
+        ax.set_xlabel(name)
+    log = score_axis(curves, [*own.loss, *own.loss_no_routing], log=True)
     if rest := len(found) - len(front):
         curves.plot([], [], **GREY, label=f"{rest} other settings")
-    curves.set_ylabel("held-out loss\n(log scale)")
-    band = ", 95 % t band" if table.seeds.max() > 1 else ""
-    axes[0].set_ylabel(f"loss against no routing\n(%, below 0 helps{band})")
+    curves.set_ylabel(f"held-out loss{chr(10) + '(log scale)' if log else ''}")
+    axes[0].set_ylabel("loss against no routing\n(%, below 0 helps)")
     if len(axes) == 2:
         axes[1].set_title("without R-TR", fontsize=7)
     legend(figure)
@@ -150,4 +157,6 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         if left
         else ""
     )
+    bands = "bands: 95 % t interval" * bool(table.seeds.max() > 1)
+    caption(figure, of_seeds(table.seeds), bands, note)
     return Drawing(figure, table, note)

@@ -21,7 +21,17 @@ from analysis.probe import artifact, write
 from analysis.runs import Finished
 from analysis.settings import settings
 from analysis.statistics import t_interval
-from analysis.style import WIDE, Drawing, look, new_figure, panel_title, styled
+from analysis.style import (
+    WIDE,
+    Drawing,
+    caption,
+    look,
+    new_figure,
+    of_seeds,
+    panel_title,
+    range_ticks,
+    styled,
+)
 from dtr_lightning.bar import Bar
 from dtr_lightning.errors import UserError
 from dtr_lightning.run import to_json
@@ -177,10 +187,13 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
         )
         ax.vlines(table.t_first + wide / 2, table.low, table.high, color="black", linewidth=0.8)
         ax.axhline(0, color="black", linewidth=0.8)
-        ax.set(xlim=(0, table.t_last.max() + 1), xlabel="timestep t (0 = cleanest)")
-        ax.set_xticks([*table.t_first, table.t_last.max() + 1])
+        ax.set_xlabel("timestep t (0 = cleanest)")
+        range_ticks(ax, [*table.t_first, table.t_last.max() + 1], most=8 // len(numbers) + 1)
         panel_title(ax, *table.against[0].split("\n"), width=36)
     name, n = numbers[0][["score_name", "n"]].iloc[0]
     what = "joint model less with\nthe specialist in its range"
     axes[0].set_ylabel(f"{name} (N = {n:,}):\n{what}\nabove 0: negative transfer")
-    return Drawing(figure, pd.concat(numbers, ignore_index=True), "; ".join(failed))
+    table, note = pd.concat(numbers, ignore_index=True), "; ".join(failed)
+    bars = "bars: 95 % t interval" * bool(table.seeds.max() > 1)
+    caption(figure, of_seeds(table.seeds, (name, n)), bars, note)
+    return Drawing(figure, table, note)

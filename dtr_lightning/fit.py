@@ -18,7 +18,6 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from dtr_lightning.callbacks import Checkpoints, EvaluateOnTheWay, JSONLLogger, Record
 from dtr_lightning.config import Config, contents_of
@@ -26,7 +25,7 @@ from dtr_lightning.ema import EMA
 from dtr_lightning.errors import Diverged, Stopped
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.experts import train_experts
-from dtr_lightning.hparams import log_end, log_start
+from dtr_lightning.hparams import TensorBoard, log_end, log_start
 from dtr_lightning.notes import of_run
 from dtr_lightning.pictures import by_class, image_grid, log_masks, save_samples
 from dtr_lightning.progress import Progress, Reporter
@@ -122,7 +121,7 @@ def _train_and_evaluate(
             raise diverged
         tensorboard = _tensorboard(directory, 0)
         if leader:
-            log_start(tensorboard.experiment, config)
+            log_start(tensorboard.experiment, config, experiment.parameters())
         trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], [])
         trainer.fit(module, datamodule=experiment.data)  # no step: starts devices and processes
     else:
@@ -160,7 +159,7 @@ def _train_and_evaluate(
 
 def _train(
     experiment: Experiment, directory: Run, leader: bool, reporter: Reporter, stop: Event
-) -> tuple[TensorBoardLogger, Trainer]:
+) -> tuple[TensorBoard, Trainer]:
     config, module = experiment.config, experiment.module
     resumed = directory.last.exists()
     start = read_checkpoint(directory.last, module)["global_step"] if resumed else 0
@@ -205,7 +204,7 @@ def _train(
     ]
     trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], callbacks)
     if leader and not start:
-        log_start(tensorboard.experiment, config)
+        log_start(tensorboard.experiment, config, experiment.parameters())
         log_masks(tensorboard.experiment, module.model.router)
     try:
         trainer.fit(
@@ -250,8 +249,8 @@ def _results(
     return finite(results)
 
 
-def _tensorboard(directory: Run, start: int) -> TensorBoardLogger:
-    return TensorBoardLogger(
+def _tensorboard(directory: Run, start: int) -> TensorBoard:
+    return TensorBoard(
         directory.tensorboard, name="", version="", purge_step=start + 1 if start else 0
     )
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
@@ -64,14 +63,39 @@ def save_samples(run: Run, images: Tensor, labels: Tensor, classes: Sequence[str
     save_sheet(str(run.samples / "samples.png"), sheet, len(classes))
 
 
+def mask_picture(table: Tensor, title: str) -> np.ndarray:
+    """Returns a table bool[tasks, channels] as uint8 (H, W, 3) with axes, active yellow.
+
+    Task is downward, channel to the right.
+    """
+    # only the process that shows masks pays for it
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    tasks, channels = table.shape
+    rows, columns = (max(1, 1200 // size) for size in table.shape)  # else averages blur edges
+    picture = table.cpu().numpy().repeat(rows, 0).repeat(columns, 1)
+    smooth = {"interpolation": "antialiased", "interpolation_stage": "rgba"}
+    with matplotlib.rc_context({"font.size": 8, "text.parse_math": False, "text.usetex": False}):
+        figure = Figure(figsize=(3.6, 3.2), dpi=150, layout="constrained")
+        canvas, ax = FigureCanvasAgg(figure), figure.subplots()
+        place = {"aspect": "auto", "extent": (0, channels, tasks, 0), "vmin": 0, "vmax": 1}
+        ax.imshow(picture, cmap=ListedColormap(["#440154", "#FDE725"]), **place, **smooth)
+        ax.set(xlabel="channel", ylabel="task t (0 = cleanest)", title=title)
+        ax.set(xticks=sorted({0, channels // 2, channels}), yticks=sorted({0, tasks // 2, tasks}))
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def log_masks(writer: SummaryWriter, router: Router) -> None:
-    """Shows the router's distinct masks: task downward, channel to the right, active white."""
+    """Shows the router's distinct masks, with axes."""
     shown: list[Tensor] = []
     for block in range(router.blocks):
         table = router.table(block)
         if table is None or any(t.shape == table.shape and torch.equal(t, table) for t in shown):
             continue
         shown.append(table)
-        size = (256, max(256, table.shape[1]))
-        picture = F.interpolate(table.float()[None, None].cpu(), size=size, mode="nearest")
-        writer.add_image(f"router/block {block}", picture[0], 0)
+        picture = mask_picture(table, f"block {block}; yellow: channels that a task reads")
+        writer.add_image(f"router/block {block}", picture, 0, dataformats="HWC")

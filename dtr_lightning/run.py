@@ -3,7 +3,7 @@
 config.yaml     fully resolved, written before step 0
 meta.json       command, commit, versions, device, times, status; traceback if it failed
 metrics.jsonl   append-only scalars, one JSON object per logged step
-tb/             TensorBoard events
+events.*        TensorBoard's; here, so that it calls the run by its directory
 ckpt/           last.ckpt and milestones step=N.ckpt
 experts/        LOW-HIGH/, the run of each expert, if there are several
 samples/        sample sheets and arrays
@@ -72,12 +72,17 @@ class Run:
         self.meta_file = self.path / "meta.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.results_file = self.path / "results.json"
-        self.tensorboard = self.path / "tb"
         self.checkpoints = self.path / "ckpt"
         self.last = self.checkpoints / "last.ckpt"
         self.samples = self.path / "samples"
         self.sample_arrays = self.samples / "samples.npz"
         self.evaluations = self.path / "artifacts" / "evaluations"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where TensorBoard's events are: in the run itself, in tb/ of an older one."""
+        older = self.path / "tb"
+        return older if older.is_dir() else self.path
 
     @classmethod
     def existing(cls, path: str | Path) -> "Run":
@@ -157,7 +162,7 @@ class Run:
             write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         if any(self.meta.get(key) != value for key, value in begun.items()):
             self.update_meta(**begun)
-        for directory in (self.path, self.checkpoints, self.samples, self.tensorboard):
+        for directory in (self.path, self.checkpoints, self.samples):
             directory.mkdir(exist_ok=True)
             for part in leftovers(directory):
                 part.unlink()

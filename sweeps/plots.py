@@ -1,30 +1,46 @@
-"""Optuna's own plots of a sweep in the style of our figures: history, slice, importances, front."""
+"""What a search did, from Optuna's numbers: history, parameters, importances, Pareto front."""
 
 __all__ = ["draw"]
 
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import matplotlib
+import numpy as np
 import optuna
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.importance import FanovaImportanceEvaluator
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from optuna.visualization import matplotlib as plots
 
-from analysis.style import NARROW, WIDE, Drawing, legend, save, styled
+from analysis.attempt import attempt
+from analysis.fonts import short
+from analysis.style import (
+    NARROW,
+    WIDE,
+    Drawing,
+    caption,
+    legend,
+    log_ticks,
+    new_figure,
+    of_seeds,
+    save,
+    score_axis,
+    styled,
+)
 from sweeps.values import is_number
 
 COLORS = ("#0072B2", "#D55E00")
 LEAST = 2  # complete trials, and values of a parameter, that can be compared
+COLUMNS = 4  # of parameters
+WORDS = 12  # of a parameter that are named
 NONE = "-"  # of a word that a choice does not have
+Axes = Mapping[str, tuple[str, BaseDistribution]]
 
 
 def draw(
@@ -34,52 +50,44 @@ def draw(
 
     objectives: {metric: minimize | maximize}. One: its history, and a slice along every parameter
     that varies; two or three: their Pareto front. Importances of the parameters for each. Fewer
-    than two complete trials: nothing.
+    than two complete trials: nothing. Every CSV has the numbers of its own picture.
     """
-    sound = [
-        trial
-        for trial in trials
-        if trial.state == TrialState.COMPLETE and all(map(is_number, trial.values))
-    ]
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    sound = [trial for trial in complete if all(map(is_number, trial.values))]
+    sound.sort(key=lambda trial: trial.number)
+    written: list[Path] = []
     if len(sound) < LEAST:
-        return []
-    with (
-        warnings.catch_warnings(action="ignore"),
-        matplotlib.rc_context(),
-        patch.dict(matplotlib.style.library, ggplot={}),  # what Optuna draws in
-    ):
-        figures, numbers = _figures(sound, objectives)
-        written = []
-        for name, figure in figures.items():
-            written += save(Drawing(figure, numbers), directory, f"optuna_{name}")
-            plt.close(figure)
+        return written
+    for name, picture in _pictures(sound, objectives).items():
+
+        def work(name: str = name, picture: Callable[[], Drawing] = picture) -> None:
+            written.extend(save(picture(), directory, name))
+
+        if failed := attempt(name, directory, work):
+            logging.getLogger(__name__).warning("%s: %s", name, failed)
     return written
 
 
-@styled
-def _figures(
+def _pictures(
     trials: Sequence[FrozenTrial], objectives: Mapping[str, str]
-) -> tuple[dict[str, Figure], Any]:
-    """Returns the figures by name, and the trials as a table."""
-    matplotlib.rcParams["figure.constrained_layout.use"] = True
+) -> dict[str, Callable[[], Drawing]]:
+    """Returns what draws each picture, by its name."""
     axes, metrics = _axes(trials), list(objectives)
-    study, figures = _study(trials, axes, objectives), {}
+    found: dict[str, Callable[[], Drawing]] = {}
     if len(metrics) == 1:
-        figures["history"] = _history(study, metrics[0])
+        found["optuna_history"] = partial(_history, trials, objectives)
         if axes:
-            figures["slice"] = _slice(study, metrics[0], len(axes))
+            found["optuna_slice"] = partial(_slice, trials, axes, metrics[0])
     elif len(metrics) <= 3:
-        figures["pareto_front"] = _front(study, metrics)
-    filled = _study(trials, axes, objectives, fill=True)
+        found["optuna_pareto_front"] = partial(_front, trials, objectives)
     for i, metric in enumerate(metrics):
         if axes and len({trial.values[i] for trial in trials}) > 1:
-            name = f"importances_{metric}" if len(metrics) > 1 else "importances"
-            figures[name] = _importances(filled, i, metric, len(axes))
-    values = ["value"] if len(metrics) == 1 else ["values"]
-    return figures, study.trials_dataframe(("number", "params", *values))
+            name = f"optuna_importances{f'_{metric}' if len(metrics) > 1 else ''}"
+            found[name] = partial(_importances, trials, axes, objectives, i)
+    return found
 
 
-def _axes(trials: Sequence[FrozenTrial]) -> dict[str, tuple[str, BaseDistribution]]:
+def _axes(trials: Sequence[FrozenTrial]) -> Axes:
     """Returns {parameter: (label, space)} of those that vary; a label is a name's last part."""
     found: dict[str, list[Any]] = {}
     logs: set[str] = set()
@@ -103,7 +111,7 @@ def _axes(trials: Sequence[FrozenTrial]) -> dict[str, tuple[str, BaseDistributio
 
 def _study(
     trials: Sequence[FrozenTrial],
-    axes: Mapping[str, tuple[str, BaseDistribution]],
+    axes: Axes,
     objectives: Mapping[str, str],
     fill: bool = False,
 ) -> optuna.Study:
@@ -113,7 +121,6 @@ def _study(
     importances are of trials that have all parameters.
     """
     study = optuna.create_study(directions=list(objectives.values()))
-    study.set_metric_names(list(objectives))
     for trial in trials:
         params, spaces = {}, {}
         for key, (label, space) in axes.items():
@@ -132,74 +139,121 @@ def _middle(space: BaseDistribution) -> float:
     return (space.low * space.high) ** 0.5 if space.log else (space.low + space.high) / 2
 
 
-def _sized(ax: Axes, width: float, height: float) -> Figure:
-    """Returns the figure of axes in inches, without Optuna's title and legend."""
-    figure = ax.figure
-    figure.set_layout_engine("constrained")
-    figure.set_size_inches(width, height)
-    figure.suptitle("")
-    for part in figure.axes:
-        for place in ("left", "center"):
-            part.set_title("", loc=place)
-        if (old := part.get_legend()) is not None:
-            old.remove()
-    return figure
+def _numbers(trials: Sequence[FrozenTrial]) -> list[int]:
+    """Returns what the study calls the trials."""
+    return [trial.number for trial in trials]
 
 
-def _history(study: optuna.Study, metric: str) -> Figure:
-    ax = plots.plot_optimization_history(study, target_name=metric)
-    figure = _sized(ax, NARROW, 2.3)
-    ax.collections[0].set(color=COLORS[0], sizes=[14], label=metric)
-    ax.lines[0].set(color=COLORS[1], alpha=1, drawstyle="steps-post", label="best so far")
+def _seeds(trials: Sequence[FrozenTrial]) -> str:
+    """Returns the caption: every point is one training, of one seed."""
+    seeds = sorted({trial.params["seed"] for trial in trials if "seed" in trial.params})
+    several = f", of seeds {', '.join(f'{seed:g}' for seed in seeds)}" if len(seeds) > 1 else ""
+    return f"every trial is one training{several}; of {of_seeds([1])}"
+
+
+@styled
+def _history(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> Drawing:
+    """Draws the metric of every trial, and the best one so far."""
+    ((metric, direction),) = objectives.items()
+    values = pd.Series([trial.values[0] for trial in trials])
+    best = values.cummin() if direction == "minimize" else values.cummax()
+    numbers = pd.DataFrame({"trial": _numbers(trials), metric: values, "best_so_far": best})
+    figure = new_figure(NARROW, 2.3)
+    ax = figure.subplots()
+    ax.scatter(values.index, values, s=14, color=COLORS[0], label=metric, zorder=3)
+    ax.plot(best.index, best, color=COLORS[1], drawstyle="steps-post", label="best so far")
+    log = score_axis(ax, [*values])
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("trial")
+    ax.set(xlabel="complete trial", ylabel=f"{metric}{' (log scale)' if log else ''}")
     legend(figure)
-    return figure
+    caption(figure, _seeds(trials))
+    return Drawing(figure, numbers)
 
 
-def _slice(study: optuna.Study, metric: str, count: int) -> Figure:
-    found = plots.plot_slice(study, target_name=metric)
-    axes = [found] if count == 1 else list(found)
-    figure = _sized(axes[0], WIDE if count > 1 else NARROW, 2.3)
-    figure.axes[-1].set_ylabel("trial")
-    figure.axes[-1].yaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.draw_without_rendering()
-    for ax in axes:
-        for points in ax.collections:
-            points.set(sizes=[14], linewidths=0.4, clim=(0, len(study.trials) - 1))
-        if ax.get_xscale() == "log":
-            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-            ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            ax.xaxis.set_minor_locator(NullLocator())
-        words = [text.get_text() for text in ax.get_xticklabels()]
-        if words and words[0].startswith("'"):
-            ax.set_xticks(ax.get_xticks(), [word.strip("'") for word in words], rotation=90)
-    return figure
+@styled
+def _slice(trials: Sequence[FrozenTrial], axes: Axes, metric: str) -> Drawing:
+    """Draws the metric over each parameter, a point per trial that has it, later ones darker."""
+    columns = min(COLUMNS, len(axes))
+    rows = -(-len(axes) // columns)
+    figure = new_figure(WIDE if columns > 1 else NARROW, 0.4 + 1.9 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for ax in grid.flat[len(axes) :]:
+        ax.set_visible(False)
+    numbers = []
+    for ax, (key, (label, space)) in zip(grid.flat, axes.items(), strict=False):
+        place = [i for i, trial in enumerate(trials) if key in trial.params]
+        own = [trials[i] for i in place]
+        words = isinstance(space, CategoricalDistribution)
+        x = [str(trial.params[key]) if words else trial.params[key] for trial in own]
+        y = [trial.values[0] for trial in own]
+        rows_of_one = {"parameter": key, "trial": _numbers(own), "value": x, metric: y}
+        numbers.append(pd.DataFrame(rows_of_one))
+        if words:
+            there = [word for word in space.choices if word in x]
+            named = range(0, len(there), -(-len(there) // WORDS))
+            ax.set_xticks(named, [short(there[i], 20) for i in named], rotation=90)
+            ax.set_xlim(-0.5, len(there) - 0.5)
+            x = [there.index(word) for word in x]
+        points = {"s": 14, "edgecolors": "0.3", "linewidths": 0.4, "zorder": 3}
+        shown = ax.scatter(x, y, c=place, cmap="Blues", vmin=0, vmax=len(trials) - 1, **points)
+        if not words and space.log:
+            ax.set_xlim(0.8 * space.low, 1.25 * space.high)
+            log_ticks(ax, "x")
+        ax.set_xlabel(label)
+    log = score_axis(grid[0, 0], [trial.values[0] for trial in trials])
+    for ax in grid[:, 0]:
+        ax.set_ylabel(f"{metric}{' (log scale)' if log else ''}")
+    bar = figure.colorbar(shown, ax=grid, aspect=15 * rows, pad=0.01)
+    bar.set_label("complete trial")
+    bar.locator = MaxNLocator(integer=True)
+    caption(figure, _seeds(trials))
+    return Drawing(figure, pd.concat(numbers, ignore_index=True))
 
 
-def _front(study: optuna.Study, metrics: Sequence[str]) -> Figure:
-    ax = plots.plot_pareto_front(study, target_names=list(metrics))
-    figure = _sized(ax, NARROW, 2.3)
-    for points in ax.collections:
-        best = points.get_label() == "Best Trial"
-        points.set(color=COLORS[best], sizes=[14], label="Pareto front" if best else "others")
+@styled
+def _front(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> Drawing:
+    """Draws every pair of metrics; what no trial beats in all metrics is the Pareto front."""
+    study = _study(trials, {}, objectives)
+    best = {trial.number for trial in study.best_trials}
+    metrics = list(objectives)
+    front = np.array([i in best for i in range(len(trials))])
+    values = pd.DataFrame([trial.values for trial in trials], columns=metrics)
+    pairs = list(combinations(metrics, 2))
+    figure = new_figure(NARROW if len(pairs) == 1 else WIDE, 2.4)
+    grid = figure.subplots(1, len(pairs), squeeze=False)[0]
+    for ax, (x, y) in zip(grid, pairs, strict=True):
+        for own, color, label in (
+            (~front, COLORS[0], "others"),
+            (front, COLORS[1], "Pareto front"),
+        ):
+            ax.scatter(values[x][own], values[y][own], s=14, color=color, label=label, zorder=3)
+        log = score_axis(ax, [*values[y]])
+        ax.set(xlabel=x, ylabel=f"{y}{' (log scale)' if log else ''}")
     legend(figure)
-    return figure
+    caption(figure, _seeds(trials))
+    return Drawing(figure, values.assign(pareto_front=front, trial=_numbers(trials)))
 
 
-def _importances(study: optuna.Study, objective: int, metric: str, count: int) -> Figure:
-    # One objective at a time: beside one another Optuna mixes up their parameters.
-    ax = plots.plot_param_importances(
-        study,
-        evaluator=FanovaImportanceEvaluator(seed=0),
-        target=lambda trial: trial.values[objective],
-        target_name=metric,
-    )
-    figure = _sized(ax, NARROW, 0.7 + 0.25 * count)
-    for bar in ax.patches:
-        bar.set_color(COLORS[0])
-    for text in ax.texts:
-        text.set(text=f" {text.get_text()}", fontsize=7)
-    ax.set(xlabel=f"importance for {metric}", ylabel="")
-    ax.set_xlim(0, 1.2 * max(bar.get_width() for bar in ax.patches))
-    return figure
+@styled
+def _importances(
+    trials: Sequence[FrozenTrial], axes: Axes, objectives: Mapping[str, str], objective: int
+) -> Drawing:
+    """Draws how much of a metric's variance each parameter explains: Optuna's fANOVA, seed 0."""
+    metric = list(objectives)[objective]
+    with warnings.catch_warnings(action="ignore"):  # Optuna's of experimental parts
+        found = get_param_importances(
+            _study(trials, axes, objectives, fill=True),
+            evaluator=FanovaImportanceEvaluator(seed=0),
+            target=lambda trial: trial.values[objective],
+        )
+    numbers = pd.DataFrame({"parameter": [*found], "importance": [*found.values()]})
+    figure = new_figure(NARROW, 0.7 + 0.25 * len(numbers))
+    ax = figure.subplots()
+    names = [short(name, 30) for name in numbers.parameter]
+    bars = ax.barh(range(len(numbers)), numbers.importance, color=COLORS[0])
+    ax.bar_label(bars, fmt=" {:.2f}", fontsize=7)
+    ax.set_yticks(range(len(numbers)), names)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1.15), xlabel=f"importance for {metric} (shares of its variance)")
+    caption(figure, f"{len(trials)} trials; {_seeds(trials)}")
+    return Drawing(figure, numbers)

@@ -61,7 +61,8 @@ def report(ending: Ending, console: Console) -> None:
     if runs:
         if not _up_to_date(folder, [file.stat().st_mtime for file in ended]):
             draw_all([folder.path])
-            draw(trials, sweep.recipe.objectives, folder.figures)
+            if sweep.recipe.space:  # a search: a grid's points are its axes' own figures
+                draw(trials, sweep.recipe.objectives, folder.figures)
         console.print(console_table(table(runs)))
     for name, reason in failed.items():
         say(f"failed: {points[name].label}: {reason}")

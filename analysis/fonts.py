@@ -1,0 +1,75 @@
+"""Text of any script in figures: letters that DejaVu Sans lacks come from fonts that are there."""
+
+__all__ = ["FAMILY", "families", "give_fonts", "printable", "short", "width_of"]
+
+from functools import cache
+from unicodedata import east_asian_width
+
+from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+
+FAMILY = "DejaVu Sans"  # comes with matplotlib, so every machine has it
+SYMBOLS = ("Last Resort", "STIX", "cm", "DejaVu")  # matplotlib's own: boxes, and no letters more
+
+
+def printable(name: str) -> str:
+    """Returns a name on one line: what no font can show, such as a tab, becomes a box."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+
+
+def width_of(text: str) -> int:
+    """Returns the letters of the longest line; one of a wide script, such as Chinese, is two."""
+    lines = text.split("\n")
+    return max(sum(1 + (east_asian_width(c) in "WF") for c in line) for line in lines)
+
+
+def short(name: str, letters: int) -> str:
+    """Returns a printable name of at most so many letters, the last an ellipsis if it was cut."""
+    name = printable(name)
+    if width_of(name) <= letters:
+        return name
+    while width_of(name) >= letters:
+        name = name[:-1]
+    return f"{name}…"
+
+
+@cache
+def _letters(path: str) -> frozenset[int]:
+    """Returns the code points that a font has; none where it cannot be read."""
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError, ValueError):
+        return frozenset()
+
+
+def _rank(font: object) -> tuple:
+    """Puts upright sans-serif fonts of ordinary weight first."""
+    weight = font.weight if isinstance(font.weight, int) else 400
+    return font.style != "normal", abs(weight - 400), "Sans" not in font.name, font.name
+
+
+def families(text: str) -> list[str]:
+    """Returns DejaVu Sans, and the installed fonts that have the letters which it lacks."""
+    own = next(font.fname for font in fontManager.ttflist if font.name == FAMILY)
+    missing = {ord(c) for c in text if c.isprintable()} - _letters(own)
+    found = [FAMILY]
+    for font in sorted(fontManager.ttflist, key=_rank) if missing else ():
+        if not font.name.startswith(SYMBOLS) and font.name not in found:
+            if more := missing & _letters(font.fname):
+                missing -= more
+                found.append(font.name)
+        if not missing:
+            break
+    return found
+
+
+def give_fonts(figure: Figure) -> None:
+    """Lets all text of a figure fall back to fonts that have its letters."""
+    figure.draw_without_rendering()  # makes the labels of ticks
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    found = families("".join(text.get_text() for text in texts))
+    for text in texts if len(found) > 1 else ():
+        if FAMILY in text.get_fontfamily():
+            text.set_fontfamily(found)
