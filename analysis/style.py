@@ -67,7 +67,6 @@ ROUTERS = {
     "BlockPermutedDTR": ("#CC79A7", "X"),
     "SharedCore": ("#009E73", "p"),
     "FreeWindow": ("#009E73", "h"),
-    "SharedCore": ("#009E73", "*"),
 }
 OTHERS = [("#009E73", "D"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X")]
 DASHES = ["-", "--", ":", "-."]

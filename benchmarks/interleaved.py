@@ -4,10 +4,14 @@ Absolute speeds drift with whatever else the machine does; the ratio of two neig
 not, so a ratio is taken within each round, and its median and spread over the rounds are reported.
 """
 
-__all__ = ["Row", "Spread", "Summary", "compare", "repeated"]
+__all__ = ["Row", "Spread", "Summary", "compare", "machine", "repeated"]
 
+import os
+import platform
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,3 +83,18 @@ def compare(rows: Sequence[Row], rounds: int, steps: int, warm_up: int = 3) -> l
         Summary(row.name, row.mode, Spread.of(speeds[:, i]), Spread.of(ratios[:, i]))
         for i, row in enumerate(rows)
     ]
+
+
+def machine(device: torch.device) -> str:
+    """Returns a line on the versions and the processor that numbers were measured with."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning"))
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    return f"{packages}; {_processor()}, {os.cpu_count()} cores{gpu}"
+
+
+def _processor() -> str:
+    """Returns the processor's name; Python itself knows it on macOS and Windows alone."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

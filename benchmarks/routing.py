@@ -19,7 +19,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.interleaved import Spread, repeated
+from benchmarks.interleaved import Spread, machine, repeated
 from benchmarks.settings import DIT, Setting
 from benchmarks.step import Context, positive, precision, training_step
 from dtr_lightning.commands import Options, command
@@ -142,14 +142,21 @@ def main() -> int:
     for name, (spread, seconds) in found.items():
         quartiles = f"{spread.low:.3f} - {spread.high:.3f}"
         shown.add_row(name, f"{spread.median:.3f}", quartiles, f"{seconds:.4f}")
-    Console().print(shown)
+    console = Console()
+    console.print(machine(device), soft_wrap=True)
+    console.print(shown)
     if options.json:
         rows = [
             {"router": name, "seconds": seconds, "ratio": spread._asdict()}
             for name, (spread, seconds) in found.items()
         ]
         about = {"model": options.model, "batch": 32, "mode": mode, "pairs": options.pairs}
-        about |= {"steps": options.steps, "threads": options.threads, "device": options.device}
+        about |= {
+            "machine": machine(device),
+            "steps": options.steps,
+            "threads": options.threads,
+            "device": options.device,
+        }
         options.json.write_text(to_json(about | provenance() | {"rows": rows}))
     return 0
 

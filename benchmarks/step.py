@@ -22,7 +22,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.interleaved import Row, Spread, Summary, compare, repeated
+from benchmarks.interleaved import Row, Spread, Summary, compare, machine, repeated
 from benchmarks.peer import Peer
 from benchmarks.settings import SETTINGS, Setting
 from dtr_lightning.commands import Options, command
@@ -187,6 +187,7 @@ def main() -> int:
         for bf16 in (False, True)[: 1 + options.bf16]
     ]
     console = Console()
+    console.print(about := machine(device), soft_wrap=True)
     record = []
     for name in options.config:
         threads = SETTINGS[name].threads
@@ -203,8 +204,8 @@ def main() -> int:
             for s in summaries
         ]
     if options.json:
-        about = {"rounds": options.rounds, "device": options.device}
-        options.json.write_text(to_json(about | provenance() | {"rows": record}))
+        stated = {"machine": about, "rounds": options.rounds, "device": options.device}
+        options.json.write_text(to_json(stated | provenance() | {"rows": record}))
     return 0
 
 

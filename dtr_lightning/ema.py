@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dtr_lightning.module import DiffusionModule
 
@@ -57,7 +58,7 @@ class EMA(WeightAveraging):
         """Moves the average of the network on; learned loss weights and masks are copied."""
         n = int(self._average_model.n_averaged)
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
-        torch._foreach_lerp_(self.average, self.current, 1 - decay)
+        get_ema_multi_avg_fn(decay)(self.average, self.current, n)
         for old, new in zip(_state(self.module), _state(current), strict=True):
             old.copy_(new)
         self._average_model.n_averaged += 1

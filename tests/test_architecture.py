@@ -39,6 +39,23 @@ def imports(file):
             yield from (alias.name for alias in node.names)
 
 
+def private_parts_of_torch(source):
+    """Yields each use of what torch documents nowhere: names with `_`, operators, mkldnn."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        else:
+            continue
+        for name in names:
+            first, *rest = name.removesuffix(".__version__").split(".")
+            if first == "torch" and any(p[:1] == "_" or p in ("ops", "mkldnn") for p in rest):
+                yield name
+
+
 def part(file):
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -70,3 +87,26 @@ def test_analysis_never_trains(file):
 )
 def test_files_fit_one_sitting(file):
     assert len(file.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.ops.aten.mm(a, b)",
+        "torch._foreach_lerp_(a, b, 0.1)",
+        "torch.backends.mkldnn.flags()",
+        "from torch import _foreach_add_",
+        "from torch import ops",
+        "from torch._C import _nn",
+        "import torch._inductor",
+        "torch.nn.functional._verify_batch_size(x)",
+    ],
+)
+def test_private_parts_of_torch_are_recognised(source):
+    assert list(private_parts_of_torch(source))
+
+
+@pytest.mark.parametrize("folder", ["dtr_lightning", "analysis", "sweeps"])
+def test_only_what_torch_documents_is_used(folder):
+    for file in (ROOT / folder).rglob("*.py"):
+        assert not list(private_parts_of_torch(file.read_text())), file

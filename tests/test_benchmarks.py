@@ -34,6 +34,7 @@ def test_one_short_round_prints_and_stores_ratios(benchmark, tmp_path):
     options = ("--config", "tiny", "--rounds", 1, "--steps", 2, "--json", file)
     code, printed, _ = benchmark(*options)
     assert code == 0 and "ours DTR" in printed and "Trainer" in printed
+    assert f"torch {torch.__version__.partition('+')[0]}, lightning " in printed
     rows = json.loads(file.read_text())["rows"]
     assert [row["name"] for row in rows[:2]] == ["ours none", "ours DTR"]
     assert rows[0]["ratio"]["median"] == 1 and rows[0]["steps_per_second"]["median"] > 0

@@ -37,3 +37,14 @@ def test_learned_loss_weights_are_taken_over_and_not_averaged():
     ema.update(module)
     assert (ema.module.loss_weight.s == 3).all()
     assert (ema.module.model.final_layer.linear.bias == 1.5).all()
+
+
+def test_an_update_moves_the_average_by_the_share_that_the_decay_leaves():
+    module, ema = averaged()
+    before = [p.detach().clone() for p in ema.module.model.parameters()]
+    with torch.no_grad():
+        for p in module.model.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    ema.update(module)
+    for old, average, new in zip(before, ema.average, ema.current, strict=True):
+        assert torch.equal(average, torch.lerp(old, new, 0.5))

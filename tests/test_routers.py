@@ -275,14 +275,14 @@ def test_block_permuted_dtr_keeps_overlaps_within_a_block_but_not_across():
 @pytest.mark.parametrize("per_block", [False, True])
 def test_blocks_agree_on_the_shared_core_or_on_nothing(per_block):
     router = SharedCore(core=0.75, per_block=per_block)
-    router.build([64, 64, 96], 64)
+    router.bind(1000, [64, 64, 96], 64)
     tables = [router.table(block) for block in range(3)]
     cores = [table.all(0) for table in tables]
     assert [core.sum().item() for core in cores] == [48, 48, 72]
     assert torch.equal(cores[0], cores[1]) is not per_block
     assert not torch.equal(tables[0], tables[1])
     again = SharedCore(core=0.75, per_block=per_block, seed=1)
-    again.build([64], 64)
+    again.bind(1000, [64], 64)
     assert not torch.equal(again.table(0), tables[0])
 
 

@@ -9,8 +9,6 @@ from timm import layers as timm_layers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dtr_lightning.models.products import gelu, linear
-
 
 class PatchEmbed(timm_layers.PatchEmbed):
     """timm's patch embedding as one matrix product: 3-5 % of a small model's step on a CPU."""
@@ -30,7 +28,7 @@ class Attention(timm_layers.Attention):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the attention output (N, L, C) of tokens (N, L, C)."""
         n, length, c = x.shape
-        qkv = linear(self.qkv, x).view(n, length, 3, self.num_heads, self.head_dim)
+        qkv = self.qkv(x).view(n, length, 3, self.num_heads, self.head_dim)
         qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, N, heads, L, C / heads)
         if length > 32 or not x.is_cpu:
             x = F.scaled_dot_product_attention(*qkv.unbind(0))
@@ -38,7 +36,7 @@ class Attention(timm_layers.Attention):
             q, k, v = qkv.flatten(1, 2).unbind(0)
             attn = torch.bmm(q * self.scale, k.transpose(1, 2)).softmax(-1)
             x = torch.bmm(attn, v).view(n, self.num_heads, length, self.head_dim)
-        return linear(self.proj, x.transpose(1, 2).reshape(n, length, c))
+        return self.proj(x.transpose(1, 2).reshape(n, length, c))
 
 
 class Mlp(timm_layers.Mlp):
@@ -46,7 +44,7 @@ class Mlp(timm_layers.Mlp):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns tokens (N, L, C) of tokens (N, L, C)."""
-        return linear(self.fc2, gelu(linear(self.fc1, x)))
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class TimestepEmbedder(nn.Module):

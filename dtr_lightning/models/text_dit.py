@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from dtr_lightning.errors import UserError
 from dtr_lightning.models.dit import DiT, modulate
 from dtr_lightning.models.layers import Attention, Mlp
-from dtr_lightning.models.products import linear
 from dtr_lightning.routers import Route, Router
 
 
@@ -31,11 +30,11 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         """Returns the attention output (N, L, C) of tokens x (N, L, C) to text (N, L_text, C)."""
-        q = linear(self.q, x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        kv = linear(self.kv, text).unflatten(-1, (2, self.num_heads, -1))
+        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        kv = self.kv(text).unflatten(-1, (2, self.num_heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (N, heads, L_text, C / heads)
         x = F.scaled_dot_product_attention(q, k, v)
-        return linear(self.proj, x.transpose(1, 2).flatten(2))
+        return self.proj(x.transpose(1, 2).flatten(2))
 
 
 class TextDiTBlock(nn.Module):
@@ -122,7 +121,7 @@ class TextDiT(DiT):
 
     def condition(self, emb: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the timestep's embedding (N, C) and projected text tokens (N, L_text, C)."""
-        return emb, linear(self.y_embedder, y)
+        return emb, self.y_embedder(y)
 
     def null(self, y: Tensor) -> Tensor:
         """Returns the tokens of the empty text, shaped like y (N, L_text, C_text)."""

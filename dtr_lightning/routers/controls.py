@@ -86,9 +86,8 @@ class SharedCore(DTRControl):
         core: float | None = None,
         per_block: bool = False,
         seed: int = 0,
-        tasks: int = 1000,
     ) -> None:
-        super().__init__(alpha, beta, seed, tasks)
+        super().__init__(alpha, beta, seed)
         if core is not None and not 0 <= core <= beta:
             raise UserError(f"core must lie in 0 to beta = {beta}, a share of channels; got {core}")
         self.core, self.per_block = core, per_block
