@@ -36,12 +36,13 @@ def resolve(file, overrides=None):
         "pace": options["pace"],
         "trainer": {"max_steps": STEPS},
         "checkpoint": {"milestones": 0},
+        "evaluation": {"n": 0},
     }
 
 
-def run_name(config, file, overrides=None):
+def run_name(config, file, overrides=None, varied=(), memo=None):
     """Returns the name that a config gets in a sweep of the stand-in."""
-    return slug(config, resolve(file, overrides))
+    return slug(config, resolve(file, overrides), varied=varied)
 
 
 def takes(axis, choice, option):
@@ -88,6 +89,7 @@ def train(config, path, report, stop):
         if router["class_path"] == "Diverges":
             score = float("nan")
         results = {"score": score, "loss": 0.5, "seconds": 0.1, "pace": config["pace"]}
+        results["steps"] = STEPS
         run.write_results(results)
         return results
 

@@ -89,15 +89,15 @@ def test_the_blocks_that_read_are_the_residual_and_attention_blocks_in_order(nam
 
 
 def recorded(*options):
-    """Returns DTR that remembers in `sizes` what it was built with."""
+    """Returns DTR that remembers in `sizes` what it was bound to."""
     router = DTR(*options)
-    build = router.build
+    bind = router.bind
 
-    def record(widths, emb_channels, channel_dim):
+    def record(tasks, widths, emb_channels, channel_dim):
         router.sizes = (list(widths), emb_channels, channel_dim)
-        build(widths, emb_channels, channel_dim)
+        bind(tasks, widths, emb_channels, channel_dim)
 
-    router.build = record
+    router.bind = record
     return router
 
 

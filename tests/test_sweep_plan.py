@@ -165,7 +165,7 @@ def test_the_trial_of_a_dead_owner_waits_again_and_of_a_living_one_does_not(ligh
     with folder.run(claim.point).lock():
         study.recover()
         assert study.open() == (4, 1)
-    folder.run(claim.point).write_results({"score": 3.0})
+    folder.run(claim.point).write_results({"score": 3.0, "steps": standin.STEPS})
     study.recover()
     assert study.open() == (4, 0)
     assert [trial.value for trial in trials(folder.path) if trial.value] == [3.0]
