@@ -256,8 +256,10 @@ def of_seeds(counts: Iterable[float], protocol: tuple[str, int] | None = None) -
 
 def of_one(runs: Iterable[Recorded]) -> str:
     """Returns the caption of a figure that shows one run, or one run of every setting."""
-    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
-    return f"one seed each ({seeds}): what another seed would show is unknown"
+    found = [run.seed for run in runs]
+    each = " each" * (len(found) > 1)
+    seeds = ", ".join(map(str, sorted(set(found))))
+    return f"one seed{each} ({seeds}): what another seed would show is unknown"
 
 
 def count_images(measured: Iterable[Mapping[str, np.ndarray]], asked: int) -> str:
