@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from analysis.fonts import printable
+from analysis.fonts import short
 from analysis.probe import Probe, Report, artifact, at_least, measured, shown, write
 from analysis.runs import Finished
 from analysis.similarity import PARTS, Projection, cosines, spread
@@ -165,7 +165,7 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
         image = _panel(over_t, t, affinity, (0, len(log_snr)))
         for axis in "xy":
             task_ticks(over_t, len(log_snr), axis)
-        over_t.set(title=fill(printable(setting.label), 22), xlabel="t")
+        over_t.set(title=fill(short(setting.label, 66), 22), xlabel="t")
         _panel(over_snr, log_snr[t], affinity, log_snr[[0, -1]])
         over_snr.set(xlabel="log SNR", xlim=_within(over_snr.get_xlim()))
         over_snr.set_ylim(_within(over_snr.get_ylim()))

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from analysis.fonts import printable
+from analysis.fonts import short
 from analysis.probe import Probe, Report, at_least, measured, shown
 from analysis.runs import Finished
 from analysis.similarity import LEAST, Estimator, Minibatches, gram
@@ -184,7 +184,7 @@ def draw(runs: Sequence[Finished], protocol: Protocol | None = None) -> Drawing:
             row |= {"block": str(own["blocks"][i]), "t": t[upper[0]], "t2": t[upper[1]]}
             numbers.append(pd.DataFrame(row | {"cka": cka[i][upper].round(6)}))
         letters = 16 if count <= 6 else 10  # as high as a panel
-        axes[0].set_ylabel(f"{fill(printable(setting.label), letters)}\nt", fontsize=7)
+        axes[0].set_ylabel(f"{fill(short(setting.label, 3 * letters), letters)}\nt", fontsize=7)
     bar = figure.colorbar(image, ax=grid, shrink=min(1.0, 1.6 / len(rows)), aspect=18, pad=0.02)
     bar.set_label(
         f"CKA ({protocol.estimator})\n{count_images(arrays, protocol.images)}", fontsize=7

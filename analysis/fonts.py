@@ -66,10 +66,12 @@ def families(text: str) -> list[str]:
 
 
 def give_fonts(figure: Figure) -> None:
-    """Lets all text of a figure fall back to fonts that have its letters."""
+    """Lets all text of a figure fall back to fonts that have its letters, and lays it out."""
     figure.draw_without_rendering()  # makes the labels of ticks
     texts = [text for text in figure.findobj(Text) if text.get_text()]
     found = families("".join(text.get_text() for text in texts))
-    for text in texts if len(found) > 1 else ():
-        if FAMILY in text.get_fontfamily():
-            text.set_fontfamily(found)
+    if len(found) > 1:
+        for text in texts:
+            if FAMILY in text.get_fontfamily():
+                text.set_fontfamily(found)
+        figure.draw_without_rendering()

@@ -181,7 +181,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     above, below = figure.subfigures(2, 1, height_ratios=(1.0, 1.1))
     axes = above.subplots(1, len(shown), squeeze=False)[0]
     _draw_gates(axes, gates.p, shown)
-    axes[-1].legend(loc="best")
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     _draw_tables(below.subplots(1, 3), gates)
     above.suptitle(f"{setting.label}; yellow below: chosen, active", fontsize=8)
     if len(found) > 1:

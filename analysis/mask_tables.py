@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import LinearSegmentedColormap
 from torch import Tensor
 
 from analysis.runs import Finished
@@ -31,10 +31,10 @@ FORMULAS = {  # Figure 2's panels
     f"{ALPHA} > 1  ({ALPHA} = 4)": ("DTR", 4.0),
 }
 MOST = 16  # routers of a figure
-COLORS = ListedColormap(["#440154", "#FDE725"])  # off, active
+COLORS = LinearSegmentedColormap.from_list("masks", ["#440154", "#FDE725"])  # off to active
 # A picture of fewer pixels than tasks shows averages: every n-th task would show other patterns.
-PIXELS = 1200  # more than a panel has
-SMOOTH = {"interpolation": "antialiased", "interpolation_stage": "rgba"}
+PIXELS = 1000  # more than a panel has
+SMOOTH = {"interpolation": "antialiased", "interpolation_stage": "data"}
 MADE: WeakKeyDictionary[Finished, list[tuple[Tensor, str, bool]]] = WeakKeyDictionary()
 
 
@@ -154,7 +154,7 @@ def show(ax: Axes, table: Tensor) -> None:
     tasks, channels = table.shape
     place = {"aspect": "auto", "extent": (0, channels, tasks, 0)}
     picture = enlarged(enlarged(table.numpy(), 0), 1)
-    ax.imshow(picture, cmap=COLORS, vmin=0, vmax=1, **place, **SMOOTH)
+    ax.imshow(picture.astype(np.float32), cmap=COLORS, vmin=0, vmax=1, **place, **SMOOTH)
     ax.grid(False)
     ax.set_xticks(sorted({0, channels // 2, channels}))
     task_ticks(ax, tasks, "y")

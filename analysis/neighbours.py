@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from analysis.fonts import printable
+from analysis.fonts import short
 from analysis.runs import Finished
 from analysis.samples import arrays_of, rgb
 from analysis.settings import Setting, settings
@@ -150,7 +150,7 @@ def _block(ax: Axes, setting: Setting, reference: Reference) -> pd.DataFrame:
     ax.set(xlim=(-0.05, 1.3 + found.index.shape[1]), ylim=(len(order) * STEP, -0.05))
     rows = f"rows: the {len(order)} closest of {len(images)} samples"
     share = f"{int(copied.sum())} of {len(images)} samples copy, threshold {threshold:.1f}"
-    ax.set_title(f"{fill(printable(setting.label), 36)}\n{rows}\n{share}", fontsize=7)
+    ax.set_title(f"{fill(short(setting.label, 72), 36)}\n{rows}\n{share}", fontsize=7)
     ax.set_axis_off()
     row = {"run": run.path.name, "setting": setting.label, "seed": run.seed}
     return pd.DataFrame([row | one for one in numbers])

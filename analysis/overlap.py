@@ -70,7 +70,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         at = np.unique(np.linspace(0, tasks - 1, min(SHOWN, tasks)).round().astype(int))
         numbers.append(_numbers(one, each, at))
         picture = {"cmap": "cividis", "vmin": low, "vmax": high, "extent": (0, tasks, tasks, 0)}
-        image = ax.imshow(each, **picture, **SMOOTH)
+        image = ax.imshow(each.astype(np.float32), **picture, **SMOOTH)
         ax.grid(False)
         task_ticks(ax, tasks, "x")
         task_ticks(ax, tasks, "y")

@@ -9,7 +9,7 @@ from textwrap import fill
 import numpy as np
 import pandas as pd
 
-from analysis.fonts import printable, short, width_of
+from analysis.fonts import short, width_of
 from analysis.runs import Finished
 from analysis.settings import chosen, largest, settings
 from analysis.style import WIDE, Drawing, caption, new_figure, of_one, styled
@@ -90,7 +90,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     known = classes_of(kept[0])
     names = [known[i] if 0 <= i < len(known) else str(i) for i in labels[:columns].tolist()]
     shown = [short(name, LONGEST) for name in names]
-    labels_of_rows = [fill(printable(row.label), LABEL) for row in rows]
+    labels_of_rows = [fill(short(row.label, 2 * LABEL), LABEL) for row in rows]
     left = 0.1 + LETTER * max(map(width_of, labels_of_rows))
     longest = LETTER * max(map(width_of, shown))
     turned = longest > (WIDE - left) / columns

@@ -45,7 +45,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from analysis.animation import Film, write_film
-from analysis.fonts import FAMILY, families, give_fonts, printable, width_of
+from analysis.fonts import FAMILY, families, give_fonts, short, width_of
 from analysis.runs import Recorded
 from dtr_lightning.errors import UserError
 
@@ -172,7 +172,8 @@ def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
 
 def as_label(name: str) -> str:
     """Returns a name for a legend, which hides those that begin with an underscore."""
-    return f" {printable(name)}" if name.startswith("_") else printable(name)
+    name = short(name, 120)
+    return f" {name}" if name.startswith("_") else name
 
 
 def legend(figure: Figure) -> None:
@@ -224,7 +225,7 @@ def caption(figure: Figure, *parts: str) -> None:
 
 def panel_title(ax: Axes, *parts: str, width: int = 30) -> None:
     """Writes parts above a panel of a WIDE figure's four columns, wrapped at `width` letters."""
-    lines = [line for part in parts for line in textwrap.wrap(printable(part), width)]
+    lines = [line for part in parts for line in textwrap.wrap(short(part, 4 * width), width)]
     ax.set_title("\n".join(lines), fontsize=6.5)
 
 
@@ -255,8 +256,10 @@ def of_seeds(counts: Iterable[float], protocol: tuple[str, int] | None = None) -
 
 def of_one(runs: Iterable[Recorded]) -> str:
     """Returns the caption of a figure that shows one run, or one run of every setting."""
-    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
-    return f"one seed each ({seeds}): what another seed would show is unknown"
+    found = [run.seed for run in runs]
+    each = " each" * (len(found) > 1)
+    seeds = ", ".join(map(str, sorted(set(found))))
+    return f"one seed{each} ({seeds}): what another seed would show is unknown"
 
 
 def count_images(measured: Iterable[Mapping[str, np.ndarray]], asked: int) -> str:
@@ -346,6 +349,7 @@ def save(drawing: Drawing, directory: Path, name: str) -> list[Path]:
         directory.mkdir(parents=True, exist_ok=True)
         for figure in (drawing.figure, *([drawing.film.figure] if drawing.film else [])):
             give_fonts(figure)
+            figure.set_layout_engine("none")  # laid out once, for both files
         # Without a date the same runs give the same bytes.
         drawing.figure.savefig(pdf, metadata={"CreationDate": None})
         drawing.figure.savefig(png)

@@ -71,18 +71,19 @@ def mask_picture(table: Tensor, title: str) -> np.ndarray:
     # only the process that shows masks pays for it
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import ListedColormap
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
     tasks, channels = table.shape
     rows, columns = (max(1, 1200 // size) for size in table.shape)  # else averages blur edges
-    picture = table.cpu().numpy().repeat(rows, 0).repeat(columns, 1)
-    smooth = {"interpolation": "antialiased", "interpolation_stage": "rgba"}
+    picture = table.float().cpu().numpy().repeat(rows, 0).repeat(columns, 1)
+    smooth = {"interpolation": "antialiased", "interpolation_stage": "data"}
+    colours = LinearSegmentedColormap.from_list("masks", ["#440154", "#FDE725"])
     with matplotlib.rc_context({"font.size": 8, "text.parse_math": False, "text.usetex": False}):
         figure = Figure(figsize=(3.6, 3.2), dpi=150, layout="constrained")
         canvas, ax = FigureCanvasAgg(figure), figure.subplots()
         place = {"aspect": "auto", "extent": (0, channels, tasks, 0), "vmin": 0, "vmax": 1}
-        ax.imshow(picture, cmap=ListedColormap(["#440154", "#FDE725"]), **place, **smooth)
+        ax.imshow(picture, cmap=colours, **place, **smooth)
         ax.set(xlabel="channel", ylabel="task t (0 = cleanest)", title=title)
         ax.set(xticks=sorted({0, channels // 2, channels}), yticks=sorted({0, tasks // 2, tasks}))
         canvas.draw()

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
 
@@ -96,6 +97,24 @@ def test_the_report_is_drawn_once(light, tmp_path, monkeypatch):
         assert "failed: DTR alpha=1 beta=0.8 seed=0: bad [luck]" in text
         assert f"tensorboard --logdir {folder.path}\n" in text
     assert drawn == [[folder.path]]
+
+
+@pytest.mark.parametrize("space", [{}, {"router.alpha": None}], ids=["grid", "search"])
+def test_a_search_alone_has_optunas_pictures(space, light, tmp_path, monkeypatch):
+    sweep = plan.resolve_all(recipe.read(write(tmp_path)))
+    folder = Folder(tmp_path / "out")
+    monkeypatch.setattr("analysis.draw_all", lambda directories: None)
+    monkeypatch.setattr("analysis.tables.table", len)
+    monkeypatch.setattr("analysis.tables.console_table", lambda frame: f"{frame} rows")
+    drawn = []
+    monkeypatch.setattr("sweeps.plots.draw", lambda *_: drawn.append(1))
+    point, kind = sweep.points[0], replace(sweep.recipe, space=space)
+    folder.run(point).prepare(point.config)
+    folder.run(point).write_results({"score": 1.0})
+    points = {point.name: point}
+    ending = report.Ending(replace(sweep, recipe=kind), folder, points, {point.name: {}}, {}, {})
+    report.report(ending, Console(file=StringIO()))
+    assert len(drawn) == len(space)
 
 
 def test_slots_share_the_cores_or_the_gpus(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """Laws of Optuna's plots: drawn from sound trials alone, labelled, and nothing where nothing is."""
 
 import matplotlib
+import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -102,6 +104,62 @@ def test_importances_belong_to_their_parameters_in_every_objective(kept, tmp_pat
 def test_fewer_than_two_complete_trials_are_no_plot(count, tmp_path):
     assert plots.draw([trial(None), *trials(ONE)[1 : 1 + count]], ONE, tmp_path / "no") == []
     assert not (tmp_path / "no").exists()
+
+
+def numbers(directory, name):
+    return pd.read_csv(directory / f"optuna_{name}.csv")
+
+
+def test_every_picture_has_the_csv_of_its_own_numbers(tmp_path):
+    plots.draw(trials(ONE), ONE, tmp_path)
+    history = numbers(tmp_path, "history")
+    assert history.score.tolist() == [1, 2, 3, 4] * 2 and set(history.best_so_far) == {1}
+    importances = numbers(tmp_path, "importances")
+    assert set(importances.parameter) == {"router", "alpha", "depth"}
+    assert importances.importance.sum() == pytest.approx(1)
+    assert importances.importance.is_monotonic_decreasing and importances.parameter[0] == "depth"
+    depth = numbers(tmp_path, "slice").query("parameter == 'model.depth'")
+    assert depth.value.astype(float).tolist() == depth.score.tolist() == [1, 2, 3, 4] * 2
+    plots.draw(trials({"score": "maximize"}), {"score": "maximize"}, tmp_path / "max")
+    assert numbers(tmp_path / "max", "history").best_so_far.tolist() == [1, 2, 3] + [4] * 5
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_front_is_what_no_trial_beats(count, kept, tmp_path):
+    rng = np.random.default_rng(count)
+    values = rng.integers(0, 5, (20, count)).astype(float)
+    found = [trial([*row], router="DTR", model__depth=1 + i % 4) for i, row in enumerate(values)]
+    names = ["score", "macs", "accuracy"][:count]
+    directions = ["minimize", "minimize", "maximize"][:count]
+    plots.draw(found, dict(zip(names, directions, strict=True)), tmp_path)
+    lower = values * np.where(np.array(directions) == "maximize", -1, 1)
+    beaten = [any((o <= own).all() and (o < own).any() for o in lower) for own in lower]
+    table = numbers(tmp_path, "pareto_front")
+    assert table.pareto_front.tolist() == [not lost for lost in beaten]
+    assert table[names].to_numpy().tolist() == values.tolist()
+    assert len(kept["optuna_pareto_front"].axes) == count * (count - 1) / 2
+
+
+def test_a_picture_that_fails_ends_no_other(tmp_path, monkeypatch, caplog):
+    def broken(*_, **__):
+        raise RuntimeError("no forest")
+
+    monkeypatch.setattr(plots, "get_param_importances", broken)
+    names = {path.stem for path in plots.draw(trials(ONE), ONE, tmp_path)}
+    assert names == {"optuna_history", "optuna_slice"}
+    assert "optuna_importances: failed: RuntimeError: no forest" in caplog.text
+    assert "in broken" in (tmp_path / "optuna_importances.error.txt").read_text()
+
+
+def test_words_are_shown_as_they_are(kept, tmp_path):
+    words = CategoricalDistribution(["a$x^$b", "_b", "[[0, 1], [0, 0.2, 1]]"])
+    found = [
+        create_trial(values=[float(i)], params={"w": word}, distributions={"w": words})
+        for i, word in enumerate(words.choices)
+    ]
+    assert len(plots.draw(found, ONE, tmp_path)) == 9
+    labels = [text.get_text() for text in kept["optuna_slice"].axes[0].get_xticklabels()]
+    assert labels[:2] == ["a$x^$b", "_b"] and labels[2].startswith("[[0, 1], [0, 0")
 
 
 def test_seeds_of_one_setting_have_a_history_alone(tmp_path):
