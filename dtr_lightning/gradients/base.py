@@ -47,7 +47,10 @@ class Joint(Gradients):
 class PerCluster(Gradients, ABC):
     """Takes the gradient of each of K clusters of tasks; a subclass combines them.
 
-    clustering: `equal`, `log_snr` or `affinity` (then the path of a .npy file [T, T]).
+    Args:
+        clusters: number K of contiguous clusters of tasks, 2 to the batch size.
+        clustering: equal parts of the timeline, by log_snr, or by gradient affinity (Go et al.).
+        affinity: a .npy file [T, T], for clustering by affinity.
     """
 
     max_norm = 0.0
@@ -152,9 +155,12 @@ class PCGrad(PerCluster):
 class NashMTL(PerCluster):
     """Nash bargaining: sum_i a_i g_i / K with G a = 1 / a (Navon et al. 2022, Section 3).
 
-    The weights a are solved for every update_every steps and kept in the checkpoint; between, a
-    step costs one gradient of the weighted loss. The combined gradient is clipped to the norm
-    max_norm (0: not).
+    The weights a are kept in the checkpoint; a step that does not solve for them costs one gradient
+    of the weighted loss.
+
+    Args:
+        update_every: training steps between two solutions for the weights, at least 1.
+        max_norm: norm that the combined gradient is clipped to; 0: not.
     """
 
     def __init__(

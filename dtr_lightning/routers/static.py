@@ -101,9 +101,11 @@ class WindowRouter(MaskRouter):
 class DTR(WindowRouter):
     """Denoising task routing: one window that slides over the channels as t grows (Section 4.3).
 
-    alpha > 0 shapes the shift over time, beta in (0, 1] is the share of active channels; `linspace`
-    is the official code's window, `eq4` the text's. alpha = 1 is the control "affinity only":
-    neighbouring tasks overlap most, and all tasks get an equal share of the shift.
+    Args:
+        alpha: shape of the shift over time, > 0; above 1 noisy tasks get more of it. 1 is the
+            control "affinity only": all tasks get an equal share.
+        beta: share of active channels, in (0, 1]; 1 is no routing.
+        formula: linspace is the official code's window, eq4 that of the text (Eq. 4).
     """
 
     def __init__(
@@ -125,8 +127,11 @@ class DTR(WindowRouter):
 class RTR(MaskRouter):
     """Random task routing: a random set of channels for every task (Section 4.2).
 
-    Masks are drawn per task and per block, as in the official code, or once for all blocks when
-    `shared`. They depend on `seed` only, which is the run's.
+    Masks depend on the run's seed only.
+
+    Args:
+        beta: share of active channels, in (0, 1].
+        shared: true draws one table for all blocks, false one for each (the official code).
     """
 
     def __init__(
@@ -147,7 +152,11 @@ class RTR(MaskRouter):
 
 
 class FixedMasks(MaskRouter):
-    """Routes by tables from a `.npy` file: bool or 0/1 [blocks, tasks, channels]."""
+    """Routes by tables that are given.
+
+    Args:
+        path: a .npy file, bool or 0/1 [blocks, tasks, channels].
+    """
 
     def __init__(self, path: str, tasks: int = 1000) -> None:
         super().__init__(tasks)
