@@ -2,7 +2,7 @@
 
 Any option of --sampler, --features and --evaluation may differ from the training's config. Numbers
 that are stored already are printed, not computed again; under another protocol, or before the run
-is done, they go to RUN/artifacts/evaluations.
+is done, they go to RUN/artifacts/evaluations. JSON goes to stdout, the main numbers to stderr.
 
 ADM's protocol (FID, sFID, inception score, precision, recall; needs torch-fidelity), of a run or of
 an .npz of samples: python evaluate.py RUN --protocol adm --reference ref.npz
@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from dtr_lightning.commands import Options, command, stop_on_signals
+from dtr_lightning.commands import Options, command, loading, stop_on_signals
 from dtr_lightning.errors import Stopped, UserError, refuse_diverged
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def main() -> int:
     """Reads the options, evaluates and prints the results."""
     given, options = read_options()
     stop = stop_on_signals()
+    loading(sys.stderr)
     if given.protocol == "adm":
         results = of_file(given, stop) if given.samples else of_run(given, options, stop)
         features = results["protocol"]["num_features"]
@@ -45,8 +46,10 @@ def main() -> int:
         features = results.get("num_features", 0)
 
     from dtr_lightning.notes import of_distance
+    from dtr_lightning.summary import summary
 
-    print(json.dumps(results, indent=1))
+    print(json.dumps(results, indent=1), flush=True)
+    print("\n".join(summary({**results, "notes": ()})), file=sys.stderr)
     for note in of_distance(results["n"], features) if features else ():
         print(f"note: {note}", file=sys.stderr)
     return 0

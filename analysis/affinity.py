@@ -36,8 +36,13 @@ Method = Literal["auto", "exact", "projected"]
 class Protocol:
     """Gradients of mse + vb, unweighted, mean over images: at timesteps from 0 to T - 1, evenly.
 
-    method: exact holds all gradients, projected keeps `size` numbers of each by a random projection
-    of this seed; auto is exact up to 1 GiB. The seed is also that of noise and order of the images.
+    Args:
+        images: of the data, at least 1.
+        timesteps: how many are compared, at least 2.
+        method: exact holds all gradients, projected a random projection of each; auto is exact up
+            to 1 GiB.
+        size: numbers of a projected gradient.
+        seed: of the noise, the order of the images and the projection.
     """
 
     images: int = 512

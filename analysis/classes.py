@@ -23,7 +23,12 @@ COLUMNS = 5  # sheets side by side
 
 @dataclass(frozen=True)
 class Protocol:
-    """How many classes have a sheet, evenly spaced, and how many samples side by side it has."""
+    """Which sheets are drawn.
+
+    Args:
+        classes: how many classes have a sheet, evenly spaced.
+        side: samples side by side in a sheet.
+    """
 
     classes: int = 10
     side: int = 5

@@ -20,13 +20,13 @@ ClusterLoss = Callable[[int], Tensor]  # cluster i -> its scalar loss L_i, by a 
 Reduce = Callable[[Tensor], Tensor]  # flat float32 gradient -> its mean over all processes
 
 
-class Gradients(nn.Module):
-    """Makes the gradient of a step; a subclass is a choice of `--gradients` by its name.
+class Gradients(nn.Module, ABC):
+    """Makes the gradient of a step; a subclass is a choice of `--gradients` by its name."""
 
-    `joint`: the ordinary gradient of the batch's loss; otherwise `PerCluster.combine`.
-    """
-
-    joint = False
+    @property
+    @abstractmethod
+    def joint(self) -> bool:
+        """Whether it is the ordinary gradient of the batch's loss, not `PerCluster.combine`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,6 +53,7 @@ class PerCluster(Gradients, ABC):
         affinity: a .npy file [T, T], for clustering by affinity.
     """
 
+    joint = False
     max_norm = 0.0
 
     def __init__(
