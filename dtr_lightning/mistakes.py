@@ -3,6 +3,7 @@
 __all__ = ["Choices", "explain", "explain_choice"]
 
 import difflib
+import importlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 
@@ -53,7 +54,8 @@ def explain(message: str, options: Mapping[str, str], axes: Choices) -> str:
         return f"{name}: {inner[0]}"
     if name in axes and (wrong := _wrong_choice(message, given[1])):
         what, lower = name.replace("_", " "), {choice.lower(): choice for choice in axes[name]}
-        near = difflib.get_close_matches(wrong.strip("'").lower(), lower, n=1)
+        word = given[1].strip().lower()
+        near = [] if "." in word else difflib.get_close_matches(word, lower, n=1)
         wrong += f" (did you mean {lower[near[0]]}?)" if near else ""
         return f"unknown {what} {wrong}; valid: {', '.join(axes[name])}, or an import path"
     return f"bad value {given[1].strip()!r} for {key[1]}; valid: {_expected(message)}"
@@ -124,12 +126,19 @@ def _last(option: str) -> str:
 
 def _wrong_choice(message: str, given: str) -> str | None:
     """Returns the name that is no choice on an axis, with the reason if there is more to say."""
-    name = re.search(r"'class_path': '([^']+)'", given)
-    name = repr(name[1] if name else given)
+    found = re.search(r"'class_path': '([^']+)'", given)
+    path = found[1] if found else given
+    name = repr(path)
     if missing := re.search(r"No module named '[^']+'|module '.*' has no attribute.*", message):
         return f"{name} ({missing[0]})"
     if "does not correspond to a subclass" in message:
         return f"{name} (not a class of this kind)"
+    if "." in path:  # a bug in a person's own module keeps its traceback
+        cls = getattr(importlib.import_module(path.rpartition(".")[0]), path.rpartition(".")[2])
+        if lacks := ", ".join(sorted(getattr(cls, "__abstractmethods__", ()))):
+            return f"{name} (it lacks the methods {lacks})"
+        if untyped := re.search(r"Parameter '(\w+)' from .* does not specify a type", message):
+            return f"{name} (its argument {untyped[1]} has no type)"
     return name
 
 

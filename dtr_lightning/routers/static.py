@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dtr_lightning import masks
 from dtr_lightning.errors import UserError
+from dtr_lightning.expect import expect
 from dtr_lightning.routers.base import Route, Router
 
 
@@ -57,8 +58,17 @@ class MaskRouter(Router):
         self.widths = [widths[block] for block in readers]
         tables = [self.mask(widths[block], block) for block in readers]
         for table, channels in zip(tables, self.widths, strict=True):
-            assert table.shape == (self.height, channels) and table.dtype == torch.bool
+            self._check(table, channels)
         self.register_buffer("tables", torch.cat(tables, 1), persistent=False)
+
+    def _check(self, table: Tensor, channels: int) -> None:
+        source = f"{type(self).__name__}.mask"
+        expect(source, table, (self.height, channels), "tasks, channels", (torch.bool,))
+        if table.device.type not in ("cpu", "meta"):
+            raise UserError(f"{source} gives a table on {table.device}; expected one on the CPU")
+        if not table.is_meta and (empty := ~table.any(1)).any():
+            task = int(empty.int().argmax())
+            raise UserError(f"{source} leaves task {task} no channel; expected one or more a row")
 
     def table(self, block: int) -> Tensor:
         """Returns the mask table bool[tasks, channels] of a block, a view of the stored one."""
