@@ -2,7 +2,7 @@
 
 Any option of --sampler, --features and --evaluation may differ from the training's config. Numbers
 that are stored already are printed, not computed again; under another protocol, or before the run
-is done, they go to RUN/artifacts/evaluations.
+is done, they go to RUN/artifacts/evaluations. JSON goes to stdout, the main numbers to stderr.
 
 ADM's protocol (FID, sFID, inception score, precision, recall; needs torch-fidelity), of a run or of
 an .npz of samples: python evaluate.py RUN --protocol adm --reference ref.npz
@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from dtr_lightning.commands import Options, command, stop_on_signals
+from dtr_lightning.commands import Options, command, loading, stop_on_signals
 from dtr_lightning.errors import Diverged, Stopped, UserError, refuse_diverged
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def main() -> int:
     """Reads the options, evaluates and prints the results; exit code 1 if there is no score."""
     given, options = read_options()
     stop = stop_on_signals()
+    loading(sys.stderr)
     if given.protocol == "adm":
         results = of_file(given, stop) if given.samples else of_run(given, options, stop)
         features = results["protocol"]["num_features"]
@@ -45,9 +46,11 @@ def main() -> int:
 
     from dtr_lightning.notes import of_distance
     from dtr_lightning.run import finite, to_json
+    from dtr_lightning.summary import summary
 
     results = finite(results)
-    print(to_json(results))
+    print(to_json(results), flush=True)
+    print("\n".join(summary({**results, "notes": ()})), file=sys.stderr)
     for note in of_distance(results["n"], features) if features else ():
         print(f"note: {note}", file=sys.stderr)
     if diverged := Diverged.of(results):

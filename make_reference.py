@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtr_lightning.commands import Options, command, stop_on_signals
+from dtr_lightning.commands import Options, command, loading, stop_on_signals
 from dtr_lightning.errors import Stopped, UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def main() -> int:
     if given.images < 2:
         raise UserError(f"--images must be at least 2; got {given.images}")
     stop = stop_on_signals()
+    loading(sys.stderr)
 
     import torch
 

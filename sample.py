@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtr_lightning.commands import Options, command, stop_on_signals
+from dtr_lightning.commands import Options, command, loading, stop_on_signals
 from dtr_lightning.errors import Stopped, UserError, refuse_diverged
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def main() -> int:
     for file, suffix in ((given.out, ".png"), (given.npz, ".npz")):
         if file and (Path(file).suffix != suffix or not Path(file).parent.is_dir()):
             raise UserError(f"{file} must end in {suffix} and lie in a directory that exists")
+    loading(sys.stderr)
 
     import numpy as np
     import torch

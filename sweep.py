@@ -13,9 +13,10 @@ import os
 import shlex
 import sys
 
-from dtr_lightning.commands import Options
+from dtr_lightning.commands import Options, loading
 from dtr_lightning.errors import UserError
 
+SMOKE = "a few steps a point; these numbers mean nothing"
 READING = ("seeds", "trials", "hours", "smoke", "paper")
 
 
@@ -64,6 +65,7 @@ def main() -> int:
     command = f"`{shlex.join(['python', *sys.argv])}` goes on"
     try:
         options = parse()
+        loading()
         from rich.console import Console
 
         reading = {name: getattr(options, name) for name in READING} | {"options": options.set}
@@ -75,6 +77,8 @@ def main() -> int:
             else:
                 status(options.sweep, options.out, options.storage, Console(), **reading)
             return 0
+        if options.smoke:
+            print(f"--smoke: {SMOKE}")
         from sweeps.driver import prepare, run_sweep
 
         if options.dry_run:
@@ -99,6 +103,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print(f"\nstopped; {command}", file=sys.stderr)
         return 130
+    if options.smoke:
+        print(f"--smoke: {SMOKE}")
     if outcome.stopped:
         print(f"stopped, {len(outcome.results)} points done; {command}")
         return 130

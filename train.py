@@ -1,4 +1,4 @@
-"""Train one run: python train.py --config configs/digits.yaml --router DTR --router.alpha 4
+"""Train one run: python train.py --config configs/digits.yaml --router DTR --router.alpha 4.
 
 The same command again goes on where it stopped, or prints the result of a finished run.
 """
@@ -7,24 +7,29 @@ import os
 import sys
 from pathlib import Path
 
-from dtr_lightning.commands import command, stop_on_signals
+from dtr_lightning.commands import command, loading, stop_on_signals
 from dtr_lightning.errors import Diverged, UserError
 
 
 @command
 def main() -> int:
     """Reads the options, trains, evaluates and prints the results; exit code 1 if it diverged."""
+    given = {word.partition("=")[0] for word in sys.argv[1:]}
+    asks = given & {"--print_config", "-h"} or any(word.endswith("help") for word in given)
+    if "--config" not in given and not asks:
+        raise UserError("give --config FILE; recipes are in configs/, such as configs/digits.yaml")
+    loading(sys.stderr if "--print_config" in given else None)
+
     from dtr_lightning.bar import Bar
     from dtr_lightning.config import expert_configs, make_parser, parse, run_name
     from dtr_lightning.fit import run
     from dtr_lightning.progress import Progress
-    from dtr_lightning.run import to_json
+    from dtr_lightning.run import Run
+    from dtr_lightning.summary import summary
 
     parser = make_parser(description=__doc__)
     parser.add_argument("--out", type=str, help="run directory (default: runs/CONFIG/NAME)")
     config, out, files = parse(parser, sys.argv[1:])
-    if not files:
-        raise UserError("give --config FILE; recipes are in configs/, such as configs/digits.yaml")
     out = out or Path("runs") / Path(files[-1]).stem / run_name(config, files[-1])
     stop = stop_on_signals()
     if int(os.environ.get("LOCAL_RANK", "0")):
@@ -35,13 +40,17 @@ def main() -> int:
     with Bar("starting") as bar:
 
         def show(state: Progress) -> None:
+            loss = "" if state.train_loss is None else f"  loss {state.train_loss:.4g}"
             score = "" if state.score is None else f"  score {state.score:.4g}"
-            bar(state.done, state.total, f"{state.stage}  step {state.step}/{steps}{score}")
+            bar(state.done, state.total, f"{state.stage}  step {state.step}/{steps}{loss}{score}")
 
         results = run(config, out, show, stop)
     if diverged := Diverged.of(results):
         print(f"diverged: {diverged}")
-    print(to_json(results))
+    print("\n".join(summary(results)))
+    print(f"{'results':<18}{Run(out).results_file}")
+    if not diverged and results.get("n"):
+        print(f"{'samples':<18}{Run(out).samples}")
     print(f"tensorboard --logdir {out}")
     return int(diverged is not None)
 

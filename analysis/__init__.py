@@ -2,10 +2,16 @@
 
 __all__ = ["ASKED", "FIGURES", "NAMES", "Drawn", "draw_all"]
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+
+from dtr_lightning.commands import loading
+
+if sys.argv[0] == "-m":  # `python -m analysis` imports this first, which takes seconds
+    loading()
 
 from analysis import (
     ablation,

@@ -6,7 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
+
+import docstring_parser
 
 from analysis import ASKED, NAMES, draw_all
 from dtr_lightning.commands import INTERRUPTED, quiet
@@ -34,12 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--report", action="store_true", help="also write report.html, one file for a reader"
     )
     for figure in PROTOCOLS:
-        about = (figure.Protocol.__doc__ or "").replace("%", "%%")
-        group = parser.add_argument_group(f"--only {figure.NAME}", about)
+        told = docstring_parser.parse(figure.Protocol.__doc__ or "")
+        about = {p.arg_name: " ".join(str(p.description).split()) for p in told.params}
+        group = parser.add_argument_group(f"--only {figure.NAME}", told.short_description)
         for option in fields(figure.Protocol):
-            kind, name = type(option.default), option.name.upper()
-            told = f"default: {option.default}"
-            group.add_argument(f"--{figure.NAME}.{option.name}", type=kind, metavar=name, help=told)
+            words = get_args(get_type_hints(figure.Protocol)[option.name])
+            group.add_argument(
+                f"--{figure.NAME}.{option.name}",
+                type=type(option.default),
+                choices=words or None,
+                metavar=None if words else option.name.upper(),
+                help=f"{about[option.name]} (default: {option.default})".replace("%", "%%"),
+            )
     given = parser.parse_args(arguments)
     quiet()
     try:

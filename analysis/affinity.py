@@ -50,8 +50,14 @@ class Protocol:
 
     The network is in evaluation mode and no label is dropped. (Go et al. measure in training mode,
     in which a gradient depends on what happened to be dropped.)
-    method: exact holds all gradients, projected keeps `size` numbers of each by a random projection
-    of this seed; auto is exact up to 1 GiB. The seed is also that of noise and order of the images.
+
+    Args:
+        images: of the data, at least 1.
+        timesteps: how many are compared, at least 2.
+        method: exact holds all gradients, projected a random projection of each; auto is exact up
+            to 1 GiB.
+        size: numbers of a projected gradient.
+        seed: of the noise, the order of the images and the projection.
     """
 
     images: int = 512

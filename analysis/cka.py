@@ -39,9 +39,15 @@ Tokens = Literal["flat", "mean"]
 class Protocol:
     """What is compared: images of the data, timesteps i T / timesteps, and a block's features.
 
-    feature: a block's output z^{l+1}, or its update z^{l+1} - z^l, which the residual stream does
-    not dominate. tokens: all of an image as one vector, or their mean. batch: images of a minibatch
-    of the HSIC, at least. seed: of the noise and the order of the images.
+    Args:
+        images: of the data, at least 4.
+        timesteps: how many are compared, at least 2.
+        batch: images of a minibatch of the HSIC, at least.
+        estimator: of the HSIC.
+        feature: a block's output z^{l+1}, or its update z^{l+1} - z^l, which the residual stream
+            does not dominate.
+        tokens: all of an image as one vector (flat), or their mean.
+        seed: of the noise and the order of the images.
     """
 
     images: int = 512

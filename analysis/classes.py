@@ -25,7 +25,12 @@ LONGEST = 15  # letters of a class's name above its sheet
 
 @dataclass(frozen=True)
 class Protocol:
-    """How many classes have a sheet, evenly spaced, and how many samples side by side it has."""
+    """Which sheets are drawn.
+
+    Args:
+        classes: how many classes have a sheet, evenly spaced.
+        side: samples side by side in a sheet.
+    """
 
     classes: int = 10
     side: int = 5

@@ -40,7 +40,11 @@ Results = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How many samples are drawn per run and scale: n, 0 for as many as the run is scored with."""
+    """How many samples are drawn.
+
+    Args:
+        n: samples per run and scale; 0: as many as the run is scored with.
+    """
 
     n: int = 0
 

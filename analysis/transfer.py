@@ -43,7 +43,11 @@ Pair = tuple[Finished, Finished]  # experts, joint model
 
 @dataclass(frozen=True)
 class Protocol:
-    """How many samples are drawn per range: n, 0 for as many as the runs are scored with."""
+    """How many samples are drawn.
+
+    Args:
+        n: samples per range; 0: as many as the runs are scored with.
+    """
 
     n: int = 0
 

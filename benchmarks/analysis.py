@@ -31,9 +31,11 @@ from dtr_lightning.routers import DTR
 def main() -> int:
     """Measures both and prints the table."""
     parser = Options(__doc__)
-    parser.add_argument("--blocks", type=positive, default=4, metavar="N")
-    parser.add_argument("--threads", type=positive, default=2, metavar="N")
-    parser.add_argument("--timesteps", type=positive, default=50, metavar="N")
+    parser.add_argument("--blocks", type=positive, default=4, metavar="N", help="of the DiT")
+    parser.add_argument("--threads", type=positive, default=2, metavar="N", help="of the CPU")
+    parser.add_argument(
+        "--timesteps", type=positive, default=50, metavar="N", help="of the figures' protocols"
+    )
     parser.add_argument("--only", choices=("cka", "affinity"), help="default: both")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

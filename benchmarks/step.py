@@ -161,14 +161,14 @@ def parse() -> argparse.Namespace:
     parser = Options(__doc__)
     names = list(SETTINGS)
     parser.add_argument("--config", nargs="+", choices=names, default=names, help="default: all")
-    parser.add_argument("--rounds", type=positive, default=7, metavar="N")
+    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="turns of each")
     parser.add_argument(
         "--steps", type=positive, metavar="N", help="a round, default: 30, dit_s4 3"
     )
     parser.add_argument("--peer", metavar="DIR", help="checkout of byeongjun-park/DTR")
     parser.add_argument("--compile", action="store_true", help="compiled rows too (minutes)")
     parser.add_argument("--bf16", action="store_true", help="rows under bf16 autocast too")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     return parser.parse_args()
 

@@ -206,7 +206,7 @@ def parse() -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = Options(__doc__)
     add, counts = parser.add_argument, _numbers(int)
-    add("what", choices=list(MEASURES))
+    add("what", choices=list(MEASURES), help="what is measured")
     add("--points", type=int, metavar="N", help="default: what the documentation says")
     add("--repeats", type=int, default=5, metavar="N", help="of plan, status and table")
     add("--sqlite", type=counts, default=[1, 2, 4, 8], metavar="N,N", help="workers; '' for none")

@@ -3,9 +3,10 @@
 Imports nothing heavy: a mistake or Ctrl-C is answered while torch is still being loaded.
 """
 
-__all__ = ["Options", "command", "once", "quiet", "stop_on_signals"]
+__all__ = ["Options", "command", "loading", "once", "quiet", "stop_on_signals"]
 
 import argparse
+import difflib
 import errno
 import logging
 import math
@@ -20,7 +21,7 @@ from functools import wraps
 from pathlib import Path
 from threading import Event
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from dtr_lightning.errors import Diverged, Stopped, UserError
 
@@ -50,9 +51,25 @@ class Options(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raises UserError with the valid options."""
+        """Raises UserError with the valid options, near ones first, if it is not about one."""
+        if message.startswith("argument "):
+            raise UserError(message)
         options = [action.option_strings[-1] for action in self._actions if action.option_strings]
+        given = message.partition(": ")[2].split()[:1]
+        near = difflib.get_close_matches(given[0], options) if given else []
+        options = dict.fromkeys([*near, *options])
         raise UserError(f"{message}; valid options: {', '.join(options)}")
+
+
+def loading(file: TextIO | None = None) -> None:
+    """Says, on stdout by default, that PyTorch and more is being imported, which takes seconds.
+
+    Commands whose stdout is read by scripts say it on stderr. Silent where it is imported already
+    and in all processes of a group but the first.
+    """
+    others = any(os.environ.get(k, "0") != "0" for k in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if "torch" not in sys.modules and not others:
+        print("loading ...", file=file or sys.stdout, flush=True)
 
 
 def command(main: Callable[[], int | None]) -> Callable[[], int | None]:

@@ -20,18 +20,19 @@ __all__ = [
     "valid_choices",
 ]
 
+import argparse
 import contextlib
 import copy
-import inspect
 import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache, lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch import Trainer
 
 from dtr_lightning.building import build, options, valid_choices
 from dtr_lightning.checks import Config, check, expert_configs
@@ -43,7 +44,7 @@ from dtr_lightning.evaluation import Protocol
 from dtr_lightning.gradients import Gradients
 from dtr_lightning.loss_weights import LossWeight
 from dtr_lightning.metrics import Features
-from dtr_lightning.mistakes import explain
+from dtr_lightning.mistakes import explain, explain_choice
 from dtr_lightning.models import Denoiser
 from dtr_lightning.module import DiffusionModule
 from dtr_lightning.naming import slug
@@ -72,37 +73,67 @@ DEFAULTS = {
     "loss_weight": "Constant",
     "gradients": "Joint",
     "sampler": "DDPM",
-    "trainer.max_steps": 400_000,
-    "trainer.log_every_n_steps": 50,
 }
 # What no parser needs to know of the others, in the order of a config.
 GROUPS = ("seed", "experts", *AXES, "module", "evaluation", "checkpoint", "trainer")
-TRAINER_OPTIONS = {
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "precision",
-    "max_steps",
-    "gradient_clip_val",
-    "log_every_n_steps",
-    "deterministic",
-    "benchmark",
+# Lightning's own types and texts would name what cannot be used here.
+TRAINER_OPTIONS: dict[str, tuple[Any, Any, str]] = {  # type, default, help
+    "accelerator": (Literal["auto", "cpu", "gpu", "cuda", "mps"], "auto", "what to train on"),
+    "strategy": (str, "auto", "of several processes: ddp, or auto"),
+    "devices": (list[int] | str | int, "auto", "number of devices, a list of theirs, or auto"),
+    "num_nodes": (int, 1, "machines that train together"),
+    "precision": (
+        Literal["32-true", "bf16-mixed"] | None,
+        None,
+        "of the network's products; null: 32-true",
+    ),
+    "max_steps": (int, 400_000, "training steps, of each expert if there are several"),
+    "log_every_n_steps": (int, 50, "training steps between two records of the loss"),
+    "gradient_clip_val": (
+        int | float | None,
+        None,
+        "norm that the network's gradient is clipped to, > 0; null: not",
+    ),
+    "deterministic": (
+        bool | Literal["warn"] | None,
+        None,
+        "whether PyTorch may use deterministic algorithms only; warn: where it can; null: not",
+    ),
+    "benchmark": (bool | None, None, "whether cuDNN looks for its fastest algorithms at the start"),
 }
 
 
 class Parser(ArgumentParser):
     """An ArgumentParser whose errors are UserErrors of one line with the valid choices."""
 
+    of_choice: type | None = None  # the class whose options it parses, None: all options
+
+    def add_class_arguments(self, class_type: type, *args: Any, **kwargs: Any) -> list[str]:
+        """Adds the arguments of a class, and remembers the class of a choice on an axis."""
+        if not (args or kwargs.get("nested_key")):
+            self.of_choice = class_type
+        return super().add_class_arguments(class_type, *args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Raises UserError; the parsers of the classes on an axis come here too."""
-        hidden = ("help", "config", "print_config")
-        options = [a.dest for a in self._actions if not a.dest.endswith(hidden)]
-        raise UserError(explain(message, options, _names())) from ex
+        shown = (a for a in self._actions if a.help != argparse.SUPPRESS)
+        hidden = ("help", "config")
+        options = {a.dest: str(a.help) for a in shown if not a.dest.endswith(hidden)}
+        for axis, (base, linked) in AXES.items():
+            if self.of_choice and issubclass(self.of_choice, base):
+                name = self.of_choice.__name__
+                told = explain_choice(message, list(options), _choices(), axis, name, linked)
+                raise UserError(told) from ex
+        raise UserError(explain(message, options, _choices())) from ex
 
 
-def _names() -> dict[str, list[str]]:
-    return {axis: list(valid_choices(base)) for axis, (base, _) in AXES.items()}
+def _choices() -> dict[str, dict[str, set[str]]]:
+    """Returns the options of every choice on every axis."""
+    own = {"self", "args", "kwargs"}
+    return {
+        axis: {name: options(base, name) - linked - own for name in valid_choices(base)}
+        for axis, (base, linked) in AXES.items()
+    }
 
 
 def make_parser(description: str | None = None, groups: Sequence[str] = GROUPS) -> Parser:
@@ -111,7 +142,7 @@ def make_parser(description: str | None = None, groups: Sequence[str] = GROUPS) 
     add = parser.add_argument
     add("--config", action="config", help="YAML file; later options override it")
     if "seed" in groups:
-        add("--seed", type=int, default=0, help="of weights, batches, tasks and noise")
+        add("--seed", type=int, default=0, help="of weights, batches, tasks and noise, 0 or more")
     if "experts" in groups:
         add(
             "--experts",
@@ -121,18 +152,21 @@ def make_parser(description: str | None = None, groups: Sequence[str] = GROUPS) 
         )
     for axis in filter(AXES.__contains__, groups):
         base, linked = AXES[axis]
-        parser.add_subclass_arguments(base, axis, skip=linked, required=True)
+        about = f"name of a class below, or import path of your own; --{axis}.help NAME explains it"
+        parser.add_subclass_arguments(
+            base, axis, skip=linked, required=True, metavar="NAME", help=about
+        )
     if "module" in groups:
         linked = {"model", "diffusion", "loss_weight", "gradients", "captions", "seed"}
         parser.add_class_arguments(DiffusionModule, "module", skip=linked)
     if "evaluation" in groups:
         parser.add_class_arguments(Protocol, "evaluation")
     if "checkpoint" in groups:
-        add("--checkpoint.every", type=int, default=1000, help="steps, of last.ckpt")
-        add("--checkpoint.milestones", type=int, default=0, help="steps, of those kept; 0: none")
-    if "trainer" in groups:
-        others = set(inspect.signature(Trainer).parameters) - TRAINER_OPTIONS
-        parser.add_class_arguments(Trainer, "trainer", skip=others)
+        add("--checkpoint.every", type=int, default=1000, help="steps between saves of last.ckpt")
+        milestones = "steps between the checkpoints that are kept; 0: none"
+        add("--checkpoint.milestones", type=int, default=0, help=milestones)
+    for name, (kind, default, about) in TRAINER_OPTIONS.items() if "trainer" in groups else ():
+        add(f"--trainer.{name}", type=kind, default=default, help=about)
     parser.set_defaults({k: v for k, v in DEFAULTS.items() if k.partition(".")[0] in groups})
     return parser
 
@@ -148,6 +182,7 @@ class Parsed(NamedTuple):
 def parse(parser: Parser, arguments: Sequence[str]) -> Parsed:
     """Returns the resolved config of command-line arguments; UserError on anything wrong."""
     expanded, files = expand(arguments)
+    _check_words(arguments)
     try:
         namespace = parser.parse_args(expanded)
     except UserError as error:  # which recipe it was is lost to the parser
@@ -157,6 +192,18 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Parsed:
     config = located(_plain(parser, namespace), BASES)
     check(config)
     return Parsed(config, out, files)
+
+
+def _check_words(arguments: Sequence[str]) -> None:
+    """Raises UserError for an option without its value; warns of one that is given twice."""
+    for word, following in pairwise([*arguments, "--"]):
+        dotted = word.startswith("--") and "." in word and not word.endswith(".help")
+        if dotted and "=" not in word and following.startswith("--"):
+            raise UserError(f"{word} needs a value: {word} VALUE, or {word}=VALUE")
+    names = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1 and name != "--config":
+            logging.getLogger(__name__).warning("note: %s is given twice; the last counts", name)
 
 
 def _plain(parser: Parser, namespace: Namespace) -> Config:

@@ -37,11 +37,17 @@ def silent(images: int) -> None:
 class Protocol:
     """How a run is scored; the sampler and the features are axes of their own.
 
-    n samples at the end (0: no score, for an expert); on the way every `every` steps (0: never)
-    with `every_n` samples. They are compared with `reference` training images, evenly spaced (0:
-    all). guidance 1 is the conditional model; guidance_channels are all, or the first three as the
-    official DiT has it. labels are proportional to the classes of the training split, or balanced:
-    all classes in turn. batch_size is of sampling, seed of the samples' noise.
+    Args:
+        n: samples of the final score; 0: no score, for an expert alone.
+        every: training steps between two evaluations on the way; 0: none.
+        every_n: samples of an evaluation on the way.
+        reference: training images that samples are compared with, evenly spaced; 0: all.
+        guidance: scale of classifier-free guidance, 0 or more; 1 is the conditional model.
+        guidance_channels: that are guided: all (DTR), or the first three (official DiT).
+        labels: of the samples: in the proportions of the training split, or balanced, all classes
+            in turn.
+        batch_size: images that are sampled at a time; changes no number.
+        seed: of the samples' noise.
     """
 
     def __init__(

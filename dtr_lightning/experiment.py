@@ -28,6 +28,7 @@ from dtr_lightning.metrics.scores import Scorer
 from dtr_lightning.models import Denoiser, Experts
 from dtr_lightning.module import DiffusionModule
 from dtr_lightning.naming import protocol
+from dtr_lightning.own_classes import check_own, check_own_data
 from dtr_lightning.routers import Router
 from dtr_lightning.samplers import Sampler
 
@@ -52,6 +53,7 @@ class Experiment:
         self.planned_steps = planned_steps or config["trainer"]["max_steps"]
         self.data: Data = data or build(Data, config["data"])
         self.data.seed = config["seed"]
+        check_own_data(self.data)
         self.data.check()
         process: Process = build(Process, config["diffusion"])
         seed, captions = config["seed"], self.data.captions
@@ -114,6 +116,7 @@ class Experiment:
         A run asks before it starts: otherwise it would be told at its first evaluation.
         """
         self.trainer([], [])
+        check_own(self.data, self.module, self.sampler, self.features)
         pixels = self.data.image_size
         self.features(torch.zeros(1, self.data.in_channels, pixels, pixels, dtype=torch.uint8))
 

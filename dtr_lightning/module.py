@@ -42,10 +42,17 @@ class DiffusionModule(LightningModule):
     No hidden state: the tasks, noise and label dropout of a step are a function of (seed, step,
     rank), so a resumed run equals an uninterrupted one and routers are compared in pairs.
 
-    lr, betas, weight_decay: AdamW's. ema_decay: of the weights that evaluation uses; with
-    ema_warmup that of update n = 1, 2, ... is at most (1 + n) / (10 + n). compile: use
-    torch.compile. gradients other than Joint take their step by manual optimisation. captions turn
-    labels into text.
+    Gradients other than Joint take their step by manual optimisation. Captions turn labels into
+    text.
+
+    Args:
+        lr: AdamW's learning rate, > 0.
+        betas: AdamW's decay of both moments, each in [0, 1).
+        weight_decay: AdamW's, 0 or more.
+        ema_decay: of the average weights, which evaluation uses, in [0, 1).
+        ema_warmup: bounds the decay of update n = 1, 2, ... by (1 + n) / (10 + n); short runs need
+            it.
+        compile: whether torch.compile is used; a start takes longer, a step less.
     """
 
     def __init__(

@@ -21,6 +21,7 @@ class Progress(NamedTuple):
     loss: float | None = None
     score: float | None = None
     evaluated: int | None = None  # the step of this loss and score
+    train_loss: float | None = None  # of the last step that was reported
 
 
 class Reporter(Callback):
@@ -51,6 +52,10 @@ class Reporter(Callback):
     ) -> None:
         """Counts a step."""
         done = self.experiment.work(upto=trainer.global_step)
+        # seldom, as on a GPU a look at the loss waits for the step
+        if self.state.train_loss is None or time.monotonic() >= self.due:
+            losses = outputs["losses"]
+            self.state = self.state._replace(train_loss=(losses.mse + losses.vb).mean().item())
         self.tell(stage="train", done=done, step=trainer.global_step)
 
     def sampled(self, images: int) -> None:

@@ -10,14 +10,14 @@ PACKAGE = ROOT / "dtr_lightning"
 # From the bottom up: a module imports from layers below its own, or from its own folder.
 LAYERS = [
     {"errors", "naming", "atomic"},
-    {"run", "captions", "macs"},
+    {"run", "captions", "macs", "expect"},
     {"recipes", "masks", "diffusion", "provenance", "mistakes", "commands"},
     {"tasks"},
     {"routers", "data", "samplers", "loss_weights", "gradients"},
     {"models", "metrics"},
     {"module", "pictures"},
     {"callbacks", "hparams", "ema", "evaluation", "bar", "weights"},
-    {"building"},
+    {"building", "own_classes"},
     {"checks", "contents"},
     {"config"},
     {"experiment"},

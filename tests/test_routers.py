@@ -340,10 +340,3 @@ def test_a_free_window_moves_where_its_knots_rise():
 def test_a_mistake_is_told_with_what_is_valid(make_wrong, message):
     with pytest.raises(UserError, match=message):
         make_wrong()
-
-
-def test_a_table_of_the_wrong_size_is_a_bug():
-    router = DTR()
-    router.mask = lambda channels, block: torch.ones(3, channels, dtype=torch.bool)
-    with pytest.raises(AssertionError):
-        router.bind(1000, [24], 24)

@@ -132,8 +132,13 @@ class Data(LightningDataModule, ABC):
     """Images with labels; a subclass is a choice of `--data` by its name and gives `split`.
 
     A constructor sets `in_channels`, `image_size`, `num_classes` (1: unconditional) and
-    `class_names` by a cheap scan at most. `batch_size` is global: all ranks together. `seed` is the
-    run's and decides order and flips. Trainers need `use_distributed_sampler=False`.
+    `class_names` by a cheap scan at most. `seed` is the run's and decides order and flips. Trainers
+    need `use_distributed_sampler=False`.
+
+    Args:
+        batch_size: images per step, all ranks together.
+        flip: whether half of the images are mirrored, left to right.
+        workers: processes that read images; 0: the training's own.
     """
 
     in_channels: int

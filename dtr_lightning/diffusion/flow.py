@@ -14,6 +14,10 @@ class FlowMatching(Process):
     Time is continuous and in the suite's direction, tau = 0 clean (that of SiT's code is the
     reverse). The network and the routers see t = tau (T - 1), so that T = 1000 tasks mean the same
     as in a diffusion. There is no variance to learn, hence no bound vb.
+
+    Args:
+        T: number of denoising tasks, at least 2.
+        tasks: [low, high): only these are trained, as by an expert (Appendix D); null: all.
     """
 
     prediction = "velocity"

@@ -34,13 +34,19 @@ class Prediction(NamedTuple):
 class Diffusion(Process):
     """Gaussian diffusion over T denoising tasks; the network predicts eps (DDPM Section 3.2).
 
-    `schedule` gives the betas. `variance` is that of p(x_{t-1} | x_t): fixed_large (beta_t),
-    fixed_small (the posterior's), or learned_range (between both, IDDPM Eq. 15), for which the
-    network's output has 2C channels, the prediction and v. `prediction` may also be x0, or
-    v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans & Ho 2022). The arrays (betas,
-    alphas_cumprod, ..., snr) are float64[len(self)] on the CPU; the device's float32 tables are not
-    part of the state_dict. Every t is an index in 0..len(self)-1; the network's own t is
-    `timestep_map[t]`. `tasks` restricts training to a range, for experts.
+    With a learned variance the network's output has 2C channels, the prediction and v. The arrays
+    (betas, alphas_cumprod, ..., snr) are float64[len(self)] on the CPU; the device's float32 tables
+    are not part of the state_dict. Every t is an index in 0..len(self)-1; the network's own t is
+    `timestep_map[t]`.
+
+    Args:
+        schedule: of the betas: cosine (IDDPM Eq. 17) or linear (DDPM Section 4; T of at least 21).
+        T: number of denoising tasks, at least 2.
+        variance: of p(x_{t-1} | x_t): fixed_large (beta_t), fixed_small (the posterior's), or
+            learned_range (between both, IDDPM Eq. 15).
+        prediction: what the network predicts: eps, x0, or v = sqrt(abar) eps - sqrt(1 - abar) x_0
+            (Salimans & Ho 2022).
+        tasks: [low, high): only these are trained, as by an expert (Appendix D); null: all.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ def space(T: int, steps: int | str | Sequence[int]) -> list[int]:
     try:
         text = steps.removeprefix("ddim").split(",") if isinstance(steps, str) else steps
         counts = [int(count) for count in ([text] if isinstance(text, int) else text)]
-    except ValueError:
+    except (ValueError, TypeError):
         valid = '250 (evenly), "10,15,20" (sections), "ddim25" (integer stride)'
         raise UserError(f"unknown steps {steps!r}; valid: {valid}") from None
     if ddim:

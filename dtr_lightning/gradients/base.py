@@ -21,13 +21,13 @@ ClusterLoss = Callable[[int], Tensor]  # cluster i -> its scalar loss L_i, by a 
 Reduce = Callable[[Tensor], Tensor]  # flat float32 gradient -> its mean over all processes
 
 
-class Gradients(nn.Module):
-    """Makes the gradient of a step; a subclass is a choice of `--gradients` by its name.
+class Gradients(nn.Module, ABC):
+    """Makes the gradient of a step; a subclass is a choice of `--gradients` by its name."""
 
-    `joint`: the ordinary gradient of the batch's loss; otherwise `PerCluster.combine`.
-    """
-
-    joint = False
+    @property
+    @abstractmethod
+    def joint(self) -> bool:
+        """Whether it is the ordinary gradient of the batch's loss, not `PerCluster.combine`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,9 +48,13 @@ class Joint(Gradients):
 class PerCluster(Gradients, ABC):
     """Takes the gradient of each of K clusters of tasks; a subclass combines them.
 
-    clustering: `equal`, `log_snr` or `affinity` (then the path of a .npy file [T, T]).
+    Args:
+        clusters: number K of contiguous clusters of tasks, 2 to the batch size.
+        clustering: equal parts of the timeline, by log_snr, or by gradient affinity (Go et al.).
+        affinity: a .npy file [T, T], for clustering by affinity.
     """
 
+    joint = False
     max_norm = 0.0
 
     def __init__(
@@ -153,9 +157,12 @@ class PCGrad(PerCluster):
 class NashMTL(PerCluster):
     """Nash bargaining: sum_i a_i g_i / K with G a = 1 / a (Navon et al. 2022, Section 3).
 
-    The weights a are solved for every update_every steps and kept in the checkpoint; between, a
-    step costs one gradient of the weighted loss. The combined gradient is clipped to the norm
-    max_norm (0: not).
+    The weights a are kept in the checkpoint; a step that does not solve for them costs one gradient
+    of the weighted loss.
+
+    Args:
+        update_every: training steps between two solutions for the weights, at least 1.
+        max_norm: norm that the combined gradient is clipped to; 0: not.
     """
 
     def __init__(

@@ -29,6 +29,9 @@ class MinSNR(_OfSNR):
 
     So the mse of eps has the weight min(SNR, gamma) / SNR, of x_0 min(SNR, gamma), of v
     min(SNR, gamma) / (SNR + 1).
+
+    Args:
+        gamma: the largest weight of x_0's error, > 0.
     """
 
     def __init__(self, gamma: float = 5.0) -> None:
@@ -49,6 +52,10 @@ class P2(_OfSNR):
     The official DTR code multiplies every sample's weight with every sample's error, which cancels
     the weighting over time; its published P2 column may come from that. Here a batch is the mean of
     its samples.
+
+    Args:
+        gamma: how strongly clean tasks are weighted down, 0 or more; 0: not at all.
+        k: bounds the weight of noisy tasks by 1 / k^gamma, > 0.
     """
 
     def __init__(self, gamma: float = 1.0, k: float = 1.0) -> None:

@@ -22,6 +22,11 @@ class UW(LossWeight):
 
     With L_i the mean of mse + vb over cluster i: sum_i (exp(-s_i) L_i / K + s_i) / 2, where the log
     variances s (K,) start at 0. Every batch holds equally many tasks of each cluster, up to one.
+
+    Args:
+        clusters: number K of contiguous clusters of tasks, 1 to the batch size.
+        clustering: equal parts of the timeline, by log_snr, or by gradient affinity (Go et al.).
+        affinity: a .npy file [T, T], for clustering by affinity.
     """
 
     optimizer_options: ClassVar[dict[str, Any]] = OPTIONS
@@ -72,6 +77,9 @@ class CUW(LossWeight):
     t / (T - 1), not of ln(sigma) / 4; it has a bias; it starts at 0; its weights are not forced to
     a norm; and no lambda(sigma) stands before the loss. It is UW without clusters, for batches of
     any size and for continuous time.
+
+    Args:
+        features: number of fixed random Fourier features, at least 1.
     """
 
     optimizer_options: ClassVar[dict[str, Any]] = OPTIONS

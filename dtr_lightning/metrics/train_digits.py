@@ -106,7 +106,8 @@ def _standardise(net: DigitsNet, images: Tensor) -> None:
 def main() -> None:
     """Trains, then writes the weights and their JSON into --out (default: this package)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    own = Path(__file__).parent
+    parser.add_argument("--out", type=Path, default=own, help="directory (default: this package)")
     out = parser.parse_args().out
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)

@@ -50,16 +50,28 @@ class TimeEmbed(nn.Sequential):
 class ADM(Denoiser):
     """U-Net of residual and attention blocks; the defaults are guided-diffusion's.
 
-    image_size: pixels of a side. channel_mult: the width of each level in model_channels; every
-    level but the first halves the image. attention_resolutions: the downsampling rates with
-    attention, for instance [2, 4, 8]; the middle always has it. num_head_channels -1: num_heads
-    counts, else each head has that many channels. num_classes None or 1 is unconditional.
+    num_classes None or 1 is unconditional. UserError where sizes do not fit: widths by the 32
+    groups of the norm and by the heads, image_size by the halvings, attention rates that no level
+    has.
 
-    Routing: `joint` reads the decoder's cat([h, skip]) as one window, `per_part` as two windows,
-    each with its own route. mask_second_norm also reads after a residual block's second norm.
-
-    Raises UserError where sizes do not fit: widths by the 32 groups of the norm and by the heads,
-    image_size by the halvings, attention rates that no level has.
+    Args:
+        model_channels: channels of the first level.
+        num_res_blocks: residual blocks of each level.
+        attention_resolutions: downsampling rates with attention, such as [2, 4, 8]; the middle
+            always has it.
+        dropout: share of features that a residual block drops in training, in [0, 1).
+        channel_mult: width of each level in model_channels, all multiples of 32 channels; every
+            level but the first halves the image.
+        conv_resample: whether a convolution follows a change of resolution.
+        use_checkpoint: computes activations again in the backward pass, to save memory.
+        num_heads: attention heads, where num_head_channels is -1.
+        num_head_channels: channels of each attention head; -1: num_heads counts.
+        use_scale_shift_norm: the embedding scales and shifts the second norm, or is added.
+        resblock_updown: residual blocks change the resolution, or plain layers.
+        use_new_attention_order: q, k, v are split before the heads, or after.
+        concat_mask: joint routes the decoder's cat([h, skip]) as one window, per_part as two.
+        mask_second_norm: whether routing also applies after a residual block's second norm.
+        class_dropout_prob: share of labels that training drops, in [0, 1); guidance needs > 0.
     """
 
     def __init__(

@@ -71,8 +71,15 @@ class FinalLayer(nn.Module):
 class DiT(Denoiser):
     """Diffusion transformer of any size; the defaults are DiT-XL/2 on 32x32x4 latents.
 
-    Raises UserError where sizes do not fit: input_size by patch_size, hidden_size by num_heads and
-    by 4 (the position table has four parts).
+    UserError where sizes do not fit.
+
+    Args:
+        patch_size: pixels a side of a token; divides the image size.
+        hidden_size: channels C of a token; a multiple of num_heads and of 4.
+        depth: number of blocks.
+        num_heads: attention heads of a block.
+        mlp_ratio: channels of a block's MLP, in hidden_size.
+        class_dropout_prob: share of labels that training drops, in [0, 1); guidance needs > 0.
     """
 
     block: ClassVar[type[nn.Module]] = DiTBlock

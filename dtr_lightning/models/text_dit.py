@@ -73,9 +73,12 @@ class TextDiTBlock(nn.Module):
 class TextDiT(DiT):
     """DiT told by a text: y is tokens float (N, L_text, C_text), adaLN sees the timestep alone.
 
-    null_text (L_text, C_text), the features of the empty text, comes from data with captions; the
-    share class_dropout_prob of the texts is replaced by it in training. Raises UserError without
-    it, and where DiT does.
+    null_text (L_text, C_text), the features of the empty text, comes from data with captions.
+    UserError without it, and where DiT raises it.
+
+    Args:
+        class_dropout_prob: share of texts that training replaces by the empty one, in [0, 1);
+            guidance needs > 0.
     """
 
     takes_text: ClassVar[bool] = True

@@ -11,7 +11,10 @@ from dtr_lightning.routers.static import MaskRouter
 class CDTR(MaskRouter):
     """Clustered DTR: DTR's window moves once per cluster of tasks (Appendix F).
 
-    The K clusters are contiguous and of equal size; K is at most the number of tasks.
+    Args:
+        alpha: shape of the shift over clusters, > 0; as DTR's.
+        beta: share of active channels, in (0, 1].
+        clusters: number K of contiguous, equal clusters of tasks, 1 to T.
     """
 
     def __init__(self, alpha: float = 4.0, beta: float = 0.8, clusters: int = 8) -> None:
@@ -28,7 +31,10 @@ class ERCDT(MaskRouter):
     """Explicit routing: half of the channels for all tasks, the rest split among K clusters.
 
     Each segment of the second half is read by its cluster alone, the same in all blocks (Appendix
-    F). K is at most half of the channels, and at most the number of tasks.
+    F).
+
+    Args:
+        clusters: number K of contiguous, equal clusters of tasks, 1 to half of the channels.
     """
 
     def __init__(self, clusters: int = 8) -> None:

@@ -19,7 +19,12 @@ from dtr_lightning.routers.static import MaskRouter
 
 
 class DTRControl(MaskRouter):
-    """What the controls share: DTR's alpha and beta, and a seed, which is the run's."""
+    """What the controls share: DTR's alpha and beta, and a seed, which is the run's.
+
+    Args:
+        alpha: shape of DTR's shift over time, > 0.
+        beta: share of active channels, in (0, 1].
+    """
 
     def __init__(self, alpha: float = 4.0, beta: float = 0.8, seed: int = 0) -> None:
         super().__init__()
@@ -32,10 +37,16 @@ class WeightsOnly(DTRControl):
 
     Each of K clusters of tasks owns as many channels as DTR's window moves by from the cluster
     before (a_i = 0, 0, 1, 4, 11, 24, 43, 71 of 768 for K = 8); the rest of C_beta is random for
-    every task, so overlaps do not depend on the distance in time. Drawn per block as in RTR, or
-    once when `shared`. It does not isolate the weights: any two tasks share more channels than
-    under RTR (at C = 64 48.0 on average against 40.6; DTR 47.5). SharedCore with `per_block`
-    shares as many and no task has channels of its own: against that one it isolates the weights.
+    every task, so overlaps do not depend on the distance in time. It does not isolate the weights:
+    any two tasks share more channels than under RTR (at C = 64 48.0 on average against 40.6; DTR
+    47.5). SharedCore with `per_block` shares as many and no task has channels of its own: against
+    that one it isolates the weights.
+
+    Args:
+        alpha: shape of the shift that the clusters' own channels come from, > 0.
+        beta: share of active channels, in (0, 1].
+        clusters: number K of contiguous, equal clusters of tasks, 1 to T.
+        shared: true draws one table for all blocks, false one for each as in RTR.
     """
 
     def __init__(

@@ -16,15 +16,19 @@ from dtr_lightning.routers.static import MaskRouter
 class MaxRoaming(MaskRouter):
     """Random masks of which each swaps one channel every `interval` steps (Pascal et al., 2021).
 
-    One mask per task, or per each of `clusters` equal parts of the timeline, and per block. At
-    the start every channel is in some mask. A swap drops a random active channel and takes up a
+    At the start every channel is in some mask. A swap drops a random active channel and takes up a
     random one that this mask has never had; a block stops when its masks have had all channels.
-    C_beta channels are active at all times, as in R-TR and DTR (the original rounds up). The
-    default interval ends the swaps after 0.9 of the run's `steps`. How to use it for diffusion is
-    our choice: the paper (Table 8) does not say.
+    C_beta channels are active at all times, as in R-TR and DTR (the original rounds up). How to use
+    it for diffusion is our choice: the paper (Table 8) does not say.
 
     Masks, channels visited and the number of swaps done are state, kept in checkpoints. It is a
     function of (seed, step), computed on the CPU: equal on all ranks and after a resume.
+
+    Args:
+        beta: share of active channels, in (0, 1].
+        clusters: number of masks per block, each of an equal part of the timeline; null: one per
+            task.
+        interval: training steps between two swaps; null: they end after 0.9 of the run's steps.
     """
 
     def __init__(

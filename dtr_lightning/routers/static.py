@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dtr_lightning import masks
 from dtr_lightning.errors import UserError
+from dtr_lightning.expect import expect
 from dtr_lightning.routers.base import Route, Router
 
 
@@ -60,8 +61,17 @@ class MaskRouter(Router):
         self.widths = [widths[block] for block in readers]
         tables = [self.mask(widths[block], block) for block in readers]
         for table, channels in zip(tables, self.widths, strict=True):
-            assert table.shape == (self.height, channels) and table.dtype == torch.bool
+            self._check(table, channels)
         self.register_buffer("tables", torch.cat(tables, 1), persistent=False)
+
+    def _check(self, table: Tensor, channels: int) -> None:
+        source = f"{type(self).__name__}.mask"
+        expect(source, table, (self.height, channels), "tasks, channels", (torch.bool,))
+        if table.device.type not in ("cpu", "meta"):
+            raise UserError(f"{source} gives a table on {table.device}; expected one on the CPU")
+        if not table.is_meta and (empty := ~table.any(1)).any():
+            task = int(empty.int().argmax())
+            raise UserError(f"{source} leaves task {task} no channel; expected one or more a row")
 
     def table(self, block: int) -> Tensor:
         """Returns the mask table bool[tasks, channels] of a block, a view of the stored one."""
@@ -104,9 +114,11 @@ class WindowRouter(MaskRouter):
 class DTR(WindowRouter):
     """Denoising task routing: one window that slides over the channels as t grows (Section 4.3).
 
-    alpha > 0 shapes the shift over time, beta in (0, 1] is the share of active channels; `linspace`
-    is the official code's window, `eq4` the text's. alpha = 1 is the control "affinity only":
-    neighbouring tasks overlap most, and all tasks get an equal share of the shift.
+    Args:
+        alpha: shape of the shift over time, > 0; above 1 noisy tasks get more of it. 1 is the
+            control "affinity only": all tasks get an equal share.
+        beta: share of active channels, in (0, 1]; 1 is no routing.
+        formula: linspace is the official code's window, eq4 that of the text (Eq. 4).
     """
 
     def __init__(
@@ -127,8 +139,11 @@ class DTR(WindowRouter):
 class RTR(MaskRouter):
     """Random task routing: a random set of channels for every task (Section 4.2).
 
-    Masks are drawn per task and per block, as in the official code, or once for all blocks when
-    `shared`. They depend on `seed` only, which is the run's.
+    Masks depend on the run's seed only.
+
+    Args:
+        beta: share of active channels, in (0, 1].
+        shared: true draws one table for all blocks, false one for each (the official code).
     """
 
     def __init__(self, beta: float = 0.8, shared: bool = False, seed: int = 0) -> None:
@@ -147,7 +162,11 @@ class RTR(MaskRouter):
 
 
 class FixedMasks(MaskRouter):
-    """Routes by tables from a `.npy` file: bool or 0/1 [blocks, tasks, channels]."""
+    """Routes by tables that are given.
+
+    Args:
+        path: a .npy file, bool or 0/1 [blocks, tasks, channels].
+    """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()

@@ -75,9 +75,16 @@ class Switch(Router):
     exactly one. `sum` is the paper's sum p_j E_j(z); its experts start as the constant one,
     so that the mask starts as sum p_j > 0, one number per sample and block.
 
-    weight (lambda_dp) times the diffusion prior loss is the penalty: the gates of all N blocks,
-    matched one to one with the N M columns of DTR's mask table of shape alpha and share k / M. The
-    matching is made anew every `match_every` steps. Gates start from `seed`, which is the run's.
+    The penalty is the diffusion prior loss: the gates of all N blocks, matched one to one with the
+    N M columns of DTR's mask table of share k / M. Gates start from the run's seed.
+
+    Args:
+        experts: number M of experts in each block.
+        k: how many of them a task uses, 1 to M.
+        weight: lambda_dp, the weight of the diffusion prior loss, 0 or more.
+        alpha: shape of the prior's DTR table, > 0.
+        match_every: training steps between two matchings of gates and prior.
+        mask: residual is the official code's mask, sum the paper's.
     """
 
     def __init__(

@@ -11,8 +11,12 @@ from dtr_lightning.routers.static import WindowRouter
 class FreeWindow(WindowRouter):
     """A window of C_beta channels that starts at o_t = round(d s((t / (T - 1))^alpha)).
 
-    d = C - C_beta; s runs linearly through the knots, two or more numbers in [0, 1] that do not
-    fall, equally spaced over [0, 1]. Knots 0, 1 are DTR; a search may try any others.
+    d = C - C_beta; s runs linearly through the knots, equally spaced over [0, 1].
+
+    Args:
+        knots: two or more numbers in [0, 1] that do not fall; [0, 1] is DTR.
+        alpha: power of time before the knots, > 0.
+        beta: share of active channels, in (0, 1].
     """
 
     def __init__(

@@ -18,7 +18,10 @@ Velocity = Callable[[Tensor, float], Tensor]
 class FlowSampler(Sampler):
     """Integrates dx/dtau = velocity from tau = 1 (noise) to 0 in equal steps.
 
-    `clip` limits the x_0 that a velocity points at to [-1, 1]: right for pixels, wrong for latents.
+    Args:
+        steps: number of equal steps, at least 1.
+        clip: limits the x_0 that a velocity points at to [-1, 1]: right for pixels, wrong for
+            latents.
     """
 
     walks = FlowMatching

@@ -22,8 +22,10 @@ from dtr_lightning.samplers.base import Model, Sampler
 class GaussianSampler(Sampler):
     """Walks from x_T to x_0, one kept task after the other; a subclass defines `step`.
 
-    `steps` is what `diffusion.space` takes (250, "ddim25", ...). `clip` limits every predicted x_0
-    to [-1, 1]: right for pixels, wrong for latents.
+    Args:
+        steps: tasks that are visited, 2 to T: a number (evenly), "10,15,20" (of equal sections), or
+            "ddim25" (an integer stride).
+        clip: limits every predicted x_0 to [-1, 1]: right for pixels, wrong for latents.
     """
 
     walks = Diffusion
@@ -99,7 +101,11 @@ class DDPM(GaussianSampler):
 
 
 class DDIM(GaussianSampler):
-    """Implicit sampling: deterministic at eta = 0, ancestral-like at eta = 1 (Eq. 12)."""
+    """Implicit sampling: deterministic at eta = 0, ancestral-like at eta = 1 (Eq. 12).
+
+    Args:
+        eta: share of DDPM's noise, in [0, 1].
+    """
 
     def __init__(self, steps: int | str = 25, eta: float = 0.0, clip: bool = True) -> None:
         super().__init__(steps, clip)
@@ -131,9 +137,11 @@ class DDIM(GaussianSampler):
 class DPMSolver(GaussianSampler):
     """DPM-Solver++(2M): second-order multistep solver of the probability flow ODE in lambda.
 
-    lambda = log(sqrt(abar) / sqrt(1 - abar)). Steps are even in `t` (`steps` as for DDPM), or a
-    count of steps even in lambda (`log_snr`), rounded to tasks. The first step has no predecessor
-    and is of first order, and so are the last two: where sigma vanishes lambda takes large strides.
+    lambda = log(sqrt(abar) / sqrt(1 - abar)). The first step has no predecessor and is of first
+    order, and so are the last two: where sigma vanishes lambda takes large strides.
+
+    Args:
+        spacing: steps even in t, or a number of steps even in lambda (log_snr), rounded to tasks.
     """
 
     def __init__(
