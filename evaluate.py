@@ -106,14 +106,14 @@ def of_file(given: argparse.Namespace, stop: Event) -> dict[str, Any]:
     """Returns the ADM scores of the samples in a file."""
     import torch
 
-    from dtr_lightning.metrics.adm import BATCH, Activations, check_size
+    from dtr_lightning.metrics.adm import BATCH, SAMPLES, Activations, check_size
     from dtr_lightning.metrics.npz import Archive
 
     samples, reference, network = Archive(given.samples), *adm_parts(given)
     if not samples.n:
         raise UserError(f"{given.samples} has statistics but no images arr_0 to evaluate")
     check_size(samples.shape, reference)
-    activations = Activations(network, "cuda" if torch.cuda.is_available() else "cpu")
+    activations = Activations(network, "cuda" if torch.cuda.is_available() else "cpu", SAMPLES)
     with bar("samples", samples.n, stop) as count:
         activations.extend(samples.batches(BATCH), count)
     return adm_results(activations, reference, {"samples": Path(given.samples).name}, stop)
@@ -121,7 +121,7 @@ def of_file(given: argparse.Namespace, stop: Event) -> dict[str, Any]:
 
 def of_run(given: argparse.Namespace, options: Sequence[str], stop: Event) -> dict[str, Any]:
     """Returns the ADM scores of a run's samples, and stores them with the run."""
-    from dtr_lightning.metrics.adm import Activations, check_size
+    from dtr_lightning.metrics.adm import SAMPLES, Activations, check_size
     from dtr_lightning.run import Run
     from dtr_lightning.trained import TrainedRun, other_protocol
 
@@ -140,7 +140,7 @@ def of_run(given: argparse.Namespace, options: Sequence[str], stop: Event) -> di
     if n < 2:
         raise UserError(f"ADM's protocol needs at least 2 samples; give --evaluation.n, not {n}")
     device = trained.device if trained.device.type != "mps" else "cpu"  # MPS has no float64
-    activations = Activations(network, device)
+    activations = Activations(network, device, SAMPLES)
     with bar("sample", experiment.sampling_work(), stop) as count:
         draw(trained, n, activations, given.save_samples, count)
     described = dict(experiment.describe())
@@ -199,7 +199,8 @@ def adm_results(
     """Returns the scores with the protocol that they are stored with."""
     from dtr_lightning.metrics.adm import protocol, scores
 
-    with bar("reference", min(reference.n, 10_000) or 1, stop) as count:
+    total = min(reference.n, 10_000) if reference.statistics_keys else reference.n
+    with bar("reference", total or 1, stop) as count:
         numbers = scores(activations, reference, count)
     return {**numbers, "protocol": {**protocol(activations.network, reference), **stated}}
 

@@ -99,13 +99,13 @@ def spaced(
     from dtr_lightning.metrics.adm import BATCH
     from dtr_lightning.metrics.features import rgb
 
-    chosen = torch.zeros(n, dtype=torch.bool)
-    chosen[torch.arange(kept) * n // kept] = True
     done = 0
     for images in batches:
         for part in images.split(BATCH):
             activations.update(part)
-            yield rgb(part[chosen[done : done + len(part)]])
+            place = torch.arange(done, done + len(part))
+            number = -(-place * kept // n)  # of the first kept image from here on
+            yield rgb(part[number * n // kept == place])
             done += len(part)
             count(done)
 

@@ -181,6 +181,7 @@ def evaluate(
     labels = draw_labels(data, protocol, n)[indices.start : indices.stop]
     shape = (data.in_channels, data.image_size, data.image_size)
     scorer.reset()
+    scorer.next_index = indices.start
     kept, mine = [], max(0, min(keep, indices.stop) - indices.start)
     broken = SumMetric(nan_strategy="error").to(scorer.device)
     for pixels, y in _draw(module, sampler, labels, indices, shape, protocol, report):

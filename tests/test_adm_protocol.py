@@ -161,6 +161,22 @@ def test_stored_statistics_override_the_images(inception, tmp_path):
     assert result["sfid"] is result["precision"] is result["recall"] is None
 
 
+def test_activations_are_sums_and_a_stated_number_of_rows(inception, tmp_path):
+    """The evaluator's precision and recall are of rows, here at most 20; all else is of all."""
+    real, fake = draw(50), draw(60, 1)
+    few = Activations(inception, rows=20).extend(fake.split(7), lambda n: None)
+    assert sum(map(len, few.rows)) == 20 and few.n == 60
+    again = Activations(inception, rows=20).extend(fake.split(60), lambda n: None)
+    assert torch.allclose(few.rows.compute(), again.rows.compute())
+    archive = Archive(save(tmp_path / "ref.npz", real))
+    bounded, whole = scores(few, archive), scores(seen(inception, fake), archive)
+    for key in ("fid", "sfid", "inception_score"):
+        assert bounded[key] == pytest.approx(whole[key], rel=1e-9)
+    theirs = inception.activations(real)[0]
+    near = precision_recall(theirs, few.rows.compute())
+    assert (bounded["precision"], bounded["recall"]) == near and near[1] < whole["recall"]
+
+
 def test_only_inceptions_own_weights_give_a_fid(inception, tmp_path):
     inception.name = "fd_inception_mine"
     result = scores(seen(inception, draw(9)), Archive(save(tmp_path / "ref.npz", draw(9, 1))))

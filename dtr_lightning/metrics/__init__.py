@@ -1,6 +1,6 @@
 """Metrics: what samples are compared by, and how far they are from real images."""
 
-from dtr_lightning.metrics.class_scores import ClassifierScore, inception_score
+from dtr_lightning.metrics.class_scores import ClassifierScore, InceptionScore, inception_score
 from dtr_lightning.metrics.copies import Copies
 from dtr_lightning.metrics.digits import DigitsFeatures
 from dtr_lightning.metrics.dinov2 import DINOv2Features
@@ -8,10 +8,12 @@ from dtr_lightning.metrics.distances import FrechetDistance, KernelDistance, fre
 from dtr_lightning.metrics.features import Features
 from dtr_lightning.metrics.inception import InceptionFeatures
 from dtr_lightning.metrics.neighbours import PrecisionRecall, precision_recall
+from dtr_lightning.metrics.reservoir import BoundedRows
 from dtr_lightning.metrics.scores import Scorer
 from dtr_lightning.metrics.timm_features import TimmFeatures
 
 __all__ = [
+    "BoundedRows",
     "ClassifierScore",
     "Copies",
     "DINOv2Features",
@@ -19,6 +21,7 @@ __all__ = [
     "Features",
     "FrechetDistance",
     "InceptionFeatures",
+    "InceptionScore",
     "KernelDistance",
     "PrecisionRecall",
     "Scorer",

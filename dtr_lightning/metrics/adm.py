@@ -2,10 +2,11 @@
 
 As its evaluator has them: statistics in a reference file override its images, which then serve
 precision and recall alone; sFID in 2,023 spatial features; the inception score without the bias, in
-splits of 5,000 in file order; k = 3 neighbours by squared L2. Features are summed in float64.
+splits of 5,000 in file order; k = 3 neighbours by squared L2. Features are summed in float64, image
+by image: only precision and recall need rows, of at most 50,000 samples and 10,000 references.
 """
 
-__all__ = ["Activations", "check_size", "protocol", "scores"]
+__all__ = ["SAMPLES", "Activations", "check_size", "protocol", "scores"]
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,25 +16,33 @@ import torch
 from torch import Tensor
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.metrics.class_scores import inception_score
+from dtr_lightning.metrics.class_scores import InceptionScore
 from dtr_lightning.metrics.distances import FrechetDistance, frechet_distance
 from dtr_lightning.metrics.features import rgb
 from dtr_lightning.metrics.inception import InceptionFeatures
-from dtr_lightning.metrics.neighbours import LIMIT, precision_recall, spaced
+from dtr_lightning.metrics.neighbours import precision_recall
 from dtr_lightning.metrics.npz import Archive
+from dtr_lightning.metrics.reservoir import LIMIT, BoundedRows
 
+SAMPLES = 50_000  # of which precision and recall are; their features take 410 MB
 SPLIT = 5000
 BATCH = 64
 
 
 class Activations:
-    """What Inception says of one set of images: sums for the distances, pool_3 of each image."""
+    """What Inception says of one set of images: sums, and pool_3 of at most `rows` images.
 
-    def __init__(self, network: InceptionFeatures, device: torch.device | str = "cpu") -> None:
+    A network without `logits` has no inception score.
+    """
+
+    def __init__(
+        self, network: InceptionFeatures, device: torch.device | str = "cpu", rows: int = LIMIT
+    ) -> None:
         self.network, self.device = network.to(device), torch.device(device)
         self.pool = FrechetDistance(network.num_features).to(device)
         self.spatial = FrechetDistance(network.num_spatial).to(device)
-        self.rows: list[Tensor] = []
+        self.score = InceptionScore(SPLIT) if hasattr(network, "logits") else None
+        self.rows = BoundedRows(rows)
         self.n = 0
 
     @torch.no_grad()
@@ -43,7 +52,9 @@ class Activations:
             pool, spatial = self.network.activations(rgb(images.to(self.device)))
         self.pool.update(pool, real=True)
         self.spatial.update(spatial, real=True)
-        self.rows.append(pool)
+        if self.score:
+            self.score.update(self.network.logits(pool))
+        self.rows.update(pool)
         self.n += len(images)
 
     def extend(self, batches: Iterable[Tensor], told: Callable[[int], None]) -> "Activations":
@@ -73,16 +84,15 @@ def scores(
     images = reference.batches(BATCH, LIMIT if stored else None) if reference.n else ()
     near = Activations(network, device).extend(images, told)
     theirs, ours = stored or near.statistics(), samples.statistics()
-    pool = torch.cat(samples.rows)
     precision = recall = None
     if near.n:
-        precision, recall = precision_recall(spaced(torch.cat(near.rows), LIMIT), pool)
+        precision, recall = precision_recall(near.rows.compute(), samples.rows.compute())
     known = network.name == "fid"
     names = ("fid", "sfid", "inception_score") if known else _others(network.name)
     values = (
         _distance(ours, theirs, "mu", "sigma"),
         _distance(ours, theirs, "mu_s", "sigma_s"),
-        inception_score(network.logits(pool), SPLIT)[0],
+        samples.score.compute()[0],
     )
     return {
         **dict(zip(names, values, strict=True)),
@@ -112,6 +122,7 @@ def protocol(network: InceptionFeatures, reference: Archive) -> dict[str, Any]:
         "reference_images": min(reference.n, LIMIT),
         "inception_score_split": SPLIT,
         "k": 3,
+        "precision_recall_samples": f"at most {SAMPLES}",
         **network.describe(),
     }
 

@@ -3,25 +3,47 @@
 torchmetrics shuffles the images between the splits, with the global RNG; ADM keeps their order.
 """
 
-__all__ = ["ClassifierScore", "inception_score"]
+__all__ = ["ClassifierScore", "InceptionScore", "inception_score"]
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 
-def inception_score(logits: Tensor, split: int = 5000) -> tuple[float, float]:
-    """Returns mean and standard deviation over the splits of exp(E_x KL(p(y|x) || p(y))).
+class InceptionScore:
+    """Mean over splits of exp(E_x KL(p(y|x) || p(y))), a split after the other as images come.
 
-    logits (N, classes); a split is that many rows, in their order (ADM: 5,000), the last may be
-    shorter (Salimans et al. 2016, Section 4). Computed in float64.
+    A split is that many images, in their order (ADM: 5,000), the last may be shorter (Salimans et
+    al. 2016, Section 4). Computed in float64 sums; of a split that is full its score alone is kept.
     """
-    values = []
-    for part in logits.split(split):
-        probs = part.double().softmax(1)
-        values.append(_score(probs.mean(0), torch.special.entr(probs).sum(1).mean()))
-    values = torch.stack(values)
-    return values.mean().item(), values.std(unbiased=False).item()
+
+    def __init__(self, split: int = 5000) -> None:
+        self.split, self.full = split, []
+        self.part: ClassifierScore | None = None  # of the split that is not full
+
+    def update(self, logits: Tensor) -> None:
+        """Takes logits (N, classes)."""
+        while len(logits):
+            self.part = self.part or ClassifierScore(logits.shape[1]).to(logits.device)
+            room = self.split - int(self.part.n)
+            self.part.update(logits[:room])
+            if int(self.part.n) == self.split:
+                self.full.append(self.part.compute())
+                self.part = None
+            logits = logits[room:]
+
+    def compute(self) -> tuple[float, float]:
+        """Returns mean and standard deviation over the splits."""
+        last = [self.part.compute()] if self.part else []
+        values = torch.tensor([*self.full, *last], dtype=torch.float64)
+        return values.mean().item(), values.std(unbiased=False).item()
+
+
+def inception_score(logits: Tensor, split: int = 5000) -> tuple[float, float]:
+    """Returns mean and standard deviation of the InceptionScore of logits (N, classes)."""
+    score = InceptionScore(split)
+    score.update(logits)
+    return score.compute()
 
 
 def _score(mean: Tensor, entropy: Tensor) -> Tensor:

@@ -1,19 +1,18 @@
 """Frechet and kernel distance between two sets of features: FID's and KID's formulas.
 
-torchmetrics keeps the sums and gathers them over ranks. Two things are ours: symmetric eigenvalues
-(at 512 features a quarter of the time of its unsymmetric ones, and exacter where covariances are
-singular), and a generator for KID's subsets, which it draws from the global RNG.
+torchmetrics keeps the sums and gathers them over ranks. Ours are symmetric eigenvalues (at 512
+features a quarter of the time of its unsymmetric ones, and exacter where covariances are singular)
+and the rows for KID, of which it would keep all and draw subsets from the global RNG.
 """
 
 __all__ = ["FrechetDistance", "KernelDistance", "frechet_distance"]
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance, poly_mmd
-from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.image.kid import poly_mmd
+
+from dtr_lightning.metrics.reservoir import BoundedRows
 
 
 def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tensor) -> Tensor:
@@ -60,25 +59,29 @@ class FrechetDistance(FrechetInceptionDistance):
         return mu, (squares - n * torch.outer(mu, mu)) / (n - 1)
 
 
-class KernelDistance(KernelInceptionDistance):
-    """torchmetrics' KID of given features (N, D), over subsets of at most 1,000 (ours: seeded).
+class KernelDistance(nn.Module):
+    """KID: squared MMD of given features (N, D) over subsets of at most 1,000, drawn by a seed.
 
-    The estimate is unbiased in N, unlike the Frechet distance. Its standard deviation is that over
-    subsets, which share images: of few samples the mean is less certain than it says. `reset` keeps
-    the real features.
+    Of either side 10,000 rows are kept, from which subsets are drawn. The estimate is unbiased in
+    N, unlike the Frechet distance. Its standard deviation is that over subsets, which share images:
+    of few samples the mean is less certain than it says. `reset` keeps the real features.
     """
 
+    subset_size = 1000
+
     def __init__(self, num_features: int, subsets: int = 100) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*save all extracted features.*")
-            super().__init__(_Given(num_features), subsets=subsets, reset_real_features=False)
-        for state in ("real_features", "fake_features"):
-            # Concatenated before the exchange: ranks may hold different numbers of batches.
-            self.add_state(state, [], dist_reduce_fx="cat")
+        super().__init__()
+        self.num_features, self.subsets = num_features, subsets
+        self.real_features, self.fake_features = BoundedRows(), BoundedRows()
+
+    def update(self, features: Tensor, real: bool, index: Tensor | None = None) -> None:
+        """Takes features (N, D) of images with global indices (N,), by default the next ones."""
+        assert features.shape[1] == self.num_features
+        (self.real_features if real else self.fake_features).update(features, index)
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Returns mean and standard deviation of the squared MMD over the subsets."""
-        real, fake = (dim_zero_cat(part) for part in (self.real_features, self.fake_features))
+        real, fake = self.real_features.compute(), self.fake_features.compute()
         size = min(self.subset_size, len(real), len(fake))
         generator = torch.Generator().manual_seed(0)
 
@@ -88,3 +91,7 @@ class KernelDistance(KernelInceptionDistance):
 
         values = torch.stack([poly_mmd(draw(real), draw(fake)) for _ in range(self.subsets)])
         return values.mean(), values.std(unbiased=False)
+
+    def reset(self) -> None:
+        """Forgets the fakes."""
+        self.fake_features.reset()

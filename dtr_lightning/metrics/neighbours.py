@@ -5,13 +5,11 @@ __all__ = ["PrecisionRecall", "precision_recall"]
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+from torch import Tensor, nn
 
 from dtr_lightning.errors import UserError
+from dtr_lightning.metrics.reservoir import BoundedRows
 
-LIMIT = 10_000  # images of either side, as ADM's reference batches hold
 ROWS, COLUMNS = 1024, 4096  # of a block of distances: 32 MB, and 67 MB of 2,048 features
 
 
@@ -68,28 +66,28 @@ def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
             yield rows, columns, squares.add_(part.square().sum(1, keepdim=True)).clamp_(min=0)
 
 
-class PrecisionRecall(Metric):
-    """Precision and recall (k = 3) of given features; `reset` keeps the real ones.
+class PrecisionRecall(nn.Module):
+    """Precision and recall (k = 3) of given features (N, D); `reset` keeps the real ones.
 
-    Of more than 10,000 fakes it takes 10,000, evenly spaced; the caller chooses the real ones.
+    Of either side 10,000 rows are kept, as many as ADM's reference batches hold.
     """
 
-    full_state_update = False
     k = 3
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("real", [], dist_reduce_fx="cat")
-        self.add_state("fake", [], dist_reduce_fx="cat")
+        self.real, self.fake = BoundedRows(), BoundedRows()
         self.real_radii: Tensor | None = None
 
-    def update(self, features: Tensor, real: bool) -> None:
-        """Takes features (N, D)."""
-        (self.real if real else self.fake).append(features)
+    def update(self, features: Tensor, real: bool, index: Tensor | None = None) -> None:
+        """Takes features (N, D) of images with global indices (N,), by default the next ones."""
+        (self.real if real else self.fake).update(features, index)
+        if real:
+            self.real_radii = None
 
     def compute(self) -> tuple[float | None, float | None]:
         """Returns precision and recall; None for sets without k-th neighbours."""
-        real, fake = dim_zero_cat(self.real), spaced(dim_zero_cat(self.fake), LIMIT)
+        real, fake = self.real.compute(), self.fake.compute()
         if min(len(real), len(fake)) <= self.k:
             return None, None
         if self.real_radii is None:
@@ -98,12 +96,4 @@ class PrecisionRecall(Metric):
 
     def reset(self) -> None:
         """Forgets the fakes."""
-        real = list(self.real)  # the list itself is emptied
-        super().reset()
-        self.real = real
-
-
-def spaced(rows: Tensor, limit: int) -> Tensor:
-    """Returns at most `limit` of the rows, evenly spaced."""
-    n = len(rows)
-    return rows if n <= limit else rows[torch.arange(limit, device=rows.device) * n // limit]
+        self.fake.reset()

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, distributed
 from torchmetrics import Metric
 from torchmetrics.aggregation import SumMetric
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from dtr_lightning.data.base import Batch, Data
 from dtr_lightning.errors import UserError
 from dtr_lightning.metrics.class_scores import ClassifierScore
-from dtr_lightning.metrics.copies import Copies, thumbnails
+from dtr_lightning.metrics.copies import TRAIN, Copies, thumbnails
 from dtr_lightning.metrics.distances import FrechetDistance, KernelDistance
 from dtr_lightning.metrics.features import Features
-from dtr_lightning.metrics.neighbours import LIMIT, PrecisionRecall
+from dtr_lightning.metrics.neighbours import PrecisionRecall
+from dtr_lightning.metrics.reservoir import LIMIT, BoundedRows
 
 COUNTS = ("n", "copied", "labelled", "right")
 
@@ -31,6 +31,9 @@ class Scorer:
     and survive `reset`. Under torch.distributed every rank updates with its own samples and all
     call `compute` together. A Frechet distance falls with N: compare scores of equal N only, and
     read the floor with its own; where N is larger, the floor is too high by that bias.
+
+    Memory does not grow with the images: distance and classifier score are sums, KID, and precision
+    and recall, keep 10,000 rows of features of either side, copies 50,000 training thumbnails.
 
     Args:
         features: what images are compared by; names the score.
@@ -56,13 +59,16 @@ class Scorer:
         self.features = features.to(self.device).eval()
         self.data, self.limit, self.kid_subsets = data, limit, kid_subsets
         self.copies: Copies | None = None
-        self.metrics: dict[str, Metric] = {count: SumMetric() for count in COUNTS}
+        self.next_index = 0  # of a sample; a process that draws a later share sets it
+        self.metrics: dict[str, Metric | PrecisionRecall | KernelDistance] = {
+            count: SumMetric() for count in COUNTS
+        }
         self.metrics["score"] = FrechetDistance(features.num_features)
         self.metrics["near"] = PrecisionRecall()
-        self.distances = ["score"]
+        self.kept = ["near"]  # the metrics that keep rows
         if kid_subsets:
             self.metrics["kid"] = KernelDistance(features.num_features, kid_subsets)
-            self.distances.append("kid")
+            self.kept.append("kid")
         with torch.no_grad():
             logits = features.logits(torch.zeros(1, features.num_features, device=self.device))
         self.classes = 0 if logits is None else logits.shape[1]
@@ -75,13 +81,15 @@ class Scorer:
     def update(self, images: Tensor, labels: Tensor | None = None) -> None:
         """Takes samples uint8 (N, C, H, W) and, for the accuracy, the classes (N,) they are of."""
         assert images.dtype == torch.uint8
+        index = torch.arange(self.next_index, self.next_index + len(images))
+        self.next_index += len(images)
         if self.copies is None:
             self._prepare()
         images = images.to(self.device)
         features = self._extract(images)
-        for name in self.distances:
-            self.metrics[name].update(features, real=False)
-        self.metrics["near"].update(features, real=False)
+        self.metrics["score"].update(features, real=False)
+        for name in self.kept:
+            self.metrics[name].update(features, real=False, index=index)
         self.metrics["n"].update(len(images))
         self.metrics["copied"].update(self.copies(thumbnails(images)).sum())
         if self.classes:
@@ -97,8 +105,9 @@ class Scorer:
 
         Keys: name, score, n, reference_n, floor, floor_n, accuracy (share of samples that the
         features' classifier reads as their class, where it knows the data's classes), copies (see
-        Copies), precision, recall (k = 3), classifier_score (the inception score's formula with the
-        features' classifier) and, unless left out, kid, kid_std and kid_subsets.
+        Copies), copies_n (training images looked through for them), precision, recall (k = 3),
+        classifier_score (the inception score's formula with the features' classifier) and, unless
+        left out, kid, kid_std and kid_subsets.
         """
         if self.copies is None:
             raise UserError("a score needs samples: none were given")
@@ -116,6 +125,7 @@ class Scorer:
             "floor_n": self.floor_n,
             "accuracy": right / labelled if labelled else None,
             "copies": copied / n,
+            "copies_n": len(self.copies.train),
             "precision": precision,
             "recall": recall,
             "classifier_score": self.metrics["classes"].compute() if self.classes else None,
@@ -132,6 +142,7 @@ class Scorer:
 
     def reset(self) -> None:
         """Forgets the samples; reference and floor stay."""
+        self.next_index = 0
         for metric in self.metrics.values():
             metric.reset()
 
@@ -143,36 +154,27 @@ class Scorer:
         self.reference_n, self.floor_n = (min(size, self.limit or size) for size in sizes)
         if self.reference_n < 2:
             raise UserError("a score needs at least 2 training images to compare with")
-        train, held_out = (
-            self._take(images(self.limit, rank, world), real, distances, rank, world)
-            for images, real, distances in (
-                (self.data.train_images, True, self.distances),
-                (self.data.heldout_images, False, ["score"]),
-            )
-        )
+        train = self._take(self.data.train_images(self.limit, rank, world), True, rank, world)
+        held_out = self._take(self.data.heldout_images(self.limit, rank, world), False, rank, world)
         self.floor = float(self.metrics["score"].compute()) if self.floor_n > 1 else None
         self.metrics["score"].reset()
         self.copies = Copies(train, held_out)
 
-    def _take(
-        self, batches: Iterable[Batch], real: bool, distances: list[str], rank: int, world: int
-    ) -> Tensor:
-        """Updates distances with this rank's images; returns the thumbnails (N, D) of all ranks."""
-        rows = []
+    def _take(self, batches: Iterable[Batch], real: bool, rank: int, world: int) -> Tensor:
+        """Takes this rank's training (real) or held-out images: every world-th from its own on.
+
+        Returns the thumbnails (N, D) that are kept, of all ranks.
+        """
+        kept = BoundedRows(TRAIN if real else LIMIT).to(self.device)
         for images, _ in batches:
+            index = rank + world * torch.arange(kept.given, kept.given + len(images))
             images = images.to(self.device)
             features = self._extract(images)
-            for name in distances:
-                self.metrics[name].update(features, real=real)
-            if real:  # every so many-th of the split, whatever rank takes it
-                place = (torch.arange(len(images)) + sum(map(len, rows))) * world + rank
-                kept = place % -(-self.reference_n // LIMIT) == 0
-                self.metrics["near"].update(features[kept.to(self.device)], real=True)
-            rows.append(thumbnails(images))
-        rows = torch.cat(rows)
-        if distributed.is_available() and distributed.is_initialized():
-            rows = torch.cat(gather_all_tensors(rows))
-        return rows
+            self.metrics["score"].update(features, real=real)
+            for name in self.kept if real else ():
+                self.metrics[name].update(features, real=True, index=index)
+            kept.update(thumbnails(images), index)
+        return kept.compute()
 
     def _extract(self, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
