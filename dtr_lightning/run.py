@@ -25,26 +25,13 @@ import yaml
 
 from dtr_lightning.errors import UserError
 from dtr_lightning.naming import science
+from dtr_lightning.yaml_values import DUMPER, LOADER
 
 # what a sweep may be about: numbers of results.json, None where a run could not measure one
 OBJECTIVES = (
     *("score", "kid", "accuracy", "copies", "precision", "recall", "classifier_score", "loss"),
     *("parameters", "macs", "seconds", "steps_per_second"),
 )
-
-
-class LOADER(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml's is 7 times faster
-    """YAML's plain values; a key that is there twice is an error, and not the last one's value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Returns a mapping whose keys are all there."""
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for i, key in enumerate(keys):
-            if key in keys[:i] and key[1] != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key[1]!r} is there twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
 
 
 def _write_atomically(path: Path, text: str) -> None:
@@ -107,7 +94,8 @@ class Run:
         self.check(config)
         if not self.config_file.exists():
             self.path.mkdir(parents=True, exist_ok=True)
-            _write_atomically(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+            text = yaml.dump(dict(config), Dumper=DUMPER, sort_keys=False)
+            _write_atomically(self.config_file, text)
         for part in self.path.glob(".*.*.[0-9]*"):  # of a process that was killed while it wrote
             part.unlink()
         for directory in (self.checkpoints, self.samples, self.tensorboard):

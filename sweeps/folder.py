@@ -23,6 +23,7 @@ import yaml
 from dtr_lightning.errors import UserError
 from dtr_lightning.naming import MACHINE_KEYS, config_hash, flatten
 from dtr_lightning.run import Run
+from dtr_lightning.yaml_values import DUMPER, LOADER
 from sweeps.plan import Point, Sweep
 
 
@@ -47,7 +48,7 @@ class Folder:
     def stored(self) -> dict[str, Any]:
         """Returns what sweep.yaml holds; UserError if there is none or it is damaged."""
         try:
-            stored = yaml.safe_load(self.sweep_file.read_text())
+            stored = yaml.load(self.sweep_file.read_text(), Loader=LOADER)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{self.path} holds no sweep (yet)") from None
         except (yaml.YAMLError, ValueError, OSError) as error:
@@ -83,7 +84,7 @@ class Folder:
                     "config": sweep.config,
                 }
                 part = self.sweep_file.with_suffix(".part")
-                part.write_text(yaml.safe_dump(content, sort_keys=False))
+                part.write_text(yaml.dump(content, Dumper=DUMPER, sort_keys=False))
                 part.replace(self.sweep_file)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
