@@ -20,6 +20,7 @@ from analysis.runs import Finished
 from analysis.settings import ALPHA, Setting, settings
 from analysis.statistics import over_seeds
 from analysis.tables import table
+from dtr_lightning.yaml_values import LOADER
 
 Entry = Mapping[str, Any]  # of published.yaml
 SHARES = ["accuracy", "precision", "recall", "loss"]
@@ -30,7 +31,8 @@ OF_MEANS += ["difference_low", "difference_high", "pairs", "p", "p_holm", "score
 @cache
 def published() -> dict[str, dict[str, Any]]:
     """Returns {name of a table: its entry of published.yaml}."""
-    return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text())
+    file = Path(__file__).parent / "published.yaml"
+    return yaml.load(file.read_text(), Loader=LOADER)
 
 
 class Selection(NamedTuple):

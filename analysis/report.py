@@ -21,6 +21,7 @@ from analysis.runs import Finished, Reading
 from analysis.statistics import SIX, over_seeds
 from analysis.tables import caption, cells, table
 from dtr_lightning.errors import UserError
+from dtr_lightning.yaml_values import LOADER
 
 HERE = Path(__file__).parent
 TITLES = {
@@ -100,7 +101,7 @@ def write_report(
 def _question(directory: Path) -> str:
     """Returns what the sweep's own YAML says it asks, if it is a shipped one."""
     try:
-        name = yaml.safe_load((directory / "sweep.yaml").read_text())["name"]
+        name = yaml.load((directory / "sweep.yaml").read_text(), Loader=LOADER)["name"]
         lines = (HERE.parent / "sweeps" / f"{name}.yaml").read_text().splitlines()
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return "Runs compared under one protocol."

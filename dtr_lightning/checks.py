@@ -3,6 +3,7 @@
 __all__ = ["check", "expert_configs"]
 
 import copy
+import math
 from typing import Any
 
 from dtr_lightning import tasks
@@ -53,6 +54,10 @@ def check(config: Config) -> None:
         except UserError as error:
             raise UserError(f"expert [{low}, {high}]: {error}") from error
     flat = flatten(config)
+    for key, value in flat.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{key} must be a finite number; got {number}")
     bounds = {"seed": 0, "trainer.log_every_n_steps": 1, "checkpoint.every": 1}
     for key, least in (bounds | {"checkpoint.milestones": 0}).items():
         if (value := flat[key]) is None or value < least:

@@ -26,12 +26,12 @@ import copy
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from enum import Enum
 from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dtr_lightning.building import build, options, valid_choices
@@ -50,7 +50,6 @@ from dtr_lightning.module import DiffusionModule
 from dtr_lightning.naming import slug
 from dtr_lightning.recipes import expand, parts
 from dtr_lightning.routers import Router
-from dtr_lightning.run import LOADER
 from dtr_lightning.samplers import Sampler
 
 # Of the images and of the network's output, under the names of DiT and of guided-diffusion.
@@ -187,9 +186,8 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Parsed:
         namespace = parser.parse_args(expanded)
     except UserError as error:  # which recipe it was is lost to the parser
         raise UserError(str(error).replace('"config"', ", ".join(files), 1)) from error
-    namespace.pop("config", None)
     out = namespace.pop("out", None)
-    config = located(_plain(parser, namespace), BASES)
+    config = located(_plain(namespace), BASES)
     check(config)
     return Parsed(config, out, files)
 
@@ -206,9 +204,18 @@ def _check_words(arguments: Sequence[str]) -> None:
             logging.getLogger(__name__).warning("note: %s is given twice; the last counts", name)
 
 
-def _plain(parser: Parser, namespace: Namespace) -> Config:
+def _text(value: Any) -> str:
+    """Returns a path or a member of an Enum as a YAML has it."""
+    return value.name if isinstance(value, Enum) else str(value)
+
+
+def _plain(namespace: Namespace) -> Config:
     """Returns what was parsed as plain values, our own classes by their bare name."""
-    config = yaml.load(parser.dump(namespace, skip_none=False, skip_validation=True), Loader=LOADER)
+    config = json.loads(json.dumps(namespace.as_dict(), default=_text))  # tuples become lists
+    config.pop("config", None)
+    devices = config.get("trainer", {}).get("devices")
+    if isinstance(devices, str) and devices.lstrip("-").isdecimal():
+        config["trainer"]["devices"] = int(devices)  # "2" is one of its types too
     for axis in AXES.keys() & config.keys():
         # a name stays right when a file moves
         path = config[axis]["class_path"]
@@ -247,8 +254,7 @@ def resolve(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
 @lru_cache(4096)
 def _group(name: str, *arguments: str) -> Config:
     """Returns one group of options, resolved: the points of a sweep differ in few of them."""
-    parser = _parser((name,))
-    return _plain(parser, parser.parse_args(arguments))
+    return _plain(_parser((name,)).parse_args(arguments))
 
 
 @cache

@@ -10,9 +10,7 @@ from typing import Any
 import yaml
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.run import LOADER
-
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+from dtr_lightning.yaml_values import DUMPER, TEXT_LOADER
 
 
 def expand(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -30,7 +28,8 @@ def expand(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
                 raise UserError("--config needs the path of a YAML file")
             files.append(file)
             for path, text in _chain(Path(file), ()):
-                expanded.append(f"--config={yaml.safe_dump(_options(path, text))}")
+                options = yaml.dump(_options(path, text), Dumper=DUMPER)
+                expanded.append(f"--config={options}")
         else:
             expanded.append(argument)
     return expanded, files
@@ -68,7 +67,7 @@ def _chain(file: Path, seen: tuple[Path, ...]) -> list[tuple[Path, str]]:
 @lru_cache
 def _content(file: Path, text: str) -> dict[str, Any]:
     try:
-        content = yaml.load(text, Loader=LOADER)
+        content = yaml.load(text, Loader=TEXT_LOADER)
     except yaml.YAMLError as error:
         raise _not_yaml(file, error) from error
     if not isinstance(content, dict):

@@ -27,26 +27,13 @@ import yaml
 from dtr_lightning.atomic import leftovers, write_text
 from dtr_lightning.errors import UserError
 from dtr_lightning.naming import evaluation_name, identity, measures, protocol
+from dtr_lightning.yaml_values import DUMPER, LOADER
 
 # what a sweep may be about: numbers of results.json, None where a run could not measure one
 OBJECTIVES = (
     *("score", "kid", "accuracy", "copies", "precision", "recall", "classifier_score", "loss"),
     *("parameters", "macs", "seconds", "steps_per_second"),
 )
-
-
-class LOADER(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml's is 7 times faster
-    """YAML's plain values; a key that is there twice is an error, and not the last one's value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Returns a mapping whose keys are all there."""
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for i, key in enumerate(keys):
-            if key in keys[:i] and key[1] != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key[1]!r} is there twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
 
 
 def finite(content: Any) -> Any:
@@ -159,7 +146,8 @@ class Run:
         }
         if not self.config_file.exists() or self.config != config:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+            text = yaml.dump(dict(config), Dumper=DUMPER, sort_keys=False)
+            write_text(self.config_file, text)
         if any(self.meta.get(key) != value for key, value in begun.items()):
             self.update_meta(**begun)
         for directory in (self.path, self.checkpoints, self.samples):

@@ -14,16 +14,15 @@ __all__ = [
 ]
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.run import OBJECTIVES
 from sweeps.space import Axis
-from sweeps.values import is_number, is_word, named, one_line, plain, shown
+from sweeps.values import is_number, is_word, named, plain, shown
 
 DIRECTIONS = ("minimize", "maximize")
 PRUNING = ("median", "halving", "hyperband")
@@ -123,16 +122,17 @@ def starts(
 
 
 def option(text: str) -> tuple[str, Any]:
-    """Returns key and value of `key=value`."""
+    """Returns key and value of `key=value`, the text itself where a type must say what it is."""
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise UserError(f"--set takes OPTION=VALUE, such as data.root=images; got {text!r}")
     if key == "seed":
         raise UserError("--set seed=... is not valid; use --seeds N")
     try:
-        return key, yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--set {text}: {one_line(error)}") from error
+        read = json.loads(value)
+    except ValueError:
+        return key, value
+    return key, read if json.dumps(read) == value else value
 
 
 def check_options(options: Any, where: str) -> dict[str, Any]:

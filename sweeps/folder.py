@@ -24,6 +24,7 @@ from dtr_lightning.atomic import write_text
 from dtr_lightning.errors import UserError
 from dtr_lightning.naming import identity
 from dtr_lightning.run import Run, steps_of
+from dtr_lightning.yaml_values import DUMPER, LOADER
 from sweeps.plan import Point, Sweep
 
 
@@ -48,7 +49,7 @@ class Folder:
     def stored(self) -> dict[str, Any]:
         """Returns what sweep.yaml holds; UserError if there is none or it is damaged."""
         try:
-            stored = yaml.safe_load(self.sweep_file.read_text())
+            stored = yaml.load(self.sweep_file.read_text(), Loader=LOADER)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{self.path} holds no sweep (yet)") from None
         except (yaml.YAMLError, ValueError, OSError) as error:
@@ -99,7 +100,8 @@ class Folder:
                     "config": sweep.config,
                 }
                 if content != stored:  # a sweep may become longer
-                    write_text(self.sweep_file, yaml.safe_dump(content, sort_keys=False))
+                    text = yaml.dump(content, Dumper=DUMPER, sort_keys=False)
+                    write_text(self.sweep_file, text)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
 

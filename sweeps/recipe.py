@@ -35,7 +35,7 @@ from typing import Any
 import yaml
 
 from dtr_lightning.errors import UserError, choices
-from dtr_lightning.run import LOADER
+from dtr_lightning.yaml_values import LOADER
 from sweeps import fields
 from sweeps.space import Axis, axes
 from sweeps.values import is_word, named, one_line

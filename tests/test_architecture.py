@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "dtr_lightning"
 # From the bottom up: a module imports from layers below its own, or from its own folder.
 LAYERS = [
-    {"errors", "naming", "atomic"},
+    {"errors", "naming", "atomic", "yaml_values"},
     {"run", "captions", "macs", "expect"},
     {"recipes", "masks", "diffusion", "provenance", "mistakes", "commands"},
     {"tasks"},
