@@ -39,16 +39,13 @@ def main() -> int:
     stop = stop_on_signals()
     if given.protocol == "adm":
         results = of_file(given, stop) if given.samples else of_run(given, options, stop)
-        features = results["protocol"]["num_features"]
     else:
         results = as_configured(given, options, stop)
-        features = results.get("num_features", 0)
 
-    from dtr_lightning.notes import of_distance
+    from dtr_lightning.notes import print_notes
 
-    print(json.dumps(results, indent=1))
-    for note in of_distance(results["n"], features) if features else ():
-        print(f"note: {note}", file=sys.stderr)
+    print(json.dumps(results, indent=1), flush=True)
+    print_notes(results)
     return 0
 
 
@@ -114,6 +111,7 @@ def of_file(given: argparse.Namespace, stop: Event) -> dict[str, Any]:
 def of_run(given: argparse.Namespace, options: Sequence[str], stop: Event) -> dict[str, Any]:
     """Returns the ADM scores of a run's samples, and stores them with the run."""
     from dtr_lightning.metrics.adm import Activations, check_size
+    from dtr_lightning.notes import notes_of
     from dtr_lightning.run import Run
     from dtr_lightning.trained import TrainedRun, other_protocol
 
@@ -137,7 +135,9 @@ def of_run(given: argparse.Namespace, options: Sequence[str], stop: Event) -> di
         draw(trained, n, activations, given.save_samples, count)
     described = dict(experiment.describe())
     stated = {k: v for k, v in described.items() if k != "reference" and not k.startswith("feat")}
-    results = adm_results(activations, reference, stated, stop) | experiment.steps(trained.step)
+    results = adm_results(activations, reference, stated, stop)
+    results |= trained.facts() | experiment.steps(trained.step)
+    results["notes"] = [*notes_of(results).values()]
     run.write_evaluation(name, results)
     return results
 
@@ -195,6 +195,8 @@ def adm_results(
 
     with bar("reference", min(reference.n, 10_000) or 1, stop) as count:
         numbers = scores(activations, reference, count)
+    if not reference.statistics_keys:
+        numbers["reference_n"] = reference.n
     return {**numbers, "protocol": {**protocol(activations.network, reference), **stated}}
 
 

@@ -18,6 +18,7 @@ def main() -> int:
     from dtr_lightning.bar import Bar
     from dtr_lightning.config import expert_configs, make_parser, parse, run_name
     from dtr_lightning.fit import run
+    from dtr_lightning.notes import print_notes
     from dtr_lightning.progress import Progress
 
     parser = make_parser(description=__doc__)
@@ -42,7 +43,8 @@ def main() -> int:
     diverged = "diverged_at" in results
     if diverged:
         print(f"diverged: {Diverged(results['diverged_at'])}")
-    print(json.dumps(results, indent=1))
+    print(json.dumps(results, indent=1), flush=True)
+    print_notes(results)
     print(f"tensorboard --logdir {out}")
     return int(diverged)
 

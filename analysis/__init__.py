@@ -29,7 +29,7 @@ from analysis import (
 from analysis.paper_tables import NAME as PAPER_TABLES
 from analysis.paper_tables import write_paper_tables
 from analysis.report import write_report
-from analysis.runs import mixed, read
+from analysis.runs import groups, mixed, read
 from analysis.style import save
 from analysis.tables import table, write_tables
 from dtr_lightning.errors import UserError, choices
@@ -79,23 +79,29 @@ def draw_all(
 
     reading = read(found, records=set(only or NAMES) != {"tables"})
     runs, skipped = reading
+    parted = groups(runs)
+    apart = [group.finished for group in parted] or [[]]
     written: list[Path] = []
-    left_out = [("runs", reason) for reason in (*skipped, mixed(runs)) if reason]
+    left_out = [("runs", reason) for reason in (*skipped, mixed(parted)) if reason]
     for figure in (*FIGURES, *ASKED):
         if figure.NAME not in (only or ALWAYS):
             continue
-        if reason := figure.needs(runs):
+        # what may not be compared is never in one figure
+        shown = next((own for own in apart if not figure.needs(own)), apart[0])
+        if reason := figure.needs(shown):
             left_out.append((figure.NAME, f"not drawn: {reason}"))
             continue
         own = [protocols[figure.NAME]] if protocols and figure.NAME in protocols else []
         try:
-            drawing = figure.draw(runs, *own)
+            drawing = figure.draw(shown, *own)
         except UserError as error:  # the others can still be drawn
             left_out.append((figure.NAME, f"not drawn: {error}"))
             continue
         written += save(drawing, for_figures, figure.NAME)
         if drawing.note:
             left_out.append((figure.NAME, drawing.note))
+        if len(apart) > 1:
+            left_out.append((figure.NAME, f"of {parted[apart.index(shown)].label} alone"))
     if not only:
         names = ", ".join(figure.NAME for figure in ASKED)
         left_out.append((names, "drawn by --only NAME alone: they load the networks"))

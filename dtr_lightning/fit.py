@@ -27,7 +27,7 @@ from dtr_lightning.errors import Diverged, Stopped
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.experts import train_experts
 from dtr_lightning.hparams import log_end, log_start
-from dtr_lightning.notes import of_run
+from dtr_lightning.notes import notes_of
 from dtr_lightning.pictures import image_grid, log_masks, save_samples
 from dtr_lightning.progress import Progress, Reporter
 from dtr_lightning.provenance import provenance
@@ -62,7 +62,8 @@ def run(
     with directory.lock() if leader else nullcontext():
         if leader:
             directory.prepare(config)
-            for note in of_run(experiment):
+            known = experiment.scoring() | experiment.facts()
+            for note in notes_of(known | {"smoke": directory.meta.get("smoke")}).values():
                 logging.getLogger(__name__).warning("note: %s", note)
         if (results := directory.results) is not None:
             return results
@@ -221,16 +222,19 @@ def _results(
     """Returns what results.json holds: scores, what they cost, and how they were made."""
     meta = directory.meta
     timed, train_seconds = meta.get("timed_steps"), meta.get("train_seconds")
-    return {
+    results = {
+        **experiment.scoring(),
         **scores,
+        **experiment.facts(),
+        "smoke": bool(meta.get("smoke")),
         "seed": experiment.config["seed"],
         "parameters": experiment.parameters(),
         "macs": experiment.macs(),
         "seconds": meta.get("seconds", 0.0) + seconds,
         "steps_per_second": timed / train_seconds if timed else None,
-        "notes": of_run(experiment),
         **({"protocol": experiment.describe()} if experiment.protocol.n else {}),
     }
+    return results | {"notes": [*notes_of(results).values()]}
 
 
 def _tensorboard(directory: Run, start: int) -> TensorBoardLogger:

@@ -15,6 +15,7 @@ from dtr_lightning.evaluation import Report, silent
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.fit import KEPT_SAMPLES
 from dtr_lightning.naming import flatten
+from dtr_lightning.notes import notes_of
 from dtr_lightning.run import Run
 from dtr_lightning.weights import load_average
 
@@ -79,13 +80,23 @@ class TrainedRun:
         guidance, n = protocol["guidance"], protocol["n"]
         return f"step={self.step}-{sampler}-guidance={guidance:g}-n={n}-{digest}"
 
+    def facts(self) -> dict[str, Any]:
+        """Returns what `notes_of` judges the network by, but for its scores."""
+        smoke = bool(self.run.meta.get("smoke"))
+        return {**self.experiment.facts(self.step), "smoke": smoke}
+
     def evaluate(self, report: Report = silent) -> dict[str, Any]:
         """Returns the results under the config's protocol, and stores them with the run."""
         if (stored := self.run.evaluation(self.name)) is not None:
             return stored
         n = self.experiment.protocol.n
         scores, *_ = self.experiment.evaluate(self.trainer, self.module, n, KEPT_SAMPLES, report)
-        steps = self.experiment.steps(self.step)
-        results = {**scores, **steps, "protocol": dict(self.experiment.describe())}
+        results = {
+            **scores,
+            **self.facts(),
+            **self.experiment.steps(self.step),
+            "protocol": dict(self.experiment.describe()),
+        }
+        results["notes"] = [*notes_of(results).values()]
         self.run.write_evaluation(self.name, results)
         return results

@@ -21,7 +21,7 @@ from dtr_lightning.errors import UserError
 from dtr_lightning.evaluation import sample
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.fit import Stopped, read_checkpoint, run
-from dtr_lightning.notes import of_run
+from dtr_lightning.notes import notes_of
 from dtr_lightning.run import OBJECTIVES, Run
 from tests.conftest import ROOT, TINY
 

@@ -148,6 +148,7 @@ class Data(LightningDataModule, ABC):
         if workers < 0:
             raise UserError(f"{workers} data workers are not valid; give 0 or more")
         self.batch_size, self.flip, self.workers = batch_size, flip, workers
+        self._class_counts: list[int] | None = None
 
     @abstractmethod
     def split(self, name: Split) -> Dataset:
@@ -155,6 +156,22 @@ class Data(LightningDataModule, ABC):
 
         A TensorDataset (images (N, C, H, W), labels (N,)) is indexed a batch at a time.
         """
+
+    def class_counts(self) -> list[int]:
+        """Returns how many training images each class has; override it where that is known.
+
+        Every pair of a split that is no TensorDataset is read for it, once.
+        """
+        if self._class_counts is None:
+            train = self.split("train")
+            if self.num_classes == 1:
+                return [len(train)]
+            if isinstance(train, TensorDataset):
+                labels = train.tensors[1]
+            else:
+                labels = torch.tensor([int(train[i][1]) for i in range(len(train))])
+            self._class_counts = labels.bincount(minlength=self.num_classes).tolist()
+        return self._class_counts
 
     def check(self, world: int = 1) -> None:
         """Raises UserError where the batch size fits neither the data nor `world` ranks."""

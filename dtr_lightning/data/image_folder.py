@@ -87,6 +87,10 @@ class ImageFolder(Data):
         """Returns one split of (uint8 (C, size, size), label), in the order of the sorted paths."""
         return self.files[name]
 
+    def class_counts(self) -> list[int]:
+        """Returns how many training images each class has."""
+        return np.bincount(self.files["train"].labels, minlength=self.num_classes).tolist()
+
 
 class _Files(Dataset):
     def __init__(
