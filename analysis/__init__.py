@@ -100,7 +100,7 @@ def draw_all(
         written += save(drawing, for_figures, figure.NAME)
         if drawing.note:
             left_out.append((figure.NAME, drawing.note))
-        if len(apart) > 1:
+        if shown is not apart[0]:
             left_out.append((figure.NAME, f"of {parted[apart.index(shown)].label} alone"))
     if not only:
         names = ", ".join(figure.NAME for figure in ASKED)

@@ -72,7 +72,8 @@ def _best(frame: pd.DataFrame) -> dict[str, list[int]]:
     best = {"score": lowest(frame)}
     for name in SHARES if len(sound) > 1 else ():
         top = sound[name].min() if name == "loss" else sound[name].max()
-        best[name] = sound.index[sound[name] == top].tolist()
+        tied = sound.index[sound[name] == top].tolist()
+        best[name] = tied if len(tied) < len(sound) else []
     return best
 
 

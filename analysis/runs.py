@@ -211,7 +211,10 @@ def mixed(found: Sequence[Group]) -> str:
     if len(found) < 2:
         return ""
     told = [f"{group.label}: {named(group.runs)}" for group in found]
-    return f"not compared with one another: {'; '.join(told)}"
+    return (
+        f"not compared with one another: {'; '.join(told)}. Each has a table of its own; a figure is "
+        "of the first that it can be drawn of"
+    )
 
 
 def named(runs: Sequence[Recorded]) -> str:

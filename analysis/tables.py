@@ -3,9 +3,18 @@
 Runs of other data, another score or protocol, and of a smoke have a table of their own.
 """
 
-__all__ = (
-    "below caption cells console_table latex markdown over_seeds parts table write_tables".split()
-)
+__all__ = [
+    "below",
+    "caption",
+    "cells",
+    "console_table",
+    "latex",
+    "markdown",
+    "over_seeds",
+    "parts",
+    "table",
+    "write_tables",
+]
 
 import math
 import re
@@ -212,11 +221,12 @@ def _text(means: pd.DataFrame) -> Text:
     for name, how in BETTER.items():
         if name in columns and len(sound) > 1 and sound[name].notna().any():
             top = columns[name][getattr(sound[name], how)()]
-            best[name] = [i for i in sound.index if columns[name][i] == top]
+            tied = [i for i in sound.index if columns[name][i] == top]
+            best[name] = tied if len(tied) < len(sound) else []
     words = [name for name in columns if name not in NUMBERS]
     columns["run"] = [*means.run]
     told, *notes = below(means)
-    return Text(columns, words, told, notes, ["run"], ["seconds"], best)
+    return Text(columns, [*words, "run"], told, notes, unprinted=["seconds", "run"], best=best)
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -229,15 +239,17 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def latex(frame: pd.DataFrame) -> str:
-    r"""Returns the tables over seeds for \usepackage{booktabs}; run names are comments.
+    r"""Returns the tables over seeds for \usepackage{booktabs}; run names are left to the CSV.
 
     Bold are the lowest score, those whose interval overlaps its, and the best of other columns.
     """
     texts = []
     for _, means in parts(frame):
         text = _text(means)
-        bold = "; bold: the best" + " and what its interval overlaps" * (means.seeds > 1).any()
-        texts.append(text._replace(caption=text.caption + bold * bool(text.best["score"])).latex())
+        several = (means.seeds > 1).any()
+        bold = "; bold: the best" + (", and scores whose interval overlaps its" if several else "")
+        shown = text.caption + (bold if text.best["score"] else "")
+        texts.append(text._replace(caption=f"{shown[0].upper()}{shown[1:]}.").latex())
     return "\n".join(texts)
 
 

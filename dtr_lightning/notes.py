@@ -14,7 +14,8 @@ COPIES = 0.05  # share of samples that copy training images
 INITIAL = 0.1  # share of the initial weights in the average
 IMBALANCE = 0.05  # share of the samples that balanced labels take from one class for another
 FAR = 20  # times the floor
-MEANINGLESS = {"smoke", "random", "chance", "far"}  # no difference of such scores is significant
+# Scores under these conditions are no measure: none is the best, no difference is significant.
+MEANINGLESS = {"smoke", "random", "chance", "far", "copies"}
 
 
 def notes_of(results: Mapping[str, Any]) -> dict[str, str]:
