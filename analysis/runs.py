@@ -92,6 +92,11 @@ class Finished(Recorded):
         return math.nan if value is None or not math.isfinite(value) else float(value)
 
     @property
+    def smoke(self) -> bool:
+        """Whether it is of a smoke run, whose numbers mean nothing."""
+        return bool(self.results.get("smoke")) or super().smoke
+
+    @property
     def score(self) -> float:
         """The final score, lower is better; nan if the run diverged."""
         return self.number("score")
@@ -212,8 +217,8 @@ def mixed(found: Sequence[Group]) -> str:
         return ""
     told = [f"{group.label}: {named(group.runs)}" for group in found]
     return (
-        f"not compared with one another: {'; '.join(told)}. Each has a table of its own; a figure is "
-        "of the first that it can be drawn of"
+        f"not compared with one another: {'; '.join(told)}. Each has a table of its own, and a "
+        "figure is of the first that it can be drawn of"
     )
 
 
