@@ -39,20 +39,17 @@ def main() -> int:
     loading(sys.stderr)
     if given.protocol == "adm":
         results = of_file(given, stop) if given.samples else of_run(given, options, stop)
-        features = results["protocol"]["num_features"]
     else:
         results = as_configured(given, options, stop)
-        features = results.get("num_features", 0)
 
-    from dtr_lightning.notes import of_distance
+    from dtr_lightning.notes import print_notes
     from dtr_lightning.run import finite, to_json
     from dtr_lightning.summary import summary
 
     results = finite(results)
     print(to_json(results), flush=True)
     print("\n".join(summary({**results, "notes": ()})), file=sys.stderr)
-    for note in of_distance(results["n"], features) if features else ():
-        print(f"note: {note}", file=sys.stderr)
+    print_notes(results)
     if diverged := Diverged.of(results):
         raise diverged
     return 0
@@ -122,6 +119,7 @@ def of_file(given: argparse.Namespace, stop: Event) -> dict[str, Any]:
 def of_run(given: argparse.Namespace, options: Sequence[str], stop: Event) -> dict[str, Any]:
     """Returns the ADM scores of a run's samples, and stores them with the run."""
     from dtr_lightning.metrics.adm import SAMPLES, Activations, check_size
+    from dtr_lightning.notes import notes_of
     from dtr_lightning.run import Run
     from dtr_lightning.trained import TrainedRun, other_protocol
 
@@ -145,7 +143,9 @@ def of_run(given: argparse.Namespace, options: Sequence[str], stop: Event) -> di
         draw(trained, n, activations, given.save_samples, count)
     described = dict(experiment.describe())
     stated = {k: v for k, v in described.items() if k != "reference" and not k.startswith("feat")}
-    results = adm_results(activations, reference, stated, stop) | experiment.steps(trained.step)
+    results = adm_results(activations, reference, stated, stop)
+    results |= trained.facts() | experiment.steps(trained.step)
+    results["notes"] = [*notes_of(results).values()]
     run.write_evaluation(name, results)
     return results
 
@@ -202,6 +202,8 @@ def adm_results(
     total = min(reference.n, 10_000) if reference.statistics_keys else reference.n
     with bar("reference", total or 1, stop) as count:
         numbers = scores(activations, reference, count)
+    if not reference.statistics_keys:
+        numbers["reference_n"] = reference.n
     return {**numbers, "protocol": {**protocol(activations.network, reference), **stated}}
 
 

@@ -45,7 +45,7 @@ def main() -> int:
     from dtr_lightning.metrics.adm import Activations
     from dtr_lightning.metrics.inception import InceptionFeatures
     from dtr_lightning.metrics.npz import write_archive
-    from dtr_lightning.notes import of_distance
+    from dtr_lightning.notes import print_notes
 
     batches, n = source(given.dir, given.size, given.workers)
     network = InceptionFeatures(given.weights)
@@ -61,8 +61,7 @@ def main() -> int:
         archive.images(spaced(batches, activations, kept, n, count), kept)
         archive.arrays(activations.statistics())
     print(f"{given.out}: {n} images, {kept} of them kept, {network.which_weights}")
-    for note in of_distance(n, network.num_features):
-        print(f"note: {note}", file=sys.stderr)
+    print_notes({"reference_n": n, "num_features": network.num_features})
     return 0
 
 

@@ -23,6 +23,7 @@ def main() -> int:
     from dtr_lightning.bar import Bar
     from dtr_lightning.config import expert_configs, make_parser, parse, run_name
     from dtr_lightning.fit import run
+    from dtr_lightning.notes import print_notes
     from dtr_lightning.progress import Progress
     from dtr_lightning.run import Run
     from dtr_lightning.summary import summary
@@ -47,10 +48,11 @@ def main() -> int:
         results = run(config, out, show, stop)
     if diverged := Diverged.of(results):
         print(f"diverged: {diverged}")
-    print("\n".join(summary(results)))
+    print("\n".join(summary({**results, "notes": ()})), flush=True)
     print(f"{'results':<18}{Run(out).results_file}")
     if not diverged and results.get("n"):
         print(f"{'samples':<18}{Run(out).samples}")
+    print_notes(results)
     print(f"tensorboard --logdir {out}")
     return int(diverged is not None)
 

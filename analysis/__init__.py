@@ -37,7 +37,7 @@ from analysis.attempt import attempt
 from analysis.paper_tables import NAME as PAPER_TABLES
 from analysis.paper_tables import write_paper_tables
 from analysis.report import write_report
-from analysis.runs import Finished, mixed, read
+from analysis.runs import Finished, groups, mixed, read
 from analysis.style import save
 from analysis.tables import table, write_tables
 from dtr_lightning.errors import UserError, choices
@@ -88,16 +88,22 @@ def draw_all(
 
     reading = read(found, records=set(only or NAMES) != {"tables"})
     runs, skipped = reading
+    parted = groups(runs)
+    apart = [group.finished for group in parted] or [[]]
     written: list[Path] = []
-    left_out = [("runs", reason) for reason in (*skipped, mixed(runs)) if reason]
+    left_out = [("runs", reason) for reason in (*skipped, mixed(parted)) if reason]
     for figure in (*FIGURES, *ASKED):
         if figure.NAME not in (only or ALWAYS):
             continue
+        # what may not be compared is never in one figure
+        shown = next((own for own in apart if _drawable(figure, own)), apart[0])
         own = [protocols[figure.NAME]] if protocols and figure.NAME in protocols else []
-        paths, note = _draw(figure, runs, own, for_figures)
+        paths, note = _draw(figure, shown, own, for_figures)
         written += paths
         if note:
             left_out.append((figure.NAME, note))
+        if shown is not apart[0]:
+            left_out.append((figure.NAME, f"of {parted[apart.index(shown)].label} alone"))
     if not only:
         names = ", ".join(figure.NAME for figure in ASKED)
         left_out.append((names, "drawn by --only NAME alone: they load the networks"))
@@ -112,6 +118,14 @@ def draw_all(
     if report:
         written.append(write_report(for_tables, for_figures, reading, left_out))
     return Drawn(written, left_out)
+
+
+def _drawable(figure: ModuleType, runs: Sequence[Finished]) -> bool:
+    """Returns whether a figure needs nothing more; one that fails is to say so when it is drawn."""
+    try:
+        return not figure.needs(runs)
+    except Exception:
+        return True
 
 
 def _draw(

@@ -21,16 +21,22 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or _is_whole(value)
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(of, value))
 
 
 KINDS: dict[str, Callable[[Any], bool]] = {
     "a number": _is_number,
     "a whole number": _is_whole,
-    "a text": lambda value: isinstance(value, str),
+    "a text": _is_text,
     "an object": lambda value: isinstance(value, dict),
-    "a list of texts": _is_texts,
+    "a list of texts": lambda value: _is_list(value, _is_text),
+    "two whole numbers": lambda value: _is_list(value, _is_whole) and len(value) == 2,
+    "true or false": lambda value: isinstance(value, bool),
 }
 OR_NULL = " or null"
 CONFIG = {
@@ -40,6 +46,7 @@ CONFIG = {
 }
 META = {
     **{"status": "a text or null", "versions": "an object or null"},
+    "smoke": "true or false or null",
     **dict.fromkeys(["pruned_at", "pruned_score"], "a number or null"),
 }
 NEEDED = {"score", "score_name", "n"}
@@ -49,6 +56,11 @@ RESULTS = {
     **dict.fromkeys(["floor_n", "steps", "diverged_at"], "a whole number or null"),
     **{"protocol": "an object or null", "notes": "a list of texts or null"},
     **{"diverged": "a text or null"},
+    # what `dtr_lightning.notes` judges by
+    **dict.fromkeys(["reference_n", "num_features", "num_classes"], "a whole number or null"),
+    **dict.fromkeys(["imbalance", "chance", "initial_share"], "a number or null"),
+    **dict.fromkeys(["smoke", "extractor_random"], "true or false or null"),
+    "class_images": "two whole numbers or null",
 }
 
 

@@ -25,7 +25,8 @@ from dtr_lightning.yaml_values import LOADER
 Entry = Mapping[str, Any]  # of published.yaml
 SHARES = ["accuracy", "precision", "recall", "loss"]
 OF_MEANS = ["score", "low", "high", "seeds", "diverged", "difference"]
-OF_MEANS += ["difference_low", "difference_high", "pairs", "p", "p_holm", "score_name", "n"]
+OF_MEANS += ["difference_low", "difference_high", "pairs", "partial", "p", "p_holm"]
+OF_MEANS += ["score_name", "n", "meaningless", "notes"]
 
 
 @cache
@@ -67,13 +68,14 @@ def select(entry: Entry, runs: Sequence[Finished]) -> Selection:
     for run in runs:
         for i, row in enumerate(entry["rows"]):
             if _matches(run, entry["match"] | row["match"]):
-                key = (run.hash_without("seed", *entry["vary"]), run.protocol)
+                key = (run.hash_without("seed", *entry["vary"]), run.protocol, run.smoke)
                 groups[key][i].append(run)
                 break
 
-    def size(group: list[list[Finished]]) -> tuple[bool, int, int]:
+    def size(group: list[list[Finished]]) -> tuple[bool, bool, int, int]:
+        real = not any(run.smoke for row in group for run in row)
         own = any(runs and row.get("own") for runs, row in zip(group, entry["rows"], strict=True))
-        return own, sum(map(bool, group)), sum(map(len, group))
+        return real, own, sum(map(bool, group)), sum(map(len, group))
 
     best = max(groups.values(), key=size, default=[])
     left = [run for group in groups.values() if group is not best for row in group for run in row]

@@ -13,10 +13,20 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.layout import DAGGER, Text, decimals, interval, p_value, published_cells, write_texts
+from analysis.layout import (
+    DAGGER,
+    Text,
+    decimals,
+    difference,
+    footnotes,
+    interval,
+    p_value,
+    published_cells,
+    write_texts,
+)
 from analysis.paper_rows import SHARES, Entry, Selection, needs, paper_rows, published, select
 from analysis.runs import Finished
-from analysis.statistics import reach
+from analysis.statistics import lowest, reach
 
 NAME = "paper_tables"
 FORMATS = dict(zip(SHARES, ("{:.1%}", "{:.3f}", "{:.3f}", "{:.4f}"), strict=True))
@@ -33,13 +43,15 @@ def _score(row: Any, digits: int) -> str:
 def _text(entry: Entry, frame: pd.DataFrame, runs: Sequence[Finished]) -> Text:
     """Returns the table as a reader sees it; columns of ours that say nothing are dropped."""
     rows, digits = list(frame.itertuples()), decimals(frame.score)
-    columns = {"row": [row.row + f" {DAGGER}" * bool(row.note) for row in rows]}
+    marks, ours = footnotes(frame.notes)
+    labels = [row.row + f" {DAGGER}" * bool(row.note) for row in rows]
+    marked = zip(labels, marks, strict=True)
+    columns = {"row": [f"{label} {mark}".strip() for label, mark in marked]}
     columns |= {"score": [_score(row, digits) for row in rows]}
     columns |= {"n seeds": ["-" if math.isnan(row.seeds) else f"{row.seeds:.0f}" for row in rows]}
     if (frame.pairs > 0).any():
-        ends = zip(frame.difference, frame.difference_high, strict=True)
-        columns["Δ"] = [interval(mean, high, digits, "+") for mean, high in ends]
-    if (frame.pairs > 1).any():
+        columns["Δ"] = [difference(row, digits) for row in rows]
+    if frame.p_holm.notna().any():
         columns["p"] = [p_value(p) for p in frame.p_holm]
     for name, form in FORMATS.items():
         if frame[name].notna().any():
@@ -50,8 +62,19 @@ def _text(entry: Entry, frame: pd.DataFrame, runs: Sequence[Finished]) -> Text:
     of: dict[str, list[str]] = {}
     for row in rows:
         of.setdefault(row.note, []).append(row.row)
-    notes = [f"{DAGGER} {'; '.join(of[note])}: {note}." for note in of if note]
-    return Text(columns, ["row"], _caption(entry, frame, runs), notes, ["run"])
+    notes = [f"{DAGGER} {'; '.join(of[note])}: {note}." for note in of if note] + ours
+    return Text(columns, ["row"], _caption(entry, frame, runs), notes, ["run"], best=_best(frame))
+
+
+def _best(frame: pd.DataFrame) -> dict[str, list[int]]:
+    """Returns the rows of our best numbers, of the score with what its interval overlaps."""
+    sound = frame[frame.score.notna() & (frame.meaningless != 1)]
+    best = {"score": lowest(frame)}
+    for name in SHARES if len(sound) > 1 else ():
+        top = sound[name].min() if name == "loss" else sound[name].max()
+        tied = sound.index[sound[name] == top].tolist()
+        best[name] = tied if len(tied) < len(sound) else []
+    return best
 
 
 def _about(runs: Sequence[Finished]) -> str:
@@ -79,7 +102,7 @@ def _caption(entry: Entry, frame: pd.DataFrame, runs: Sequence[Finished]) -> str
         several = bool((frame.pairs > 1).any())
         told.append(f"Δ: {'mean paired ' * several}difference to {other}" + ", likewise" * several)
         if several:
-            told.append(reach(frame[frame.pairs.notna()]))
+            told += filter(None, [reach(frame[frame.pairs.notna()])])
     theirs = f" Published: {entry['scale']}. {APART}"
     return f"{entry['number']}. {entry['title']}. {'; '.join(told)}.{theirs}"
 

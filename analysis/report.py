@@ -16,10 +16,10 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from analysis.doubts import called, doubts
-from analysis.layout import decimals, interval
+from analysis.layout import decimals, interval, p_value
 from analysis.runs import Finished, Reading
-from analysis.statistics import SIX, over_seeds
-from analysis.tables import caption, cells, table
+from analysis.statistics import lowest, over_seeds, parted
+from analysis.tables import below, cells, parts, table
 from dtr_lightning.errors import UserError
 from dtr_lightning.yaml_values import LOADER
 
@@ -59,6 +59,23 @@ class Picture(NamedTuple):
     numbers: str | None
 
 
+class Shown(NamedTuple):
+    """A table for the page, what it answers, and what must be known to read it."""
+
+    label: str
+    answer: list[str]
+    head: list[str]
+    rows: list[tuple[str, ...]]
+    told: list[str]
+
+    @classmethod
+    def of(cls, label: str, means: pd.DataFrame) -> "Shown":
+        """Returns the table of a group over seeds."""
+        columns = cells(means)
+        rows = list(zip(*columns.values(), strict=True))
+        return cls(label, _answer(means), list(columns), rows, below(means))
+
+
 def write_report(
     directory: Path, figures: Path, reading: Reading, left_out: Sequence[tuple[str, str]]
 ) -> Path:
@@ -75,16 +92,13 @@ def write_report(
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    head, rows = cells(means, run=False)
+    tables = [Shown.of(label, part) for label, part in parts(frame)]
     page = environment.get_template("report.html.j2").render(
         title=directory.resolve().name,
         question=_question(directory),
-        answer=_answer(means),
         settings=_common(reading.finished),
         protocol=_protocol(reading.finished[0]),
-        head=head,
-        rows=rows,
-        caption=caption(means),
+        tables=tables,
         pictures=_pictures(figures, directory),
         doubts=doubts(means, reading),
         left_out=left_out,
@@ -109,28 +123,40 @@ def _question(directory: Path) -> str:
 
 
 def _answer(means: pd.DataFrame) -> list[str]:
-    """Returns the result in sentences that only say what the numbers show."""
+    """Returns the result of a group in sentences that only say what the numbers show."""
     sound = means[means.score.notna()]
     if not len(sound):
         return ["No run has a finite score."]
+    sound = sound[sound.meaningless != 1]
+    if not len(sound):
+        notes = dict.fromkeys(note for text in means.notes for note in parted(text))
+        return [f"No score means anything: {'; '.join(notes)}."]
     best, digits = next(sound.itertuples()), decimals(means.score)
     seeds = "1 seed" if best.seeds == 1 else f"{best.seeds} seeds"
     score = interval(best.score, best.high, digits)
     sentences = [f"Lowest score: {called(best)}, {score} ({seeds})."]
+    close = [called(row) for row in sound.loc[lowest(means)[1:]].itertuples()]
+    if close:
+        sentences.append(f"Their intervals overlap its: {_first(close)}.")
     plain = sound[(sound.router == "NoRouting") & (sound.baseline == "")]
     if best.router != "NoRouting" and math.isfinite(best.difference):
         told = interval(best.difference, best.difference_high, digits, "+")
         over = f" over {best.pairs} common seeds" if best.pairs > 1 else ""
-        p = f", p = {best.p_holm:.3f}" if best.pairs >= SIX else ""
-        sentences.append(f"Against the same without routing: {told}{over}{p}.")
+        p = f", p = {p_value(best.p_holm).rstrip('*')}" if math.isfinite(best.p_holm) else ""
+        told = f"Against the same without routing: {told}{over}{p}."
+        sentences.append(told.replace("p = <", "p < "))
     elif best.router == "NoRouting" and len(plain) < len(sound):
         sentences.append("No routed setting is below it.")
     worse = sound[sound.difference > 0]
     if len(worse):
-        names = ", ".join(called(row) for row in list(worse.itertuples())[:6])
-        more = "" if len(worse) <= 6 else f" and {len(worse) - 6} more"
-        sentences.append(f"Above their own baseline: {names}{more}.")
+        names = [called(row) for row in worse.itertuples()]
+        sentences.append(f"Above their own baseline: {_first(names)}.")
     return sentences
+
+
+def _first(names: list[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _common(runs: Sequence[Finished]) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 What a figure computes with is checked when a run is read, once: figures need not.
 """
 
-__all__ = ["Finished", "Pruned", "Reading", "Recorded", "mixed", "named", "read"]
+__all__ = ["Finished", "Group", "Pruned", "Reading", "Recorded", "groups", "mixed", "named", "read"]
 
 import json
 import math
@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from analysis.kinds import CONFIG, META, NEEDED, RESULTS, checked, checked_record
 from dtr_lightning.errors import UserError
-from dtr_lightning.naming import settings
+from dtr_lightning.naming import flatten, settings
 from dtr_lightning.run import Run
 
 
@@ -30,12 +31,19 @@ class Recorded(Run):
         super().__init__(run.path)
         config = self.config
         try:
-            self.flat = settings(config, self.contents)
+            # of a run that was stored without digests the folder of the images tells them apart
+            root = {"data.root": self.root} if self.root else {}
+            self.flat = settings(config, root | self.contents)
             json.dumps(self.flat, sort_keys=True)
         except (TypeError, ValueError, RecursionError) as error:  # a date, a number as a key
             raise UserError(f"{self.config_file} is damaged: {error}") from error
         checked(self.config_file, self.flat, CONFIG)
         checked(self.meta_file, self.meta, META)
+
+    @property
+    def root(self) -> str:
+        """Where the images lay when the run was last computed; empty for data without a folder."""
+        return str(flatten(self.config).get("data.root") or "")
 
     def choice(self, axis: str) -> str:
         """Returns the class name chosen for an axis such as router, without its module."""
@@ -53,6 +61,11 @@ class Recorded(Run):
         return sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[
             :16
         ]  # six are too few for 5,000
+
+    @property
+    def smoke(self) -> bool:
+        """Whether it is of a smoke run, whose numbers mean nothing."""
+        return bool(self.meta.get("smoke"))
 
     @property
     def seed(self) -> int:
@@ -84,6 +97,11 @@ class Finished(Recorded):
         """Returns a number of results.json; nan if it is absent, null or not finite."""
         value = self.results.get(key)
         return math.nan if value is None or not math.isfinite(value) else float(value)
+
+    @property
+    def smoke(self) -> bool:
+        """Whether it is of a smoke run, whose numbers mean nothing."""
+        return bool(self.results.get("smoke")) or super().smoke
 
     @property
     def score(self) -> float:
@@ -120,7 +138,7 @@ def read(runs: Iterable[Run], records: bool = True) -> Reading:
                 run = run if isinstance(run, Finished) else Finished(run)
                 if records:
                     _ = run.records  # a damaged file is told here, not by a figure
-                finished.setdefault(run.hash_without(), []).append(run)
+                finished.setdefault((run.hash_without("seed"), run.seed), []).append(run)
                 continue
             state = checked(run.meta_file, run.meta, META).get("status") or "not started"
             if state == "pruned":
@@ -137,20 +155,77 @@ def read(runs: Iterable[Run], records: bool = True) -> Reading:
     return Reading([same[0] for same in finished.values()], skipped, pruned)
 
 
-def mixed(runs: Sequence[Finished]) -> str:
-    """Says which runs no figure compares, as their data or scores differ; empty if all agree."""
-    groups = defaultdict(list)
-    for run in runs:
-        data = {k: v for k, v in run.flat.items() if k.split(".")[0] == "data"}
-        own = {k: v for k, v in data.items() if k != "data.batch_size"}
-        groups[run.protocol, json.dumps(own, sort_keys=True)].append(run)
-    if len(groups) < 2:
-        return ""
-    told = [
-        f"{name} (N = {n:,}) on {own[0].choice('data') or 'unknown data'}: {named(own)}"
-        for ((name, n), _), own in groups.items()
+@dataclass(frozen=True)
+class Group:
+    """Runs whose scores may be compared: equal in data and scoring, all of a smoke or none."""
+
+    label: str
+    data: str
+    runs: list[Recorded]
+
+    @property
+    def finished(self) -> list[Finished]:
+        """Its runs that have results."""
+        return [run for run in self.runs if isinstance(run, Finished)]
+
+
+def groups(runs: Iterable[Recorded]) -> list[Group]:
+    """Parts runs into groups, smoke runs last, else that of the most finished runs first."""
+    found, protocols = defaultdict(list), {}
+    for run in sorted(runs, key=lambda run: not isinstance(run, Finished)):
+        key = run.smoke, json.dumps(_compared(run), sort_keys=True)
+        # a pruned run has no score: it belongs to those that are scored as it would have been
+        protocol = run.protocol if isinstance(run, Finished) else protocols.get(key)
+        protocols.setdefault(key, protocol)
+        found[protocol, *key].append(run)
+    parted, seen = [], Counter()
+    for own in found.values():
+        label = _label(own[0], [others[0] for others in found.values()])
+        seen[label] += 1
+        label += f" ({seen[label]})" * (seen[label] > 1)
+        parted.append(Group(label, _data_name(own[0]), own))
+    return sorted(parted, key=lambda group: (group.runs[0].smoke, -len(group.finished)))
+
+
+def _label(run: Recorded, others: Sequence[Recorded]) -> str:
+    """Returns a run's data and score, and the options that tell it from others of that data."""
+
+    def short(run: Recorded) -> list[str]:
+        score = [run.protocol[0], f"N = {run.protocol[1]:,}"] if isinstance(run, Finished) else []
+        return [_data_name(run), *score, "smoke" * run.smoke]
+
+    alike = [_compared(other) for other in others if short(other) == short(run)]
+    differing = [
+        f"{key.rsplit('.', 1)[-1]}={Path(value).name if isinstance(value, str) else value}"
+        for key, value in _compared(run).items()
+        if key != "data.root" and any(other.get(key) != value for other in alike)
     ]
-    return f"not compared with one another: {'; '.join(told)}"
+    return ", ".join(filter(None, [*short(run), *differing]))
+
+
+def _data_name(run: Recorded) -> str:
+    """Returns the class of a run's data, and the name of their folder if they are in one."""
+    return " ".join(filter(None, [run.choice("data"), Path(run.root).name]))
+
+
+def _compared(run: Recorded) -> dict[str, Any]:
+    """Returns the options that say on which images a run is trained, and how it is scored."""
+    axes = ("data", "sampler", "features", "evaluation")
+    other = ("data.batch_size", "data.flip", "evaluation.every", "evaluation.every_n")
+    own = {k: v for k, v in run.flat.items() if k.split(".")[0] in axes}
+    own = {"evaluation.labels": "balanced"} | own  # as it was before it was an option
+    return {k: v for k, v in own.items() if k not in other}
+
+
+def mixed(found: Sequence[Group]) -> str:
+    """Says which runs are not compared with one another; empty if all are."""
+    if len(found) < 2:
+        return ""
+    told = [f"{group.label}: {named(group.runs)}" for group in found]
+    return (
+        f"not compared with one another: {'; '.join(told)}. Each has a table of its own, and a "
+        "figure is of the first that it can be drawn of"
+    )
 
 
 def named(runs: Sequence[Recorded]) -> str:

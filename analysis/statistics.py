@@ -8,9 +8,12 @@ __all__ = [
     "SIX",
     "Paired",
     "holm",
+    "joined",
     "least_p",
+    "lowest",
     "over_seeds",
     "paired",
+    "parted",
     "ranked",
     "reach",
     "sign_flip",
@@ -33,11 +36,11 @@ DRAWS = 100_000
 SIX = 6  # seeds from which the sign-flip test can reach 5 %
 MEASURED = ["score", "floor", "accuracy", "copies", "loss", "overlap", "seconds"]
 SETTING = "router alpha beta loss_weight other".split()
-PROTOCOL = "score_name n floor_n setting baseline".split()
+PROTOCOL = "data score_name n floor_n group setting baseline meaningless notes".split()
 COMPARED = "difference difference_low difference_high pairs p p_holm".split()
-MEANS = [*SETTING, "seed", "score", "low", "high", "seeds", "diverged", *COMPARED]
+MEANS = [*SETTING, "seed", "score", "low", "high", "seeds", "diverged", *COMPARED, "partial"]
 MEANS += [*MEASURED[1:], *PROTOCOL, "status", "ended_at", "pruned_score", "run"]
-ORDER = ["pruned", "score_name", "n", "score", "pruned_score"]
+ORDER = ["rank", "pruned", "score", "pruned_score"]
 
 
 class Paired(NamedTuple):
@@ -51,9 +54,12 @@ class Paired(NamedTuple):
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the bounds of the mean's 95 % interval by Student's t; nan for fewer than two."""
+    """Returns the bounds of the mean's 95 % interval by Student's t.
+
+    They are nan for fewer than two values, and where one is not finite.
+    """
     n = len(values)
-    if n < 2:
+    if n < 2 or not np.isfinite(values).all():
         return math.nan, math.nan
     half = stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)
     mean = np.mean(values)
@@ -71,12 +77,13 @@ def sign_flip(differences: Sequence[float]) -> float:
     """Returns the two-sided p-value of a zero centre: the share of sign flips with such a |sum|.
 
     All 2^n flips for n up to EXACT, else as many as DRAWS at random (always the same) and the given
-    one; nan for no pairs.
+    one; nan for no pairs, and where a difference is not finite.
     """
     values = np.asarray(differences, float)
     n = len(values)
-    if n == 0:
+    if n == 0 or not np.isfinite(values).all():
         return math.nan
+    values = values / (np.abs(values).max() or 1.0)  # sums of huge ones stay finite
     # flips that tie with the given signs may differ from them in rounding
     least = abs(values.sum()) - 1e-12 * np.abs(values).sum()
     if n <= EXACT:
@@ -86,9 +93,16 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 
 def paired(mine: Sequence[float], theirs: Sequence[float]) -> Paired:
-    """Returns mine minus theirs, pair by pair; the interval is nan for fewer than two pairs."""
-    differences = np.subtract(mine, theirs)
-    mean = float(np.mean(differences)) if len(differences) else math.nan
+    """Returns mine minus theirs, pair by pair; the interval is nan for fewer than two pairs.
+
+    All is nan where a score is not finite. ValueError for sides of unequal length.
+    """
+    if len(mine) != len(theirs):
+        raise ValueError(f"{len(mine)} scores cannot be paired with {len(theirs)}")
+    with np.errstate(invalid="ignore"):
+        differences = np.asarray(mine, float) - np.asarray(theirs, float)
+    known = len(differences) and np.isfinite(differences).all()
+    mean = float(np.mean(differences)) if known else math.nan
     return Paired(mean, *t_interval(differences), sign_flip(differences), len(differences))
 
 
@@ -98,7 +112,12 @@ def least_p(n: int) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Returns p-values corrected by Holm's step-down rule; nan stays nan and does not count."""
+    """Returns p-values corrected by Holm's step-down rule; nan stays nan and does not count.
+
+    ValueError for what is no p-value.
+    """
+    if wrong := [x for x in p if x < 0 or x > 1]:
+        raise ValueError(f"{wrong[0]} is no p-value")
     corrected = np.full(len(p), math.nan)
     order = [i for i in np.argsort(p, kind="stable") if not math.isnan(p[i])]
     largest = 0.0
@@ -109,10 +128,11 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def ranked(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """Returns rows as a table: the best score of a protocol first, then diverged, then pruned."""
-    frame = pd.DataFrame(rows, columns=columns).assign(pruned=lambda f: f.status == "pruned")
+    """Returns rows as a table, group after group: the best score first, diverged, then pruned."""
+    frame = pd.DataFrame(rows, columns=columns)
+    frame = frame.assign(rank=pd.factorize(frame.group)[0], pruned=frame.status == "pruned")
     frame = frame.sort_values(ORDER, ignore_index=True, kind="stable")
-    return frame.drop(columns="pruned")
+    return frame.drop(columns=["rank", "pruned"])
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -124,48 +144,86 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     """Returns a row per setting: means over the seeds whose score is finite, sorted by score.
 
     `low` and `high` bound the score's 95 % t interval over `seeds` seeds; `diverged` counts others.
-    `difference` to the baseline is the mean over the seeds that both have (`pairs`), with its t
-    interval, sign-flip `p` and `p_holm`: corrected over the comparisons of at least SIX pairs, nan
-    for others. Each pruned run has its own row.
+    `difference` to the baseline is the mean over the seeds that both have (`pairs`; `partial` where
+    one of them has more), with its t interval, sign-flip `p` and `p_holm`: corrected over a group's
+    comparisons of at least SIX pairs, nan for others. A score that is `meaningless` for a seed of
+    either has no p. `notes` are those of any seed. Each pruned run has its own row. ValueError for
+    a setting that has a seed twice.
     """
-    groups = defaultdict(list)
+    settings = defaultdict(list)
     for run in frame.to_dict("records"):
         own = run["run"] if run["status"] == "pruned" else ""
-        groups[run["setting"], run["score_name"], run["n"], own].append(run)
-    scores = {
-        key: {run["seed"]: run["score"] for run in group if math.isfinite(run["score"])}
-        for key, group in groups.items()
-    }
+        settings[run["group"], run["setting"], own].append(run)
+    scores = {}
+    for key, runs in settings.items():
+        runs.sort(key=lambda run: run["seed"])
+        if len({run["seed"] for run in runs}) < len(runs):
+            raise ValueError(f"a setting has a seed twice: {runs[0]['run']}")
+        scores[key] = {run["seed"]: run["score"] for run in runs if math.isfinite(run["score"])}
     rows = []
-    for key, group in groups.items():
-        group.sort(key=lambda run: run["seed"])
-        mine, theirs = scores[key], scores.get((group[0]["baseline"], *key[1:]), {})
-        ended = [f"{run['ended_at']:.0f}" for run in group if math.isfinite(run["ended_at"])]
-        low, high = t_interval([*mine.values()])
-        row = group[0] | {
-            name: _mean(run[name] for run in group if run["seed"] in mine)
+    for (group, setting, own), runs in settings.items():
+        mine, baseline = scores[group, setting, own], (group, runs[0]["baseline"], own)
+        row = runs[0] | {
+            name: _mean(run[name] for run in runs if run["seed"] in mine)
             for name in (*MEASURED, "floor_n")
         }
-        row |= {"low": low, "high": high, "seeds": len(mine)}
-        row |= {"diverged": sum(run["status"] == "diverged" for run in group)}
-        row |= {"seed": ", ".join(str(run["seed"]) for run in group), "ended_at": ", ".join(ended)}
-        row |= {"run": ", ".join(Path(run["run"]).name for run in group), "pairs": 0}
+        low, high = t_interval([*mine.values()])
+        row |= {"low": low, "high": high, "seeds": len(mine), "pairs": 0, "partial": False}
+        row |= {"diverged": sum(run["status"] == "diverged" for run in runs)}
+        ended = [f"{run['ended_at']:.0f}" for run in runs if math.isfinite(run["ended_at"])]
+        row |= {"seed": ", ".join(str(run["seed"]) for run in runs), "ended_at": ", ".join(ended)}
+        row |= {"run": ", ".join(Path(run["run"]).name for run in runs)}
+        row |= {"notes": joined(sentence for run in runs for sentence in parted(run["notes"]))}
+        row |= {"meaningless": any(run["meaningless"] for run in runs)}
+        theirs = scores.get(baseline, {})
         if common := sorted(mine.keys() & theirs.keys()):
             test = paired([mine[s] for s in common], [theirs[s] for s in common])
             row |= dict(zip(COMPARED, [*test[:3], test.n, test.p], strict=False))
+            row["partial"] = len(common) < max(len(mine), len(theirs))
+            if row["meaningless"] or any(run["meaningless"] for run in settings[baseline]):
+                row["p"] = math.nan
         rows.append(row)
-    tested = [row["p"] if row["pairs"] >= SIX else math.nan for row in rows]
-    for row, p in zip(rows, holm(tested), strict=True):
-        row["p_holm"] = p
+    for group in {row["group"] for row in rows}:
+        own = [row for row in rows if row["group"] == group]
+        tested = [row.get("p", math.nan) if row["pairs"] >= SIX else math.nan for row in own]
+        for row, p in zip(own, holm(tested), strict=True):
+            row["p_holm"] = p
     return ranked(rows, MEANS)
 
 
+def joined(sentences: Iterable[str]) -> str:
+    """Returns sentences as one text, each once."""
+    return "; ".join(dict.fromkeys(sentences))
+
+
+def parted(text: str) -> list[str]:
+    """Returns the sentences of `joined`; they hold no semicolon."""
+    return text.split("; ") if text else []
+
+
+def lowest(means: pd.DataFrame) -> list[int]:
+    """Returns the rows of the lowest mean score and of those whose interval overlaps its interval.
+
+    A score that is meaningless is not among them, nor is the only one that there is.
+    """
+    sound = means[means.score.notna() & (means.meaningless != 1)]
+    if len(sound) < 2:
+        return []
+    high = sound.high.fillna(sound.score)[sound.score.idxmin()]
+    return sound.index[sound.low.fillna(sound.score) <= high].tolist()
+
+
 def reach(means: pd.DataFrame) -> str:
-    """Returns which test gave p, over how many tests, and which seeds are too few for 5 %."""
-    pairs = sorted({int(n) for n in means.pairs if n})
-    tests, most, few = int((means.pairs >= SIX).sum()), pairs[-1], [n for n in pairs if n < SIX]
-    flips = f" (beyond {EXACT} seeds random flips)" if most > EXACT else ""
-    told = f"p: exact sign-flip test{flips}"
+    """Returns which test gave p, over how many tests, and which seeds are too few for 5 %.
+
+    Empty where no row has a p-value.
+    """
+    pairs = sorted({int(n) for n in means.pairs[means.p.notna()]})
+    if not pairs:
+        return ""
+    tests, most, few = int(means.p_holm.notna().sum()), pairs[-1], [n for n in pairs if n < SIX]
+    flips = f", of {DRAWS:,} random flips beyond {EXACT} pairs" if most > EXACT else ""
+    told = f"p: {'exact ' * (pairs[0] <= EXACT)}sign-flip test{flips}"
     if tests:
         least_seeds = f" of at least {SIX} seeds" if few else ""
         told += f", Holm over {tests} comparison{'s'[: tests > 1]}{least_seeds}"

@@ -1,20 +1,54 @@
-"""The table of all finished runs: CSV, Markdown, LaTeX (booktabs) and the terminal."""
+"""The tables of all finished runs: CSV, Markdown, LaTeX (booktabs) and the terminal.
 
-__all__ = "caption cells console_table latex markdown over_seeds table write_tables".split()
+Runs of other data, another score or protocol, and of a smoke have a table of their own.
+"""
+
+__all__ = [
+    "below",
+    "caption",
+    "cells",
+    "console_table",
+    "latex",
+    "markdown",
+    "over_seeds",
+    "parts",
+    "table",
+    "write_tables",
+]
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text as Line
 
-from analysis.layout import decimals, interval, latex_cell, p_value, write_texts
-from analysis.runs import Finished, read
+from analysis.layout import (
+    Text,
+    decimals,
+    difference,
+    footnotes,
+    interval,
+    p_value,
+    write_texts,
+)
+from analysis.runs import Finished, groups, read
 from analysis.settings import DISPLAY_NAMES, settings
-from analysis.statistics import MEASURED, PROTOCOL, SETTING, over_seeds, ranked, reach
+from analysis.statistics import (
+    MEASURED,
+    PROTOCOL,
+    SETTING,
+    joined,
+    lowest,
+    over_seeds,
+    ranked,
+    reach,
+)
+from dtr_lightning.notes import MEANINGLESS, notes_of
 from dtr_lightning.run import Run
 
 COLUMNS = [*SETTING, "seed", *MEASURED, *PROTOCOL, "status", "ended_at", "pruned_score", "run"]
@@ -29,37 +63,36 @@ FORMATS: dict[str, Format] = {
     "seconds": "{:.0f}".format,
 }
 NUMBERS = ["alpha", "beta", "Δ", "p", *MEASURED]
-NARROWED = [
-    "overlap",
-    "seconds",
-    "floor",
-    "copies",
-    "loss",
-    "accuracy",
-]  # what a narrow table drops, in turn
+# what a narrow table drops, in turn
+NARROWED = ["overlap", "seconds", "floor", "copies", "loss", "accuracy"]
+BETTER = {"accuracy": "idxmax", "loss": "idxmin"}  # the best of the other columns
 
 
 def table(runs: Iterable[Run]) -> pd.DataFrame:
     """Returns a row per run: the best score first, then diverged runs (score nan), then pruned.
 
-    accuracy, copies and overlap (channels that two tasks both read) are shares in 0..1, seconds the
-    whole run's; `other` tells runs apart that differ in more than router, loss weight and seed;
+    accuracy, copies and overlap (channels that two tasks both read) are shares in 0..1, seconds those of the
+    whole run; `other` tells runs apart that differ in more than router, loss weight and seed;
     `setting` is equal for runs that differ in their seed alone, `baseline` the setting that differs
-    from it in having no routing. `ended_at` is the step where a run diverged or was pruned.
-    Unfinished and damaged runs have no row.
+    from it in having no routing. `group` is that of runs that may be compared; its rows follow each
+    other. `notes` are the sentences of `notes_of`, `meaningless` where one of them forbids to
+    compare scores. `ended_at` is the step where a run diverged or was pruned. Unfinished and
+    damaged runs have no row.
     """
     reading = read(runs, records=False)
-    found = settings([*reading.finished, *reading.pruned])
-    names = {id(setting): setting.runs[0].hash_without("seed") for setting in found}
-    shared = {id(setting): setting.runs[0].hash_without("seed", "router") for setting in found}
-    plain = [s for s in found if s.router == "NoRouting"]
-    baselines = {shared[id(s)]: names[id(s)] for s in plain}
     rows = []
-    for setting in found:
-        name, baseline = names[id(setting)], baselines.get(shared[id(setting)], "")
-        row = {key: getattr(setting, key) for key in SETTING}
-        row |= {"setting": name, "baseline": baseline if setting.router != "NoRouting" else ""}
-        rows += [row | _measured(run) for run in setting.runs]
+    for group in groups([*reading.finished, *reading.pruned]):
+        found = settings(group.runs)
+        names = {id(setting): setting.runs[0].hash_without("seed") for setting in found}
+        shared = {id(setting): setting.runs[0].hash_without("seed", "router") for setting in found}
+        plain = [s for s in found if s.router == "NoRouting"]
+        baselines = {shared[id(s)]: names[id(s)] for s in plain}
+        for setting in found:
+            name, baseline = names[id(setting)], baselines.get(shared[id(setting)], "")
+            row = {key: getattr(setting, key) for key in SETTING}
+            row |= {"data": group.data, "group": group.label, "setting": name}
+            row["baseline"] = baseline if setting.router != "NoRouting" else ""
+            rows += [row | _measured(run) for run in setting.runs]
     return ranked(rows, COLUMNS)
 
 
@@ -68,12 +101,22 @@ def _measured(run: Run) -> dict[str, Any]:
     if isinstance(run, Finished):
         row |= {name: run.number(name) for name in [*MEASURED, "floor_n"]}
         row |= {"score_name": run.protocol[0], "n": run.protocol[1]}
+        notes = notes_of(run.results | {"smoke": run.smoke})
+        row |= {"notes": joined(notes.values()), "meaningless": not MEANINGLESS.isdisjoint(notes)}
         status = "done" if math.isfinite(run.score) else "diverged"
         return row | {"status": status, "ended_at": run.number("diverged_at")}
     ended = {name: run.meta.get(f"pruned_{name}") for name in ("at", "score")}
     at, score = (math.nan if value is None else float(value) for value in ended.values())
-    row |= {"score_name": "", "n": 0, "status": "pruned"}
+    row |= {"score_name": "", "n": 0, "status": "pruned", "notes": "", "meaningless": False}
     return row | {"ended_at": at, "pruned_score": score}
+
+
+def parts(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yields the label of each group and its table over seeds; one group alone needs no label."""
+    means = over_seeds(frame)
+    several = means.group.nunique() > 1
+    for label, part in means.groupby("group", sort=False):
+        yield label if several else "", part.reset_index(drop=True)
 
 
 def _score(row: Any, digits: int) -> str:
@@ -104,12 +147,17 @@ def _numbers(means: pd.DataFrame, name: str, form: Format) -> dict[str, list[str
     return {name: cells} if set(cells) != {"-"} else {}
 
 
-def cells(means: pd.DataFrame, run: bool) -> tuple[list[str], list[list[str]]]:
-    """Returns heading and cells as a reader sees them; columns that say nothing are dropped."""
+def cells(means: pd.DataFrame) -> dict[str, list[str]]:
+    """Returns {heading: cells} as a reader sees them, of a group; what says nothing is left out.
+
+    A floor that all rows share is told by the caption.
+    """
     rows, digits = list(means.itertuples()), decimals(means.score)
-    floor = f"{{:.{max(digits, decimals(means.floor, 0.1))}f}}".format
-    forms = FORMATS | {"floor": floor}
-    texts = {"router": [DISPLAY_NAMES.get(name, name) for name in means.router]}
+    marks, _ = footnotes(_notes(means))
+    names = [DISPLAY_NAMES.get(name, name) for name in means.router]
+    told = zip(names, marks, strict=True)
+    texts = {"router": [f"{name} {mark}".strip() for name, mark in told]}
+    forms = FORMATS | {"floor": f"{{:.{_floor_digits(means)}f}}".format}
     for name in ("alpha", "beta"):
         texts |= _numbers(means, name, forms[name])
     if means.loss_weight.nunique() > 1:
@@ -122,27 +170,35 @@ def cells(means: pd.DataFrame, run: bool) -> tuple[list[str], list[list[str]]]:
         ]
     texts["score"] = [_score(row, digits) for row in rows]
     if (means.pairs > 1).any():
-        ends = zip(means.difference, means.difference_high, strict=True)
-        texts["Δ"] = [interval(mean, high, digits, "+") for mean, high in ends]
-        texts["p"] = [*map(p_value, means.p_holm)]
+        texts["Δ"] = [difference(row, digits) for row in rows]
+        if means.p_holm.notna().any():
+            texts["p"] = [*map(p_value, means.p_holm)]
     for name in MEASURED[1:]:
-        texts |= _numbers(means, name, forms[name])
-    scored = means[means.status != "pruned"]
-    if scored.score_name.nunique() > 1 or scored.n.nunique() > 1:
-        texts["score of"] = [_protocol(row.score_name, row.n) for row in rows]
-    if run:
-        texts["run"] = [*means.run]
-    return list(texts), [list(cells) for cells in zip(*texts.values(), strict=True)]
+        if name != "floor" or means.floor.nunique() > 1:
+            texts |= _numbers(means, name, forms[name])
+    return texts
+
+
+def _notes(means: pd.DataFrame) -> pd.Series:
+    return means.notes.where(means.status != "pruned")
+
+
+def _floor_digits(means: pd.DataFrame) -> int:
+    return max(decimals(means.score), decimals(means.floor, 0.1))
 
 
 def caption(means: pd.DataFrame) -> str:
-    """Returns one line on what the numbers are."""
+    """Returns one line on what the numbers of a group are."""
     scored = means[means.status != "pruned"]
-    names = sorted({_protocol(s, n) for s, n in zip(scored.score_name, scored.n, strict=True)})
-    told = [f"score: {' and '.join(names)}, lower is better"] if names else []
+    told = [name for name in means.data.iloc[:1] if name]
+    names = dict.fromkeys(map(_protocol, scored.score_name, scored.n))
+    told += [f"score: {' and '.join(names)}, lower is better"] if names else []
     if scored.floor.notna().any():
         counts = sorted({int(n) for n in scored.floor_n.dropna()})
-        told.append(f"floor: real images{f' (N = {counts[0]:,})' if len(counts) == 1 else ''}")
+        floor = f" {scored.floor.max():.{_floor_digits(means)}f}" * (scored.floor.nunique() == 1)
+        told.append(
+            f"floor{floor}: real images{f' (N = {counts[0]:,})' if len(counts) == 1 else ''}"
+        )
     if scored.overlap.notna().any():
         told.append("overlap: channels that two tasks share on average, of all channels")
     common = f"seeds {_span(means.seed.iloc[0])}" if means.seed.nunique() == 1 else "seeds"
@@ -155,44 +211,65 @@ def caption(means: pd.DataFrame) -> str:
         told.append(common.replace("seeds", "seed") if one else common)
     if (means.pairs > 1).any():
         told.append("Δ: mean paired difference to no routing, likewise")
-        told.append(reach(means))
+        told += filter(None, [reach(means)])
     return "; ".join(told)
 
 
+def below(means: pd.DataFrame) -> list[str]:
+    """Returns the lines below a group's table: what its numbers are, and what to know of them."""
+    return [caption(means), *footnotes(_notes(means))[1]]
+
+
+def _text(means: pd.DataFrame) -> Text:
+    columns, best = cells(means), {"score": lowest(means)}
+    sound = means[means.score.notna() & (means.meaningless != 1)]
+    for name, how in BETTER.items():
+        if name in columns and len(sound) > 1 and sound[name].notna().any():
+            top = columns[name][getattr(sound[name], how)()]
+            tied = [i for i in sound.index if columns[name][i] == top]
+            best[name] = tied if len(tied) < len(sound) else []
+    words = [name for name in columns if name not in NUMBERS]
+    columns["run"] = [*means.run]
+    told, *notes = below(means)
+    return Text(columns, [*words, "run"], told, notes, unprinted=["seconds", "run"], best=best)
+
+
 def markdown(frame: pd.DataFrame) -> str:
-    """Returns the table over seeds as GitHub Markdown, its columns aligned to read as text too."""
-    means = over_seeds(frame)
-    head, rows = cells(means, run=True)
-    texts = [head, *[[cell.replace("|", r"\|") for cell in row] for row in rows]]
-    widths = [max(3, *map(len, column)) for column in zip(*texts, strict=True)]
-    rule = ["-" * width for width in widths]
-    padded = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in texts]
-    lines = ["| " + " | ".join(row) + " |" for row in [padded[0], rule, *padded[1:]]]
-    return "\n".join([*lines, "", caption(means), ""])
+    """Returns the tables over seeds as GitHub Markdown, aligned to read as text too."""
+    texts = []
+    for label, means in parts(frame):
+        texts += [f"## {label}\n"] if label else []
+        texts.append(_text(means).markdown())
+    return "\n".join(texts)
 
 
 def latex(frame: pd.DataFrame) -> str:
-    r"""Returns the table over seeds for \usepackage{booktabs}; run names are left to the CSV."""
-    means = over_seeds(frame)
-    head, rows = cells(means, run=False)
-    greek = {"alpha": r"$\alpha$", "beta": r"$\beta$"}
-    titles = [greek.get(name, latex_cell(name)) for name in head]
-    texts = [[*map(latex_cell, row)] for row in rows]
-    lines = [" & ".join(row) + r" \\" for row in [titles, *texts]]
-    align = "".join("r" if name in NUMBERS else "l" for name in head)
-    start = ["% " + caption(means), rf"\begin{{tabular}}{{{align}}}", r"\toprule", lines[0]]
-    return "\n".join([*start, r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", ""])
+    r"""Returns the tables over seeds for \usepackage{booktabs}; run names are left to the CSV.
+
+    Bold are the lowest score, those whose interval overlaps its, and the best of other columns.
+    """
+    texts = []
+    for _, means in parts(frame):
+        text = _text(means)
+        several = (means.seeds > 1).any()
+        bold = "; bold: the best" + (", and scores whose interval overlaps its" if several else "")
+        shown = text.caption + (bold if text.best["score"] else "")
+        texts.append(text._replace(caption=f"{shown[0].upper()}{shown[1:]}.").latex())
+    return "\n".join(texts)
 
 
-def console_table(frame: pd.DataFrame) -> Table:
-    """Returns the table over seeds for a terminal of 80 columns; the best row is bold."""
-    means = over_seeds(frame)
-    head, rows = cells(means, run=False)
-    told, columns = caption(means), dict(zip(head, zip(*rows, strict=True), strict=True))
+def console_table(frame: pd.DataFrame) -> RenderableType:
+    """Returns the tables over seeds for a terminal of 80 columns; as in LaTeX, the best is bold."""
+    shown: list[RenderableType] = []
+    for label, means in parts(frame):
+        shown += [Line(f"\n{label}", style="bold")] if label else []
+        shown += [_console(means), *(Line(line, style="italic") for line in below(means))]
+    return Group(*shown)
+
+
+def _console(means: pd.DataFrame) -> Table:
+    columns = cells(means)
     columns.pop("seconds", None)
-    if len(floors := {*columns.get("floor", ())} - {"-"}) == 1:
-        told = told.replace("floor: ", f"floor {floors.pop()}: ")
-        del columns["floor"]
     # what tells the rows apart may take several lines, numbers stay whole
     most = {"other": 16, "seeds": 7}
 
@@ -207,18 +284,20 @@ def console_table(frame: pd.DataFrame) -> Table:
         if wide():
             columns.pop(name, None)
     if wide():
-        columns["score"] = [re.sub(r" (?=at |\()", "\n", cell) for cell in columns["score"]]
+        for name in {"score", "Δ"} & columns.keys():
+            columns[name] = [re.sub(r" (?=at |\()", "\n", cell) for cell in columns[name]]
     if wide():
         most["other"] = 12
-    result = Table(caption=told, caption_justify="left", box=None, header_style="bold")
+    result = Table(box=None, header_style="bold")
     result.collapse_padding = wide()
     for name in columns:
         options: dict[str, Any] = {"overflow": "fold", "min_width": width(name)}
         if name in (*NUMBERS, "router", "seed"):
             options = {"no_wrap": True}
         result.add_column(name, justify="right" if name in NUMBERS else "left", **options)
+    best = lowest(means)
     for i, row in enumerate(zip(*columns.values(), strict=True)):
-        result.add_row(*row, style="bold" if i == 0 and means.score.notna().any() else None)
+        result.add_row(*map(Line, row), style="bold" if i in best else None)
     return result
 
 

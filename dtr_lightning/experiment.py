@@ -257,6 +257,35 @@ class Experiment:
         inputs = (x, t, self.module.condition(t, t))
         return count_macs(on_meta(self.network), *(each.to("meta") for each in inputs))
 
+    def facts(self, step: int | None = None) -> dict[str, Any]:
+        """Returns what `notes_of` judges a network of this step by, but for its scores."""
+        module, steps = self.config["module"], self.config["trainer"]["max_steps"]
+        decay = 0.0 if module["ema_warmup"] else module["ema_decay"]
+        facts = {"initial_share": decay ** (steps if step is None else step)}
+        if not self.protocol.n:
+            return facts
+        counts = self.data.class_counts()
+        shares = [count / sum(counts) for count in counts]
+        even = 1 / len(shares)
+        drawn = shares if self.describe()["labels"] == "proportional" else [even] * len(shares)
+        return facts | {
+            "num_classes": len(counts),
+            "class_images": [min(counts), max(counts)],
+            "imbalance": sum(abs(share - even) for share in shares) / 2,
+            "chance": sum(share**2 for share in drawn),
+        }
+
+    def scoring(self) -> dict[str, Any]:
+        """Returns how many images the score compares, and in which features; nothing without one.
+
+        It is known before the first sample is drawn.
+        """
+        if not (n := self.protocol.n):
+            return {}
+        sizes = [len(self.data.split(name)) for name in ("train", "held_out")]
+        reference_n, floor_n = (min(size, self.protocol.reference or size) for size in sizes)
+        return {"n": n, "reference_n": reference_n, "floor_n": floor_n, **self.features.describe()}
+
     def describe(self) -> Mapping[str, Any]:
         """Returns the protocol that the score is stored with."""
         return protocol(self.config) | {

@@ -26,7 +26,7 @@ from dtr_lightning.errors import Diverged, Stopped
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.experts import train_experts
 from dtr_lightning.hparams import TensorBoard, log_end, log_start
-from dtr_lightning.notes import of_run
+from dtr_lightning.notes import notes_of
 from dtr_lightning.pictures import by_class, image_grid, log_masks, save_samples
 from dtr_lightning.progress import Progress, Reporter
 from dtr_lightning.provenance import provenance
@@ -69,7 +69,8 @@ def run(
         if leader:
             contents = contents or contents_of(config, experiment.data)
             directory.prepare(config, contents, experiment.data.describe())
-            for note in of_run(experiment):
+            known = experiment.scoring() | experiment.facts()
+            for note in notes_of(known | {"smoke": directory.meta.get("smoke")}).values():
                 logging.getLogger(__name__).warning("note: %s", note)
         if (results := directory.finished(config, contents)) is not None:
             return results
@@ -236,17 +237,19 @@ def _results(
     meta = directory.meta
     timed, train_seconds = meta.get("timed_steps"), meta.get("train_seconds")
     results = {
+        **experiment.scoring(),
         **scores,
+        **experiment.facts(),
+        "smoke": bool(meta.get("smoke")),
         "seed": experiment.config["seed"],
         "parameters": experiment.parameters(),
         "macs": experiment.macs(),
         "overlap": experiment.overlap(),
         "seconds": meta.get("seconds", 0.0) + seconds,
         "steps_per_second": timed / train_seconds if timed else None,
-        "notes": of_run(experiment),
         **({"protocol": experiment.describe()} if experiment.protocol.n else {}),
     }
-    return finite(results)
+    return finite(results | {"notes": [*notes_of(results).values()]})
 
 
 def _tensorboard(directory: Run, start: int) -> TensorBoard:

@@ -1,51 +1,111 @@
-"""What a person must know before reading numbers, a line each."""
+"""When the numbers of a run are unreliable, and why: judged by what results.json stores.
 
-__all__ = ["of_distance", "of_labels", "of_run"]
+Whoever prints a number prints these notes with it; this is the only place that makes them.
+"""
 
-from dtr_lightning.experiment import Experiment
+__all__ = ["MEANINGLESS", "notes_of", "print_notes"]
+
+import sys
+from collections.abc import Mapping
+from typing import Any
 
 FEW = 100  # held-out images; copies are told by the nearest 1 % of them
-UNEVEN = 2  # times as many images in the largest class as in the smallest
+COPIES = 0.05  # share of samples that copy training images
 INITIAL = 0.1  # share of the initial weights in the average
+IMBALANCE = 0.05  # share of the samples that balanced labels take from one class for another
+FAR = 20  # times the floor
+# Scores under these conditions are no measure: none is the best, no difference is significant.
+MEANINGLESS = {"smoke", "random", "chance", "far", "copies"}
 
 
-def of_run(experiment: Experiment) -> list[str]:
-    """Returns the notes on a run's training and score; none if all is usual."""
-    config, n = experiment.config, experiment.protocol.n
-    module, steps = config["module"], config["trainer"]["max_steps"]
-    left, found = module["ema_decay"] ** steps, []
-    if left > INITIAL and not module["ema_warmup"]:
-        found.append(
-            f"after {steps} steps {left:.0%} of the average, which is sampled from, is still the "
-            "initial weights; give --module.ema_warmup true, or a smaller ema_decay"
+def notes_of(results: Mapping[str, Any]) -> dict[str, str]:
+    """Returns {condition: sentence} for all that makes the numbers of results.json unreliable.
+
+    What is absent or null, as in results of older versions, is not judged. Sentences name numbers
+    of the protocol and the data alone, so that runs in one table share them.
+    """
+    facts = {**(results.get("protocol") or {}), **results}
+    facts = {key: value for key, value in facts.items() if value is not None}
+    return {**_of_the_run(facts), **_of_its_images(facts), **_of_its_score(facts)}
+
+
+def print_notes(results: Mapping[str, Any]) -> None:
+    """Prints the notes on results to stderr, a line each."""
+    for sentence in notes_of(results).values():
+        print(f"note: {sentence}", file=sys.stderr)
+
+
+def _of_the_run(facts: Mapping[str, Any]) -> dict[str, str]:
+    notes = {}
+    if facts.get("smoke"):
+        notes["smoke"] = "a smoke run tests the commands: its numbers mean nothing"
+    if facts.get("extractor_random", "untrained" in facts.get("score_name", "")):
+        notes["random"] = (
+            "the features' weights are random: the score tests the commands and is no measure of "
+            "quality"
         )
-    if n:
-        found += of_distance(n, experiment.features.num_features)
-        found += of_labels(experiment)
-        if (held_out := len(experiment.data.split("held_out"))) < FEW:
-            found.append(
-                f"{held_out} held-out images tell little: the held-out loss, the floor and the "
-                "copies are measured on them"
+    if (share := facts.get("initial_share", 0.0)) > INITIAL:
+        notes["initial"] = (
+            f"{share:.0%} of the averaged weights, which draw the samples, are still the initial "
+            "ones: give --module.ema_warmup true or a smaller --module.ema_decay"
+        )
+    return notes
+
+
+def _of_its_images(facts: Mapping[str, Any]) -> dict[str, str]:
+    notes = {}
+    n, features = facts.get("n", 0), facts.get("num_features", 0)
+    for key, count, images, what in (
+        ("few_samples", n, "samples", "distance far too large, compare it at equal n only"),
+        ("few_references", facts.get("reference_n"), "reference images", "distance far too large"),
+        ("few_floor", facts.get("floor_n"), "held-out images", "floor far too high"),
+    ):
+        if count and count <= features:
+            notes[key] = (
+                f"{count:,} {images} are fewer than the {features:,} features need "
+                f"({features + 1:,}): their covariance is singular and the {what}"
             )
-    return found
+    if n and facts.get("floor_n", FEW) < FEW:
+        notes["few_held_out"] = (
+            f"{facts['floor_n']} held-out images tell little: the held-out loss, the floor and the "
+            "copies are measured on them"
+        )
+    least, most = facts.get("class_images", (1, 1))
+    proportional = facts.get("labels") == "proportional"
+    if n and not proportional and facts.get("imbalance", 0.0) > IMBALANCE:
+        notes["unbalanced"] = (
+            f"the samples' labels are balanced, the training images are not ({least:,} to {most:,} "
+            "a class): even perfect samples score above the floor, unless --evaluation.labels is "
+            "proportional"
+        )
+    if n and n < (classes := facts.get("num_classes", 0)):
+        notes["few_per_class"] = f"{n:,} samples are fewer than the {classes:,} classes"
+    return notes
 
 
-def of_labels(experiment: Experiment) -> list[str]:
-    """Returns the note on samples of classes that are not alike in number."""
-    counts, labels = experiment.data.class_counts(), experiment.protocol.labels
-    if max(counts) <= UNEVEN * min(counts):
-        return []
-    told = f"classes have {min(counts):,} to {max(counts):,} training images; "
-    if labels == "balanced":
-        return [f"{told}balanced samples differ from them, which the score counts as an error"]
-    return [f"{told}samples are in the same proportions, so rare classes hardly move the score"]
-
-
-def of_distance(n: int, features: int) -> list[str]:
-    """Returns the notes on a Frechet distance of n images in so many features."""
-    if n > features:
-        return []
-    return [
-        f"{n} images are fewer than the {features} features need ({features + 1}): their "
-        "covariance is singular and the distance far too large; compare it at equal n only"
-    ]
+def _of_its_score(facts: Mapping[str, Any]) -> dict[str, str]:
+    notes = {}
+    n, floor_n = facts.get("n", 0), facts.get("floor_n", 0)
+    score, floor = facts.get("score"), facts.get("floor")
+    if score is not None and floor is not None and score < floor:
+        notes["below"] = "the score is below its floor, that of held-out images: " + (
+            f"a floor of {floor_n:,} images is too high for {n:,} samples, as the distance falls "
+            "with N, or the samples copy training images"
+            if floor_n < n
+            else "samples that copy training images have such scores"
+        )
+    if score is not None and floor and score >= FAR * floor:
+        notes["far"] = f"the score is {FAR} times its floor or more: the network has not learned"
+    accuracy, chance = facts.get("accuracy"), facts.get("chance", 1.0)
+    if n and accuracy is not None and chance < 1:
+        # two standard deviations of the share of n samples that are right by chance
+        if accuracy <= chance + 2 * (chance * (1 - chance) / n) ** 0.5:
+            notes["chance"] = (
+                f"the accuracy is at chance ({chance:.1%}): the samples do not show their classes"
+            )
+    if facts.get("copies", 0.0) > COPIES:
+        notes["copies"] = (
+            f"more than {COPIES:.0%} of the samples are near copies of training images, which "
+            "lowers the score"
+        )
+    return notes

@@ -19,6 +19,7 @@ from dtr_lightning.evaluation import Report, silent
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.fit import KEPT_SAMPLES
 from dtr_lightning.naming import evaluation_name
+from dtr_lightning.notes import notes_of
 from dtr_lightning.run import Run, finite
 from dtr_lightning.weights import load_average
 
@@ -127,14 +128,24 @@ class TrainedRun:
         """The name of an evaluation: what identifies its protocol and the step."""
         return evaluation_name(self.experiment.describe(), self.step)
 
+    def facts(self) -> dict[str, Any]:
+        """Returns what `notes_of` judges the network by, but for its scores."""
+        smoke = bool(self.run.meta.get("smoke"))
+        return {**self.experiment.facts(self.step), "smoke": smoke}
+
     def evaluate(self, report: Report = silent) -> dict[str, Any]:
         """Returns the results under the config's protocol, and stores them with the run."""
         if (stored := self.run.evaluation(self.name)) is not None:
             return stored
         n = self.experiment.protocol.n
         scores, *_ = self.experiment.evaluate(self.trainer, self.module, n, KEPT_SAMPLES, report)
-        steps = self.experiment.steps(self.step)
-        results = finite({**scores, **steps, "protocol": self.experiment.describe()})
+        results = {
+            **scores,
+            **self.facts(),
+            **self.experiment.steps(self.step),
+            "protocol": self.experiment.describe(),
+        }
+        results = finite(results | {"notes": [*notes_of(results).values()]})
         self.run.write_evaluation(self.name, results)
         return results
 

@@ -65,9 +65,11 @@ def main(
     log: Path,
     environment: Mapping[str, str],
     threads: int,
+    smoke: bool = False,
 ) -> None:
     """Trains one run: what it prints goes to a log, what it reports to the connection.
 
+    The run of a smoke says so in its meta.json, and with it all that is printed of its numbers.
     Ctrl-C in the terminal reaches this process too; only the command decides what it means.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -81,6 +83,10 @@ def main(
         connection.send(Message("progress", dict(progress)))
 
     try:
+        if smoke:
+            run = Run(path)
+            run.prepare(config)
+            run.update_meta(smoke=True)
         results = train(config, path, report, stop)
     except UserError as error:
         connection.send(Message("failed", str(error)))

@@ -54,7 +54,7 @@ def prepare(
     if recipe.space:
         make_sampler(recipe, 0)
     folder = Folder(out or default_folder(recipe.name, reading))
-    workers = Workers(folder, train)
+    workers = Workers(folder, train, recipe.smoke)
     runs = find_runs([folder.path]) if folder.path.is_dir() else []
     done = sum(run.results_file.exists() for run in runs)
     if warm and done < (recipe.trials or len(recipe.assignments)) * recipe.seeds:

@@ -73,6 +73,7 @@ class Recipe:
     sampler: dict[str, Any] = field(default_factory=dict)
     pruning: dict[str, Any] | None = None
     steps_per_second: float | None = None
+    smoke: bool = False  # its numbers mean nothing, and its runs say so
 
     @property
     def metric(self) -> str:
@@ -178,6 +179,7 @@ def read(
         steps_per_second=fields.positive(
             content.get("steps_per_second"), "steps_per_second", where
         ),
+        smoke=smoke,
     )
 
 

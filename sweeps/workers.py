@@ -72,8 +72,8 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 class Workers:
     """The trials that run now, by their claim; closing it ends those that are left."""
 
-    def __init__(self, folder: Folder, train: Train = train_run) -> None:
-        self.folder, self.train = folder, train
+    def __init__(self, folder: Folder, train: Train = train_run, smoke: bool = False) -> None:
+        self.folder, self.train, self.smoke = folder, train, smoke
         self.context = multiprocessing.get_context("forkserver")
         self.running: dict[Connection, tuple[Claim, int, BaseProcess]] = {}
         self.number, self.threads = 1, 1
@@ -136,7 +136,8 @@ class Workers:
         point = claim.point
         log = self.folder.logs / f"{point.name}.log"
         path = self.folder.run(point).path
-        arguments = (theirs, self.train, point.config, path, log, environment, self.threads)
+        own = (self.threads, self.smoke)
+        arguments = (theirs, self.train, point.config, path, log, environment, *own)
         process = self.context.Process(target=main, args=arguments, name=point.name)
         process.start()
         theirs.close()

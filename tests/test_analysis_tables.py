@@ -3,6 +3,9 @@
 import ast
 import json
 import math
+import re
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from rich.console import Console
 import analysis
 from analysis import ASKED, NAMES, draw_all
 from analysis.__main__ import main
+from analysis.layout import Text
 from analysis.runs import read
 from analysis.statistics import t_interval
 from analysis.tables import console_table, latex, markdown, over_seeds, table, write_tables
@@ -49,7 +53,12 @@ def cells(text, column):
     """Returns the cells of a column of a Markdown table, from the first row on."""
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
     head = [cell.strip() for cell in rows[0]]
-    return [row[head.index(column)].strip() for row in rows[2:]]
+    return [row[head.index(column)].strip() for row in rows[2:]] if column in head else []
+
+
+def spaced(text):
+    """Returns a text without its line breaks."""
+    return " ".join(text.split())
 
 
 def noisy(root, seeds, shifts):
@@ -107,7 +116,7 @@ def test_every_loss_weight_has_its_own_baseline(tmp_path):
 
 
 @pytest.mark.parametrize("seeds, shifts, told, ps", [
-    (3, [-1, -2], "sign-flip test; 3 seeds cannot reach 5 % (least p 0.25)", ["-"] * 3),
+    (3, [-1, -2], "sign-flip test; 3 seeds cannot reach 5 % (least p 0.25)", []),
     (6, [-1], "Holm over 1 comparison; *: below 5 %", ["0.031*", "-"]),
     (6, [-1, -2], "; 6 seeds cannot reach 5 % after Holm (least p 0.062)", ["0.062", "0.062", "-"]),
     (8, [-1, -2], "Holm over 2 comparisons; *: below 5 %", ["0.016*", "0.016*", "-"]),
@@ -117,7 +126,7 @@ def test_the_table_says_what_its_test_can_reach(seeds, shifts, told, ps, tmp_pat
     text = markdown(frame)
     assert told in text and cells(text, "p") == ps
     assert told in " ".join(text_of(frame).split()) and told in latex(frame).replace(r"\%", "%")
-    assert ("*" in "".join(cells(text, "p"))) == ("below" in text)
+    assert ("*" in "".join(cells(text, "p"))) == ("*: below 5 %" in text)
 
 
 def test_holm_counts_only_what_can_be_tested(tmp_path):
@@ -166,12 +175,13 @@ def test_the_table_tells_how_many_channels_two_tasks_share(tmp_path):
 def test_the_floor_is_as_precise_as_the_score(score, floor, shown, tmp_path):
     run = make_run(tmp_path / "one", score=score)
     run.write_results(run.results | {"floor": floor})
-    assert cells(markdown(table(find_runs([tmp_path]))), "floor") == [shown]
+    text = markdown(table(find_runs([tmp_path])))
+    assert f"floor {shown}: real images" in text and not cells(text, "floor")
 
 
 def test_one_seed_has_neither_difference_nor_p(four):
     frame = table(find_runs([four]))
-    head = markdown(frame).splitlines()[0]
+    head = markdown(frame).splitlines()[2]
     assert "Δ" not in head and "| p " not in head and "±" not in markdown(frame)
     assert "seed" not in head and "; seed 0" in markdown(frame)
 
@@ -266,7 +276,7 @@ def test_console_table_fits_eighty_columns(seeds, tmp_path):
         assert "R-TR" in text and "…" not in text and "fd_digits_v1" in text
         head = text.split("no routing")[0].split()
         assert {"router", "alpha", "beta", "score"} < set(head)
-        assert {"Δ", "p"} <= set(head) or seeds == 1
+        assert ("Δ" in head) == (seeds > 1) and ("p" in head) == (seeds == 6)
         assert "400: 3.21" in text or shown is frame
 
 
@@ -282,6 +292,151 @@ def test_console_table_keeps_its_numbers_whole_beside_much_text(tmp_path):
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
+def facts(run, **results):
+    run.write_results(run.results | results)
+    return run
+
+
+def test_pairs_are_shown_where_they_are_not_all_seeds(tmp_path):
+    """Means of 1.30 and 1.69 stand beside a difference of +0.10: it is that of the common seeds."""
+    for seed, score in enumerate((1.0, 1.2, 1.7)):
+        make_run(tmp_path / f"a{seed}", seed=seed, score=score)
+    for seed, score in ((0, 1.1), (1, 1.3), (5, 2.67)):
+        make_run(tmp_path / f"b{seed}", "RTR", {"beta": 0.8}, seed, score)
+    frame = table(find_runs([tmp_path]))
+    assert [cell[:4] for cell in cells(markdown(frame), "score")] == ["1.30", "1.69"]
+    assert cells(markdown(frame), "Δ") == ["-", "+0.10 ± 0.00 (2 pairs)"]
+    assert "(2 pairs)" in text_of(frame) and "(2 pairs)" in latex(frame)
+    make_run(tmp_path / "a5", seed=5, score=2.0)
+    frame = table(find_runs([tmp_path]))
+    assert "(3 pairs)" in cells(markdown(frame), "Δ")[1]  # a seed of the baseline has no partner
+    make_run(tmp_path / "b2", "RTR", {"beta": 0.8}, 2, 1.8)
+    assert "pairs)" not in markdown(table(find_runs([tmp_path])))
+
+
+@pytest.mark.parametrize("who", ["DTR", "NoRouting"])
+@pytest.mark.parametrize("wrong", [
+    {"accuracy": 0.1, "chance": 0.1}, {"floor": 0.1}, {"copies": 0.3}, {"smoke": True},
+    {"extractor_random": True},
+])  # fmt: skip
+def test_scores_that_mean_nothing_have_no_p_and_are_never_the_best(who, wrong, tmp_path):
+    noisy(tmp_path, 6, [-1])
+    for run in find_runs([tmp_path]):
+        name = run.config["router"]["class_path"]
+        facts(run, **({"floor": 1.0} | (wrong if name.endswith(who) else {})))
+    frame = table(find_runs([tmp_path]))
+    assert over_seeds(frame)[["p", "p_holm"]].isna().all(axis=None)
+    text, tex = markdown(frame), latex(frame)
+    assert not cells(text, "p") and "sign-flip" not in text and r"\textbf" not in tex
+    if "smoke" not in wrong:
+        assert len(cells(text, "Δ")) == 2 and text.count("(1 of 2 rows)") == 1
+
+
+def test_every_sentence_stands_once_below_the_table_and_its_rows_are_marked(tmp_path):
+    noisy(tmp_path, 2, [-1, 70])
+    for run in find_runs([tmp_path]):
+        facts(run, floor=3.0, n=48, num_features=48, floor_n=360)
+    frame = table(find_runs([tmp_path]))
+    for text in map(spaced, (markdown(frame), text_of(frame), latex(frame))):
+        assert text.count("All rows: 48 samples are fewer than the 48 features need") == 1
+        assert text.count("The score is 20 times its floor or more") == 1
+        assert text.count("(1 of 3 rows)") == 1
+    assert cells(markdown(frame), "router") == ["DTR", "no routing", "DTR ¹"]
+    assert "DTR $^1$ & 2" in latex(frame)
+    assert frame.meaningless.sum() == 2 and frame.notes.str.startswith("48 samples").all()
+
+
+def test_smoke_other_data_and_other_scores_have_tables_of_their_own(tmp_path):
+    evaluation = {"n": 1797, "every_n": 512, "seed": 0}
+    make_sweep(tmp_path / "real", seeds=(0, 1))
+    five = {"class_path": "DDIM", "init_args": {"steps": 5}}
+    make_run(tmp_path / "smoke", steps=30, sampler=five, score=1.0).update_meta(smoke=True)
+    for name in ("cats", "dogs"):
+        images = {"class_path": "ImageFolder", "init_args": {"root": f"/there/{name}", "size": 8}}
+        make_run(tmp_path / name, data=images)
+    make_run(tmp_path / "guided", evaluation=evaluation | {"guidance": 4.0})
+    facts(make_run(tmp_path / "fewer", evaluation=evaluation | {"n": 99}), n=99)
+    prune(make_run(tmp_path / "cut", "DTR", {"alpha": 9.0, "beta": 0.8}, score=1.0), 400, 3.2)
+    frame = table(find_runs([tmp_path]))
+    labels = frame.group.value_counts(sort=False)
+    assert labels.tolist() == [9, 1, 1, 1, 1, 1]  # the pruned run belongs to the first
+    assert labels.index[0] == "fd_digits_v1, N = 1,797"
+    assert labels.index[-1] == "fd_digits_v1, N = 1,797, smoke"
+    assert set(labels.index[1:-1]) == {
+        "ImageFolder cats, fd_digits_v1, N = 1,797",
+        "ImageFolder dogs, fd_digits_v1, N = 1,797",
+        "fd_digits_v1, N = 1,797, guidance=4.0",
+        "fd_digits_v1, N = 99",
+    }
+    for text in (markdown(frame), text_of(frame)):
+        assert all(label in spaced(text) for label in labels.index)
+        assert spaced(text).count("its numbers mean nothing") == 1
+    assert markdown(frame).count("| router") == latex(frame).count(r"\begin{table}") == 6
+    assert not frame.other.any()  # what all rows of a table share is in none of its columns
+
+
+def test_figures_are_of_runs_that_may_be_compared(tmp_path):
+    make_sweep(tmp_path / "runs")
+    smokes = []
+    for i, (router, args) in enumerate(FOUR):
+        run = make_run(tmp_path / "runs" / f"smoke{i}", router, args, steps=30, score=900.0)
+        run.update_meta(smoke=True)
+        smokes.append(run.path)
+    _, left_out = draw_all([tmp_path / "runs"], tmp_path / "out", only=["ablation"])
+    assert pd.read_csv(tmp_path / "out" / "ablation.csv").score.max() < 100
+    assert "fd_digits_v1, N = 1,797, smoke: smoke0 and 3 more" in dict(left_out)["runs"]
+    draw_all(smokes, tmp_path / "smoke", only=["ablation"])
+    assert pd.read_csv(tmp_path / "smoke" / "ablation.csv").score.max() == 900
+
+
+def test_latex_is_a_table_of_a_paper(tmp_path):
+    noisy(tmp_path, 6, [-0.5, 0.0, 2.0])
+    for run in find_runs([tmp_path]):
+        far = run.config["router"]["init_args"].get("alpha") == 3
+        loss = 0.1 + run.results["score"] / 100
+        facts(run, floor=0.42, accuracy=0.9 if far else 0.95, loss=loss)
+    tex = latex(table(find_runs([tmp_path])))
+    head, *rows = [line.split(" & ") for line in tex.splitlines() if line.endswith(r"\\")]
+    assert head[:6] == ["router", r"$\alpha$", r"$\beta$", "score", r"$\Delta$", "p"]
+    assert not {"floor", "seconds", "run", "seeds"} & set(head)
+
+    def bold(name):
+        return [row[head.index(name)].startswith(r"\textbf{") for row in rows]
+
+    assert bold("score") == [True, True, True, False]  # intervals that overlap that of the lowest
+    assert bold("accuracy") == [True, True, True, False]  # the higher is the better
+    assert bold(r"loss \\") == [True, False, False, False]
+    assert not any(bold("p") + bold(r"$\Delta$") + bold("copies"))
+    told = tex.split(r"\caption{")[1].split("\n")[0]
+    assert r"fd\_digits\_v1, N = 1,797" in told and "exact sign-flip test, Holm over 3" in told
+    assert "floor 0.42" in told and "seeds 0-5 (n = 6)" in told
+    assert tex.isascii() and r"\toprule" in tex and tex.count(r"\begin") == tex.count(r"\end")
+
+
+ODD = r"[x] *y a&b%c$d#e_f{g}h~i^j\k <b>| 猫 été Łß -5 --x \input{x} ü".split()
+
+
+def test_no_text_breaks_a_table():
+    text = Text({"row": ODD, "$_^": ODD}, ["row"], "".join(ODD), ODD, best={"$_^": [0, 1]})
+    assert text.latex().isascii() and r"{[}x]" in text.latex() and r"\'{e}t\'{e}" in text.latex()
+    rows = [line for line in text.markdown().splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}
+    broken = Text({"a\nb": ["c\nd"]}, ["a\nb"], "C")
+    assert "| c d |" in broken.markdown() and "a b" in broken.latex()
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdfLaTeX here")
+def test_pdflatex_reads_the_tables(tmp_path):
+    make_sweep(tmp_path / "runs", seeds=(0, 1))
+    odd = Text({"row": ODD, "$_^": ODD}, ["row"], "".join(ODD), ODD, best={"$_^": [0, 1]}).latex()
+    start = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+    body = [start, latex(table(find_runs([tmp_path]))), odd, r"\end{document}"]
+    (tmp_path / "t.tex").write_text("\n".join(body), "ascii")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
 def test_a_run_in_a_run_is_a_part_of_it_unless_it_is_named(alone):
     inner = make_run(alone.path / "experts" / "0-500")
     assert [run.path for run in find_runs([alone.path.parent])] == [alone.path]
@@ -293,7 +448,7 @@ def test_csvs_hold_the_frame_and_the_table_unrounded(tmp_path):
     frame = noisy(tmp_path / "runs", 3, [-0.5, 0.2])
     names = ["results.csv", "table.csv", "table.md", "table.tex"]
     assert [p.name for p in write_tables(frame, tmp_path)] == names
-    text = dict.fromkeys(["other", "seed", "ended_at", "baseline", "setting"], str)
+    text = dict.fromkeys(["other", "seed", "ended_at", "baseline", "setting", "data", "notes"], str)
     for name, expected in (("results.csv", frame), ("table.csv", over_seeds(frame))):
         kept = {key: kind for key, kind in text.items() if expected[key].dtype != float}
         kept.pop("seed" if name == "results.csv" else "", None)
@@ -366,7 +521,7 @@ def test_a_mistake_is_one_line_and_exit_2(what, alone, tmp_path, capsys):
     assert out == "" and told in err and err.count("\n") == 1
 
 
-LIGHT = ("errors", "masks", "naming", "run", "commands", "tasks")
+LIGHT = ("errors", "masks", "naming", "notes", "run", "commands", "tasks")
 
 
 def test_what_needs_no_network_reads_run_directories_only():

@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "dtr_lightning"
 # From the bottom up: a module imports from layers below its own, or from its own folder.
 LAYERS = [
-    {"errors", "naming", "atomic", "yaml_values"},
+    {"errors", "naming", "atomic", "yaml_values", "notes"},
     {"run", "captions", "macs", "expect"},
     {"recipes", "masks", "diffusion", "provenance", "mistakes", "commands"},
     {"tasks"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"checks", "contents"},
     {"config"},
     {"experiment"},
-    {"progress", "notes"},
+    {"progress"},
     {"experts"},
     {"fit"},
     {"trained"},

@@ -22,7 +22,7 @@ from dtr_lightning.evaluation import sample
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.fit import Stopped, read_checkpoint, run
 from dtr_lightning.masks import dtr, mean_overlap
-from dtr_lightning.notes import of_run
+from dtr_lightning.notes import notes_of, print_notes
 from dtr_lightning.run import OBJECTIVES, Run
 from tests.conftest import ROOT, TINY
 
@@ -172,20 +172,31 @@ def test_images_of_a_folder(tmp_path, classes):
     arrays = np.load(Run(tmp_path / "run").sample_arrays)
     assert arrays["images"].shape == (20, 3, 8, 8)
     assert arrays["classes"].tolist() == (classes if len(classes) > 1 else ["all"])
-    assert any("1 held-out images tell little" in note for note in results["notes"])
+    assert {"random", "few_samples", "few_references", "few_held_out"} <= notes_of(results).keys()
 
 
-def test_what_makes_numbers_say_little_is_noted(tiny, caplog, tmp_path):
-    assert of_run(Experiment(resolve(ROOT / "configs" / "digits.yaml"))) == []
+def test_results_state_what_they_are_judged_by(tiny, caplog, capsys, tmp_path):
+    """What is known before the training is told before it, the rest with the numbers."""
+    shipped = Experiment(resolve(ROOT / "configs" / "digits.yaml"))
+    assert notes_of(shipped.scoring() | shipped.facts() | {"labels": "balanced"}) == {}
     slow = {"module__ema_decay": 0.9999, "module__ema_warmup": False}
     config = tiny(trainer__max_steps=2, evaluation__every=0, **slow)
     results = run(config, tmp_path / "run")
-    average, covariance = results["notes"]
-    assert average.startswith("after 2 steps 100% of the average, which is sampled from, is still")
-    assert covariance.startswith("20 images are fewer than the 48 features need (49)")
-    assert [f"note: {note}" for note in results["notes"]] == caplog.messages
-    warm = tiny(module__ema_decay=0.9999, module__ema_warmup=True, evaluation__n=49)
-    assert of_run(Experiment(warm)) == []
+    early, found = caplog.messages, notes_of(results)
+    assert early == [f"note: {found[name]}" for name in ("initial", "few_samples")]
+    assert found["initial"].startswith("100% of the averaged weights")
+    assert found["few_samples"].startswith("20 samples are fewer than the 48 features need (49)")
+    assert results["notes"] == [*found.values()] and {"far", "chance"} <= found.keys()
+    print_notes(results)
+    assert capsys.readouterr().err == "".join(f"note: {line}\n" for line in results["notes"])
+    stored = {"reference_n": 1437, "floor_n": 360, "num_features": 48, "num_classes": 10}
+    assert {key: results[key] for key in stored} == stored
+    assert results["class_images"] == [139, 146] and results["chance"] == pytest.approx(
+        0.1, abs=1e-3
+    )
+    assert results["imbalance"] < 0.02 and results["extractor_random"] is results["smoke"] is False
+    warm = Experiment(tiny(module__ema_decay=0.9999, module__ema_warmup=True, evaluation__n=49))
+    assert notes_of(warm.scoring() | warm.facts()) == {}
 
 
 def test_routers_are_compared_in_pairs(tiny):

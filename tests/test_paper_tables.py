@@ -234,4 +234,4 @@ def test_numbers_and_marks():
     ]
     text = Text({"a|b": ["x|y"], "run": ["r_1"]}, ["a|b"], "C.", ["N_1."], ["run"])
     assert r"a\|b" in text.markdown() and r"x\|y" in text.markdown()
-    assert "x|y \\\\ % r_1" in text.latex() and r"N\_1." in text.latex()
+    assert "x\\textbar{}y \\\\ % r_1" in text.latex() and r"N\_1." in text.latex()

@@ -4,11 +4,17 @@ import math
 from itertools import permutations, product
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
 from scipy import stats
 
 from analysis import statistics
-from analysis.statistics import EXACT, holm, least_p, paired, sign_flip, t_interval
+from analysis.runs import read
+from analysis.statistics import EXACT, holm, least_p, over_seeds, paired, sign_flip, t_interval
+from analysis.tables import table
+from dtr_lightning.run import find_runs
+from tests.synthetic_runs import make_run
 
 RNG = np.random.default_rng(0)
 
@@ -110,3 +116,72 @@ def test_holm_is_between_p_and_bonferroni_and_monotone():
     corrected = np.array(holm(p))
     assert (corrected >= p).all() and (corrected <= np.minimum(1, 12 * p)).all()
     assert (np.diff(corrected[np.argsort(p)]) >= 0).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("n", [2, 6, EXACT + 2])
+def test_what_is_not_finite_has_no_statistic(bad, n):
+    values = [bad, *RNG.normal(1, 1, n - 1)]
+    assert math.isnan(sign_flip(values)) and all(map(math.isnan, t_interval(values)))
+    for pair in (paired(values, np.zeros(n)), paired(np.zeros(n), values), paired(values, values)):
+        assert all(map(math.isnan, pair[:4])) and pair.n == n
+
+
+@pytest.mark.parametrize(
+    "mine, theirs", [([1.0], [1, 2, 3]), ([1, 2, 3], [1]), ([], [1]), ([1], [])]
+)
+def test_sides_of_unequal_length_are_no_pairs(mine, theirs):
+    with pytest.raises(ValueError, match=f"{len(mine)} scores cannot be paired with {len(theirs)}"):
+        paired(mine, theirs)
+
+
+def test_pairs_are_scipys_paired_t_test():
+    mine, theirs = RNG.normal(1.2, 0.2, (2, 7))
+    test = paired(mine, theirs)
+    expected = stats.ttest_rel(mine, theirs).confidence_interval(0.95)
+    assert (test.low, test.high) == pytest.approx(tuple(expected), rel=1e-10)
+
+
+def test_equal_scores_and_ties_are_no_evidence():
+    for n in (1, 6, EXACT, EXACT + 2):
+        same = paired([1.3] * n, [1.3] * n)
+        assert (same.difference, same.p) == (0, 1)
+    assert sign_flip([0, 0, 0, 0, 0, 1]) == 1
+    assert sign_flip([0, 0, 1, 1, 1, 1]) == 2 / 2**4  # a zero has no sign to flip
+
+
+def test_huge_differences_stay_finite():
+    values = RNG.normal(0.5, 1, 8)
+    assert sign_flip(1e308 * (values / np.abs(values).max())) == sign_flip(values)
+
+
+@pytest.mark.parametrize("p", [1.1, -0.1, math.inf])
+def test_holm_refuses_what_is_no_p_value(p):
+    with pytest.raises(ValueError, match="is no p-value"):
+        holm([0.02, p])
+
+
+def test_a_gain_and_a_loss_of_equal_size_have_the_same_p():
+    """Lower is better: a difference below zero is a gain, and its test is two-sided."""
+    gain, loss = paired([1, 2, 3], [2, 3, 4.5]), paired([2, 3, 4.5], [1, 2, 3])
+    assert gain.difference < 0 < loss.difference and gain.p == loss.p == 0.25
+
+
+def test_a_seed_twice_in_a_setting_is_a_bug(tmp_path):
+    make_run(tmp_path / "a")
+    frame = table(find_runs([tmp_path]))
+    with pytest.raises(ValueError, match="has a seed twice"):
+        over_seeds(pd.concat([frame, frame]))
+
+
+def test_a_seed_that_is_there_twice_counts_once(tmp_path):
+    """A copy of a run, and one whose config leaves the default seed out."""
+    run = make_run(tmp_path / "a", score=5.0)
+    make_run(tmp_path / "b", score=5.0)
+    bare = make_run(tmp_path / "c", score=7.0)
+    config = {key: value for key, value in run.config.items() if key != "seed"}
+    bare.config_file.write_text(yaml.safe_dump(config))
+    reading = read(find_runs([tmp_path]))
+    assert reading.skipped == ["skipped: 2 copies of runs that are there already"]
+    means = over_seeds(table(find_runs([tmp_path])))
+    assert (means.seeds.item(), means.score.item()) == (1, 5.0)

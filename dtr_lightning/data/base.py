@@ -156,6 +156,7 @@ class Data(LightningDataModule, ABC):
         if workers < 0:
             raise UserError(f"{workers} data workers are not valid; give 0 or more")
         self.batch_size, self.flip, self.workers = batch_size, flip, workers
+        self._class_counts: list[int] | None = None
 
     @property
     def name(self) -> str:

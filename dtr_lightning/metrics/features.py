@@ -19,12 +19,14 @@ class Features(nn.Module, ABC):
     """A frozen feature extractor; a subclass is a choice of `--features` by its name.
 
     A constructor sets `name` (the score's name) and `num_features` and ends with `freeze()`. A row
-    of metrics also states `which_weights` (a hash of their file, say) and `resize`.
+    of metrics also states `which_weights` (a hash of their file, say) and `resize`. Features whose
+    weights are `random` make no measure of quality: whoever prints their score says so.
     """
 
     name: str
     num_features: int
     which_weights: str = "its own"
+    random: bool = False
     resize: str = "none"
 
     @property
@@ -37,6 +39,7 @@ class Features(nn.Module, ABC):
         return {
             "extractor": self.extractor,
             "extractor_weights": self.which_weights,
+            "extractor_random": self.random,
             "extractor_resize": self.resize,
             "num_features": self.num_features,
         }

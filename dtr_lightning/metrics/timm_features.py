@@ -46,6 +46,7 @@ class TimmFeatures(Features):
         self.net = self._create(pretrained)
         if weights:
             self._load(weights)
+        self.random = not (weights or pretrained)
         self.name, self.which_weights = self._names(weights, pretrained)
         config = timm.data.resolve_model_data_config(self.net)
         self.input_size = tuple(config["input_size"][1:])
