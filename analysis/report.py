@@ -17,7 +17,7 @@ from PIL import Image
 
 from analysis.doubts import called, doubts
 from analysis.layout import decimals, interval, p_value
-from analysis.runs import Finished, Reading
+from analysis.runs import Finished, Reading, relative_paths
 from analysis.statistics import lowest, over_seeds, parted
 from analysis.tables import below, cells, parts, table
 from dtr_lightning.errors import UserError
@@ -174,18 +174,19 @@ def _protocol(run: Finished) -> list[tuple[str, str]]:
 
 
 def _in_order(runs: Sequence[Any], frame: pd.DataFrame) -> tuple[list[Any], list[Any]]:
-    by_path = {str(run.path): run for run in runs}
+    places = relative_paths(runs)
+    by_path = {places[run.path]: run for run in runs}
     rows = [row for row in frame.itertuples() if row.run in by_path]
     return [by_path[row.run] for row in rows], rows
 
 
 def _told(run: Any, row: Any) -> dict[str, str]:
     """Returns what a row says of one run, with the command that computes it again."""
-    meta = run.meta
-    again = ["python", "train.py", "--config", str(run.config_file)]
+    meta, place = run.meta, row.run
+    again = ["python", "train.py", "--config", f"{place}/{run.config_file.name}"]
     again += ["--out", f"runs/again/{run.path.name}"]
     return {
-        "run": str(run.path),
+        "run": place,
         "status": row.status,
         "score": f"{row.score:.4f}" if math.isfinite(row.score) else "-",
         "seconds": f"{row.seconds:.0f}" if math.isfinite(row.seconds) else "-",

@@ -7,6 +7,7 @@ __all__ = ["Finished", "Group", "Pruned", "Reading", "Recorded", "groups", "mixe
 
 import json
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -226,6 +227,14 @@ def mixed(found: Sequence[Group]) -> str:
         f"not compared with one another: {'; '.join(told)}. Each has a table of its own, and a "
         "figure is of the first that it can be drawn of"
     )
+
+
+def relative_paths(runs: Sequence[Run]) -> dict[Path, str]:
+    """Returns what tables call each run: its path from the directory that all have in common."""
+    if not runs:
+        return {}
+    root = os.path.commonpath([run.path.parent for run in runs])
+    return {run.path: run.path.relative_to(root).as_posix() for run in runs}
 
 
 def named(runs: Sequence[Recorded]) -> str:

@@ -36,7 +36,7 @@ from analysis.layout import (
     p_value,
     write_texts,
 )
-from analysis.runs import Finished, groups, read
+from analysis.runs import Finished, groups, read, relative_paths
 from analysis.settings import DISPLAY_NAMES, settings
 from analysis.statistics import (
     MEASURED,
@@ -71,8 +71,8 @@ BETTER = {"accuracy": "idxmax", "loss": "idxmin"}  # the best of the other colum
 def table(runs: Iterable[Run]) -> pd.DataFrame:
     """Returns a row per run: the best score first, then diverged runs (score nan), then pruned.
 
-    accuracy, copies and overlap (channels that two tasks both read) are shares in 0..1, seconds those of the
-    whole run; `other` tells runs apart that differ in more than router, loss weight and seed;
+    accuracy, copies and overlap (channels that two tasks both read) are shares in 0..1, seconds
+    those of the whole run; `run` is its path from the directory that all have in common; `other` tells runs apart that differ in more than router, loss weight and seed;
     `setting` is equal for runs that differ in their seed alone, `baseline` the setting that differs
     from it in having no routing. `group` is that of runs that may be compared; its rows follow each
     other. `notes` are the sentences of `notes_of`, `meaningless` where one of them forbids to
@@ -80,7 +80,7 @@ def table(runs: Iterable[Run]) -> pd.DataFrame:
     damaged runs have no row.
     """
     reading = read(runs, records=False)
-    rows = []
+    rows, places = [], relative_paths([*reading.finished, *reading.pruned])
     for group in groups([*reading.finished, *reading.pruned]):
         found = settings(group.runs)
         names = {id(setting): setting.runs[0].hash_without("seed") for setting in found}
@@ -92,12 +92,12 @@ def table(runs: Iterable[Run]) -> pd.DataFrame:
             row = {key: getattr(setting, key) for key in SETTING}
             row |= {"data": group.data, "group": group.label, "setting": name}
             row["baseline"] = baseline if setting.router != "NoRouting" else ""
-            rows += [row | _measured(run) for run in setting.runs]
+            rows += [row | _measured(run) | {"run": places[run.path]} for run in setting.runs]
     return ranked(rows, COLUMNS)
 
 
 def _measured(run: Run) -> dict[str, Any]:
-    row: dict[str, Any] = {"seed": run.seed, "run": str(run.path)}
+    row: dict[str, Any] = {"seed": run.seed}
     if isinstance(run, Finished):
         row |= {name: run.number(name) for name in [*MEASURED, "floor_n"]}
         row |= {"score_name": run.protocol[0], "n": run.protocol[1]}

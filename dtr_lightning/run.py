@@ -139,7 +139,7 @@ class Run:
             self._archive()
         now, known = dict(contents or {}), self.contents
         begun = {
-            "planned_steps": self.planned_steps or config["trainer"]["max_steps"],
+            "planned_steps": self.planned_steps or config.get("trainer", {}).get("max_steps"),
             # an evaluation may use other files than the one before
             "contents": now | {k: v for k, v in known.items() if not (measures(k) and k in now)},
             "data": self.meta.get("data", data),
@@ -216,7 +216,7 @@ class Run:
         """
         if "planned_steps" in self.meta or not self.config_file.exists():
             return self.meta.get("planned_steps")
-        return self.config["trainer"]["max_steps"]
+        return self.config.get("trainer", {}).get("max_steps")
 
     def finished(
         self, config: Mapping[str, Any], contents: Mapping[str, str] | None = None

@@ -192,8 +192,8 @@ def test_runs_of_other_data_or_scores_are_named(tmp_path):
     make_run(tmp_path / "c", data=images)
     told = dict(draw_all([tmp_path], tmp_path / "out", only=["ablation"]).left_out)
     assert told["runs"].startswith(
-        "not compared with one another: fd_digits_v1, N = 1,797: a and 2 more; ImageFolder, "
-        "fd_digits_v1, N = 1,797: c. "
+        "not compared with one another: fd_digits_v1, N = 1,797: a and 2 more; ImageFolder "
+        "photos, fd_digits_v1, N = 1,797: c. "
     )
     assert "ablation" not in told  # c is not in the figure, nor left out of it
     a.results_file.unlink()
