@@ -62,6 +62,8 @@ def run(
     with directory.lock() if leader else nullcontext():
         if leader:
             directory.prepare(config)
+            if experiment.protocol.n:  # an expert reads what its run has announced
+                experiment.data.announce()
             for note in of_run(experiment):
                 logging.getLogger(__name__).warning("note: %s", note)
         if (results := directory.results) is not None:

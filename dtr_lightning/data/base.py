@@ -8,6 +8,7 @@ order is ours, so that comparisons between routers are paired.
 __all__ = ["Batch", "Data", "Draws", "Split", "to_float", "to_uint8"]
 
 import itertools
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
@@ -140,6 +141,8 @@ class Data(LightningDataModule, ABC):
     class_names: tuple[str, ...]
     captions: Captions | None = None  # what a text-conditional network is told in place of labels
     seed: int = 0
+    source: str = ""  # where the held-out images are from, as ` (from val/)`
+    left_out: str = ""  # what is not read, as `; passed over: 88 .txt`
 
     def __init__(self, batch_size: int = 256, flip: bool = True, workers: int = 0) -> None:
         super().__init__()
@@ -155,6 +158,18 @@ class Data(LightningDataModule, ABC):
 
         A TensorDataset (images (N, C, H, W), labels (N,)) is indexed a batch at a time.
         """
+
+    def describe(self) -> str:
+        """Returns what is read, in one line: images, classes, held out, and what is passed over."""
+        sizes = [len(self.split(name)) for name in ("train", "held_out")]
+        classes = "1 class" if self.num_classes == 1 else f"{self.num_classes:,} classes"
+        return (
+            f"{sum(sizes):,} images, {classes}, {sizes[1]:,} held out{self.source}{self.left_out}"
+        )
+
+    def announce(self) -> None:
+        """Says on stderr what is read: a command does at its start, once."""
+        logging.getLogger(__name__).warning("data: %s", self.describe())
 
     def check(self, world: int = 1) -> None:
         """Raises UserError where the batch size fits neither the data nor `world` ranks."""
