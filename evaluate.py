@@ -95,6 +95,7 @@ def as_configured(given: argparse.Namespace, options: Sequence[str], stop: Event
         if (results := run.finished(config, contents_of(measuring))) is not None:
             return results
     trained = TrainedRun(run, config, given.checkpoint)
+    trained.experiment.data.announce()
     with bar("evaluate", trained.experiment.sampling_work(), stop) as count:
         return trained.evaluate(count)
 
@@ -130,6 +131,7 @@ def of_run(given: argparse.Namespace, options: Sequence[str], stop: Event) -> di
     trained = TrainedRun(run, other_protocol(run, options), given.checkpoint)
     experiment = trained.experiment
     data, n = experiment.data, experiment.protocol.n
+    data.announce()
     check_size((data.in_channels, data.image_size, data.image_size), reference)
     weights = network.which_weights.split()[-1]
     name = f"adm-{trained.name}-{reference.digest}-{weights}"

@@ -75,13 +75,18 @@ def source(path: str, size: int | None, workers: int) -> "tuple[Iterable[Tensor]
         if size is not None:
             raise UserError(f"{path} is a run: its images have a size; leave --size out")
         data = build(Data, Run.existing(path).config["data"])
+        data.announce()
         parts = [data.train_images()]
     else:
         if size is None:
             raise UserError("a folder of images needs --size, the pixels a side of your samples")
-        data = ImageFolder(path, size, class_folders=False, flip=False, workers=workers)
+        data = ImageFolder(
+            path, size, class_folders=False, split_folders=False, flip=False, workers=workers
+        )
         parts = [data.train_images(), data.heldout_images()]
     n = len(data.split("train")) + (len(data.split("held_out")) if len(parts) > 1 else 0)
+    if len(parts) > 1:
+        print(f"data: {n:,} images{data.left_out}", file=sys.stderr)
     return (images for images, _ in itertools.chain(*parts)), n
 
 

@@ -68,7 +68,9 @@ def run(
     with directory.lock() if leader else nullcontext():
         if leader:
             contents = contents or contents_of(config, experiment.data)
-            directory.prepare(config, contents, experiment.data.describe())
+            directory.prepare(config, contents, experiment.data.sizes())
+            if experiment.protocol.n:  # an expert reads what its run has announced
+                experiment.data.announce()
             known = experiment.scoring() | experiment.facts()
             for note in notes_of(known | {"smoke": directory.meta.get("smoke")}).values():
                 logging.getLogger(__name__).warning("note: %s", note)

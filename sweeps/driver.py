@@ -62,6 +62,16 @@ def prepare(
     return resolve_all(recipe), folder, workers
 
 
+def _announce(plan: Sweep) -> None:
+    """Says once what the trials will read; UserError for a folder that is not there."""
+    from dtr_lightning.config import build, takes
+    from dtr_lightning.data import Data
+
+    choice = (plan.points[0].config if plan.points else plan.config).get("data")
+    if choice and takes("data", choice["class_path"], "root"):
+        build(Data, choice).announce()
+
+
 def default_folder(name: str, reading: Mapping[str, Any]) -> Path:
     """Returns the directory of a sweep for which none is given."""
     kinds = [f"-{kind}" for kind in ("paper", "smoke") if reading.get(kind)]
@@ -102,6 +112,7 @@ def run_sweep(
             waiting, running = study.open()
             if waiting or running:
                 trials = waiting if plan.points else plan.total or sys.maxsize
+                _announce(plan)
                 crew.divide(look(), workers, trials, per_gpu, plan.devices)
                 session.work()
             failed = session.failed | study.ended(TrialState.FAIL, "reason")

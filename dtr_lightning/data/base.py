@@ -9,6 +9,7 @@ __all__ = ["Batch", "Data", "Draws", "Split", "to_float", "to_uint8"]
 
 import itertools
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
@@ -147,6 +148,8 @@ class Data(LightningDataModule, ABC):
     class_names: tuple[str, ...]
     captions: Captions | None = None  # what a text-conditional network is told in place of labels
     seed: int = 0
+    source: str = ""  # where the held-out images are from, as ` (from val/)`
+    left_out: str = ""  # what is not read, as `; passed over: 88 .txt`
     _class_counts: list[int] | None = None
 
     def __init__(self, batch_size: int = 256, flip: bool = True, workers: int = 0) -> None:
@@ -163,7 +166,7 @@ class Data(LightningDataModule, ABC):
         """What the reference of a score is called."""
         return type(self).__name__
 
-    def describe(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, Any]:
         """Returns what a network that was trained on the data needs to be sampled from."""
         sizes = ("in_channels", "image_size", "num_classes")
         told = {"class_names": list(self.class_names), "captions": self.captions is not None}
@@ -171,8 +174,8 @@ class Data(LightningDataModule, ABC):
 
     def digest(self) -> str:
         """Returns a digest of which images these are, wherever they lie: classes and splits."""
-        sizes = [len(self.split(name)) for name in get_args(Split)]
-        return sha256(json.dumps([self.describe(), sizes]).encode()).hexdigest()[:12]
+        counts = [len(self.split(name)) for name in get_args(Split)]
+        return sha256(json.dumps([self.sizes(), counts]).encode()).hexdigest()[:12]
 
     @abstractmethod
     def split(self, name: Split) -> Dataset:
@@ -200,6 +203,18 @@ class Data(LightningDataModule, ABC):
                 raise UserError(f"{name} has a label {last}, but {self.num_classes} classes")
             self._class_counts = labels.bincount(minlength=self.num_classes).tolist()
         return self._class_counts
+
+    def describe(self) -> str:
+        """Returns what is read, in one line: images, classes, held out, and what is passed over."""
+        sizes = [len(self.split(name)) for name in ("train", "held_out")]
+        classes = "1 class" if self.num_classes == 1 else f"{self.num_classes:,} classes"
+        return (
+            f"{sum(sizes):,} images, {classes}, {sizes[1]:,} held out{self.source}{self.left_out}"
+        )
+
+    def announce(self) -> None:
+        """Says on stderr what is read: a command does at its start, once."""
+        logging.getLogger(__name__).warning("data: %s", self.describe())
 
     def check(self, world: int = 1) -> None:
         """Raises UserError where the batch size fits neither the data nor `world` ranks."""

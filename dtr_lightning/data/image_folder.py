@@ -3,30 +3,32 @@
 __all__ = ["ImageFolder", "centre_crop", "read_image", "to_rgb"]
 
 import os
+from bisect import bisect_left
+from collections.abc import Sequence
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dtr_lightning.data.base import Data, Split
+from dtr_lightning.data.image_files import centre_crop, read_image, to_rgb
+from dtr_lightning.data.scan import Paths, Scan, few, repeated, scan
+from dtr_lightning.data.splits import Splits, find_splits
 from dtr_lightning.errors import UserError
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-HELD_OUT_FOLDERS = ("val", "valid", "validation", "test")
 
 
 class ImageFolder(Data):
     """The images below a folder; the class is the first sub-folder, by sorted name.
 
-    Folders without images and hidden files are passed over. Where `root` holds `train` and `val`
-    (or `valid`, `validation`, `test`), these are the splits; else `held_out` decides. A file that
-    cannot be read raises UserError with its path when its turn comes: a check of a million files at
-    the start would take longer than many a run.
+    Where `root` holds folders of splits (`train` with `val` or, without it, `test`; in any case,
+    and under other usual names), these are the splits; else `held_out` decides. Every format that
+    Pillow opens is read; of several frames the first. An image counts once, whatever links lead to
+    it; `describe` tells what was passed over. A file that cannot be read raises UserError with its
+    path when its turn comes: a check of a million files at the start would take longer than many a
+    run.
 
     Args:
         root: the folder.
@@ -34,6 +36,7 @@ class ImageFolder(Data):
         channels: 3 for colour, 1 for grey.
         held_out: share of the images to hold out, at least one; chosen by a hash of their paths.
         class_folders: false reads all images as one class, whatever the folders mean.
+        split_folders: false reads folders named train, val or test as any other.
         batch_size: images per step, all ranks together.
         flip: whether half of the images are mirrored, left to right.
         workers: processes that read images.
@@ -46,6 +49,7 @@ class ImageFolder(Data):
         channels: Literal[1, 3] = 3,
         held_out: float = 0.02,
         class_folders: bool = True,
+        split_folders: bool = True,
         batch_size: int = 256,
         flip: bool = True,
         workers: int = 2,
@@ -59,27 +63,32 @@ class ImageFolder(Data):
         self.held_out, self.class_folders = held_out, class_folders
         self.in_channels, self.image_size = channels, size
         folder = Path(root).expanduser()
-        other = next((n for n in HELD_OUT_FOLDERS if (folder / n).is_dir()), None)
-        if other and (folder / "train").is_dir():
-            folders = {"train": folder / "train", "held_out": folder / other}
-            paths = {name: _scan(part) for name, part in folders.items()}
-            known = paths["train"]
+        found = scan(folder)
+        if not found.paths:
+            passed = f" (passed over: {found.passed_over()})" if found.passed else ""
+            raise UserError(f"no images in {folder}{passed}; valid: every format that Pillow reads")
+        splits = find_splits(folder, found) if split_folders else Splits("")
+        train = folder / splits.train
+        if splits.held_out is None:
+            (known,) = _select(folder, found, splits.train)
+            paths = dict(zip(("train", "held_out"), _hold_out(known, train, held_out), strict=True))
+            folders = dict.fromkeys(paths, train)
         else:
-            folders = dict.fromkeys(("train", "held_out"), folder)
-            known = _scan(folder)
-            paths = dict(zip(folders, _hold_out(known, folder, held_out), strict=True))
-        self.class_names = _classes(known, folders["train"]) if class_folders else ()
+            known, others = _select(folder, found, splits.train, splits.held_out)
+            paths = {"train": known, "held_out": others}
+            folders = {"train": train, "held_out": folder / splits.held_out}
+        self.class_names = _classes(known, train) if class_folders else ()
         number = {name: i for i, name in enumerate(self.class_names)}
         self.files = {}
         for name, part in paths.items():
             classes = [_class_of(path) for path in part] if number else []
             if unknown := sorted(set(classes) - set(number)):
-                raise UserError(
-                    f"{folders[name]} holds images of {unknown[0] or 'no class'!r}, which "
-                    f"{folders['train']} has not; valid: {', '.join(number)}"
-                )
+                raise _unknown_class(unknown, folders[name], train, self.class_names)
             labels = np.array([number[c] for c in classes] or [0] * len(part), dtype=np.int32)
-            self.files[name] = _Files(folders[name], part, labels, size, channels)
+            self.files[name] = _Files(folders[name], Paths(part), labels, size, channels)
+        from_folder = f"from {splits.held_out}/" if splits.held_out else "by a hash of their paths"
+        self.source = f" ({from_folder})"
+        self.left_out = "".join(f"; {part}" for part in self._left_out(found, splits))
         self.class_names = self.class_names or ("all",)
         self.num_classes = len(self.class_names)
 
@@ -99,10 +108,28 @@ class ImageFolder(Data):
         """Returns how many training images each class has."""
         return np.bincount(self.files["train"].labels, minlength=self.num_classes).tolist()
 
+    def _left_out(self, found: Scan, splits: Splits) -> list[str]:
+        """Returns what there is besides the images that are read, for `describe`."""
+        passed = f"passed over: {found.passed_over()}" if found.passed else "nothing passed over"
+        parts = [passed]
+        if splits.unread:
+            parts.append(f"not read: {few(splits.unread)}")
+        if self.class_names:
+            held_out = set(self.files["held_out"].labels.tolist())
+            absent = [name for i, name in enumerate(self.class_names) if i not in held_out]
+            start = os.path.join(splits.train, "")
+            inside = {f.removeprefix(start) for f in found.folders if f.startswith(start)} - {""}
+            empty = sorted({f for f in inside if os.sep not in f} - set(self.class_names))
+            if absent:
+                parts.append(f"none held out of: {few(absent)}")
+            if empty:
+                parts.append(f"without images: {few(empty)}")
+        return parts
+
 
 class _Files(Dataset):
     def __init__(
-        self, folder: Path, paths: list[str], labels: np.ndarray, size: int, channels: int
+        self, folder: Path, paths: Sequence[str], labels: np.ndarray, size: int, channels: int
     ) -> None:
         self.folder, self.paths, self.labels = str(folder), paths, labels
         self.size, self.channels = size, channels
@@ -115,74 +142,29 @@ class _Files(Dataset):
         return read_image(path, self.size, self.channels), int(self.labels[i])
 
 
-def read_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
-    """Returns an image file as uint8 (channels, size, size); UserError names one it cannot read."""
-    try:
-        with Image.open(path) as file:
-            image = centre_crop(to_rgb(file), size)
-    except UnidentifiedImageError as error:
-        raise UserError(f"cannot read image {path}: not an image, or damaged") from error
-    except Exception as error:  # whatever a decoder raises, the file is what the person must know
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read image {path}: {reason}") from error
-    if channels == 1:
-        image = image.convert("L")
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+def _select(folder: Path, found: Scan, *splits: str) -> list[list[str]]:
+    """Returns the images of some splits, by paths relative to each; one that is in both once.
 
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Returns an image of any mode as 8-bit RGB, upright (EXIF), transparency on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits: a plain convert would clip at 255
-        levels = np.asarray(image).astype(np.float64) / 257
-        image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Returns the central size x size square after the short side was brought to `size` (ADM).
-
-    Box filters halve both sides while the short one is at least twice `size`; a bicubic resize does
-    the rest.
+    What is repeated is counted with what was passed over. UserError for a split with none left.
     """
-    width, height = image.size
-    while min(width, height) >= 2 * size:
-        width, height = width // 2, height // 2
-        image = image.resize((width, height), Image.Resampling.BOX)
-    if min(width, height) != size:
-        scale = size / min(width, height)
-        width, height = round(width * scale), round(height * scale)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
-
-
-def _scan(folder: Path) -> list[str]:
-    """Returns the paths of all images below a folder, relative to it and sorted."""
-    if not folder.is_dir():
-        raise UserError(f"image folder {folder} does not exist or is no folder")
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"cannot list image folder {error.filename}: {error.strerror}") from error
-
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.path.relpath(place, folder)
-        prefix = "" if inside == os.curdir else inside + os.sep
-        found += [
-            prefix + name
-            for name in files
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    if not found:
-        raise UserError(f"no images in {folder}; valid: {' '.join(EXTENSIONS)}")
-    return sorted(found)
+    spans = []
+    for split in splits:
+        first, last = (
+            (split + os.sep, split + chr(ord(os.sep) + 1)) if split else ("", chr(0x10FFFF))
+        )
+        spans.append(range(bisect_left(found.paths, first), bisect_left(found.paths, last)))
+    places = [i for span in spans for i in span]
+    again = repeated(folder, [found.paths[i] for i in places], found.files[places])
+    again = {places[i] for i in again}
+    if again:
+        found.passed["repeated image"] += len(again)
+    parts = []
+    for split, span in zip(splits, spans, strict=True):
+        start = len(os.path.join(split, ""))
+        parts.append([found.paths[i][start:] for i in span if i not in again])
+        if not parts[-1]:
+            raise UserError(f"{folder / split} holds no images that {folder / splits[0]} has not")
+    return parts
 
 
 def _hold_out(paths: list[str], folder: Path, share: float) -> tuple[list[str], list[str]]:
@@ -193,6 +175,25 @@ def _hold_out(paths: list[str], folder: Path, share: float) -> tuple[list[str], 
     order = sorted(paths, key=lambda path: blake2b(os.fsencode(path), digest_size=8).digest())
     held_out = set(order[:count])
     return [p for p in paths if p not in held_out], [p for p in paths if p in held_out]
+
+
+def _unknown_class(
+    unknown: list[str], held_out: Path, train: Path, classes: Sequence[str]
+) -> UserError:
+    """Returns the error for held-out images of classes that are not trained on."""
+    name, same = unknown[0], {c.casefold(): c for c in classes}
+    if not name:
+        return UserError(
+            f"{held_out} holds images outside of class folders, and {train} has {len(classes):,} "
+            f"classes; sort them into such folders, or give --data.root {train} to hold out a "
+            "share of its images, or --data.class_folders false to train without classes"
+        )
+    if other := same.get(name.casefold()):
+        return UserError(f"{held_out} has a class {name!r}, {train} {other!r}; give both one name")
+    more = f" and {len(unknown) - 1:,} more classes" if len(unknown) > 1 else ""
+    return UserError(
+        f"{held_out} holds images of {name!r}{more}, which {train} has not; valid: {few(classes)}"
+    )
 
 
 def _class_of(path: str) -> str:
