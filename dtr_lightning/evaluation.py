@@ -23,6 +23,8 @@ from dtr_lightning.samplers import IndexedNoise, Sampler, guided
 
 MEASURED = {"score", "kid", "kid_std", "precision", "recall", "classifier_score"}
 
+LARGEST_SEED = 2**32 - 1
+
 Report = Callable[[int], None]  # is told the number of network evaluations of single images
 
 
@@ -37,7 +39,7 @@ class Protocol:
         n: samples of the final score; 0: no score, for an expert alone.
         every: training steps between two evaluations on the way; 0: none.
         every_n: samples of an evaluation on the way.
-        reference: training images that samples are compared with, evenly spaced; 0: all.
+        reference: training images that samples are compared with, at most, evenly spaced; 0: all.
         guidance: scale of classifier-free guidance, 0 or more; 1 is the conditional model.
         guidance_channels: that are guided: all (DTR), or the first three (official DiT).
         batch_size: images that are sampled at a time; changes no number.
@@ -58,8 +60,8 @@ class Protocol:
         for name, value in (("n", n), ("every_n", every_n), ("batch_size", batch_size)):
             if value < 2 and (name, value) != ("n", 0):
                 raise UserError(f"evaluation.{name} must be at least 2; got {value}")
-        if seed < 0:
-            raise UserError(f"evaluation.seed must be 0 or more; got {seed}")
+        if not 0 <= seed <= LARGEST_SEED:
+            raise UserError(f"evaluation.seed must be 0 or more and at most 2^32 - 1; got {seed}")
         if not 0 <= guidance < float("inf"):
             raise UserError(f"evaluation.guidance must be 0 or more and finite; got {guidance}")
         if every < 0:

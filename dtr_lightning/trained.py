@@ -28,8 +28,12 @@ def other_protocol(run: Run, options: Sequence[str]) -> Config:
     """
     for option in options:
         if option.startswith("--") and not option[2:].startswith(PROTOCOL):
+            name = option[2:].partition("=")[0]
+            near = [key for key in flatten(run.config) if key.endswith(f".{name}")]
+            near = [key for key in near if key.startswith(PROTOCOL)]
+            hint = f" (did you mean --{near[0]}?)" if near else ""
             raise UserError(
-                f"{option} is no option here; valid: --checkpoint, --sampler, --features and "
+                f"{option} is no option here{hint}; valid: --checkpoint, --sampler, --features and "
                 "--evaluation with what belongs to them, --trainer.accelerator"
             )
     parser = make_parser()

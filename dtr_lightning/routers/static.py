@@ -192,10 +192,10 @@ class FixedMasks(MaskRouter):
 
     def mask(self, channels: int, block: int) -> Tensor:
         """Returns the given table; a UserError if the model's block is of another size."""
-        if block >= len(self.given) or self.given.shape[2] != channels:
-            blocks, _, width = self.given.shape
+        blocks, _, width = self.given.shape
+        if blocks != self.blocks or width != channels:
             raise UserError(
-                f"{self.path} holds masks for {blocks} blocks of {width} channels; "
-                f"the model's block {block} reads {channels} channels"
+                f"{self.path} holds masks for {blocks} blocks of {width} channels; the model has "
+                f"{self.blocks} blocks, of which block {block} reads {channels} channels"
             )
         return self.given[block]
