@@ -10,6 +10,7 @@ an .npz of samples: python evaluate.py RUN --protocol adm --reference ref.npz
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from dtr_lightning.commands import Options, command, loading, stop_on_signals
+from dtr_lightning.commands import Options, check_file, command, loading, stop_on_signals
 from dtr_lightning.errors import Diverged, Stopped, UserError, refuse_diverged
+from dtr_lightning.run import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,15 +78,22 @@ def read_options() -> tuple[argparse.Namespace, list[str]]:
     if given.samples and (options or given.save_samples or given.checkpoint != "last"):
         surplus = options[0] if options else "--save-samples or --checkpoint"
         raise UserError(f"{surplus} is no option with --samples: it needs a run")
-    if (out := given.save_samples) and not (out.endswith(".npz") and Path(out).parent.is_dir()):
-        raise UserError(f"{out} must end in .npz and lie in a directory that exists")
+    if given.save_samples:
+        check_file("--save-samples", given.save_samples, ".npz")
+    if not given.samples:
+        Run.existing(given.run)
     return given, options
+
+
+def check_writable(run: Run) -> None:
+    """Raises UserError for a run that results cannot be kept in."""
+    if not os.access(run.path, os.W_OK):
+        raise UserError(f"{run.path} cannot be written: results are kept there")
 
 
 def as_configured(given: argparse.Namespace, options: Sequence[str], stop: Event) -> dict[str, Any]:
     """Returns the results of a run under its own protocol, changed by the options."""
     from dtr_lightning.config import contents_of
-    from dtr_lightning.run import Run
     from dtr_lightning.trained import TrainedRun, other_protocol
 
     run = Run.existing(given.run)
@@ -96,6 +105,8 @@ def as_configured(given: argparse.Namespace, options: Sequence[str], stop: Event
             return results
     trained = TrainedRun(run, config, given.checkpoint)
     trained.experiment.data.announce()
+    if run.evaluation(trained.name) is None:
+        check_writable(run)
     with bar("evaluate", trained.experiment.sampling_work(), stop) as count:
         return trained.evaluate(count)
 
@@ -121,7 +132,6 @@ def of_run(given: argparse.Namespace, options: Sequence[str], stop: Event) -> di
     """Returns the ADM scores of a run's samples, and stores them with the run."""
     from dtr_lightning.metrics.adm import SAMPLES, Activations, check_size
     from dtr_lightning.notes import notes_of
-    from dtr_lightning.run import Run
     from dtr_lightning.trained import TrainedRun, other_protocol
 
     run = Run.existing(given.run)
@@ -139,6 +149,7 @@ def of_run(given: argparse.Namespace, options: Sequence[str], stop: Event) -> di
         return stored
     if n < 2:
         raise UserError(f"ADM's protocol needs at least 2 samples; give --evaluation.n, not {n}")
+    check_writable(run)
     device = trained.device if trained.device.type != "mps" else "cpu"  # MPS has no float64
     activations = Activations(network, device, SAMPLES)
     with bar("sample", experiment.sampling_work(), stop) as count:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtr_lightning.commands import Options, command, loading, stop_on_signals
+from dtr_lightning.commands import Options, check_file, command, loading, stop_on_signals
 from dtr_lightning.errors import Stopped, UserError
 
 if TYPE_CHECKING:
@@ -32,10 +32,11 @@ def main() -> int:
     parser.add_argument("--weights", metavar="PTH", help="local copy of Inception's weights")
     parser.add_argument("--workers", type=int, default=2, help="processes that read images")
     given = parser.parse_args()
-    if not given.out.endswith(".npz") or not Path(given.out).parent.is_dir():
-        raise UserError(f"--out {given.out} must end in .npz and lie in a directory that exists")
+    check_file("--out", given.out, ".npz")
     if given.images < 2:
         raise UserError(f"--images must be at least 2; got {given.images}")
+    if not Path(given.dir).is_dir():
+        raise UserError(f"image folder {given.dir} does not exist or is no folder")
     stop = stop_on_signals()
     loading(sys.stderr)
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtr_lightning.commands import Options, command, loading, stop_on_signals
+from dtr_lightning.commands import Options, check_file, command, loading, stop_on_signals
 from dtr_lightning.errors import Stopped, UserError, refuse_diverged
+from dtr_lightning.run import Run
 
 if TYPE_CHECKING:
     from dtr_lightning.data import Data
@@ -32,15 +33,16 @@ def main() -> int:
     for option in options:
         other = ("--sampler", "--trainer.accel", "--data.")
         if option.startswith("--") and not option.startswith(other):
-            parser.error(f"unknown option {option}")
+            parser.error(f"unknown option: {option}")
     if given.n < 1:
         raise UserError(f"--n must be at least 1; got {given.n}")
     for option, value in (("seed", given.seed), ("guidance", given.guidance)):
         if value is not None:
             options.append(f"--evaluation.{option}={value}")
-    for file, suffix in ((given.out, ".png"), (given.npz, ".npz")):
-        if file and (Path(file).suffix != suffix or not Path(file).parent.is_dir()):
-            raise UserError(f"{file} must end in {suffix} and lie in a directory that exists")
+    run = Run.existing(given.run)
+    check_file("--out", given.out or str(run.samples / "NAME.png"), ".png")
+    if given.npz:
+        check_file("--npz", given.npz, ".npz")
     loading(sys.stderr)
 
     import numpy as np
@@ -50,10 +52,8 @@ def main() -> int:
     from dtr_lightning.bar import Bar
     from dtr_lightning.evaluation import sample
     from dtr_lightning.pictures import save_sheet
-    from dtr_lightning.run import Run
     from dtr_lightning.trained import TrainedRun, other_protocol
 
-    run = Run.existing(given.run)
     if given.checkpoint == "last":
         refuse_diverged(run.path, run.results)
     stop = stop_on_signals()

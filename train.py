@@ -31,6 +31,8 @@ def main() -> int:
     parser = make_parser(description=__doc__)
     parser.add_argument("--out", type=str, help="run directory (default: runs/CONFIG/NAME)")
     config, out, files = parse(parser, sys.argv[1:])
+    if out == "":
+        raise UserError("--out is empty; give a directory, or leave it out")
     out = out or Path("runs") / Path(files[-1]).stem / run_name(config, files[-1])
     stop = stop_on_signals()
     if int(os.environ.get("LOCAL_RANK", "0")):

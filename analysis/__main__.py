@@ -2,7 +2,6 @@
 
 __all__ = ["main"]
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -11,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import docstring_parser
 
 from analysis import ASKED, NAMES, draw_all
-from dtr_lightning.commands import INTERRUPTED, quiet
+from dtr_lightning.commands import INTERRUPTED, Options, quiet
 from dtr_lightning.errors import UserError
 
 PROTOCOLS = [figure for figure in ASKED if hasattr(figure, "Protocol")]
@@ -19,7 +18,8 @@ PROTOCOLS = [figure for figure in ASKED if hasattr(figure, "Protocol")]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line and prints what was written and left out; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+    parser = Options(__doc__)
+    parser.prog = "python -m analysis"
     parser.add_argument(
         "directories",
         nargs="+",
@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 metavar=None if words else option.name.upper(),
                 help=f"{about[option.name]} (default: {option.default})".replace("%", "%%"),
             )
-    given = parser.parse_args(arguments)
     quiet()
     try:
+        given = parser.parse_args(arguments)
         protocols = _protocols(vars(given))
         written, left_out = draw_all(
             given.directories, given.out, given.only, given.report, protocols

@@ -20,6 +20,7 @@ from analysis.settings import Setting, chosen, settings
 from dtr_lightning.bar import Bar
 from dtr_lightning.commands import quiet
 from dtr_lightning.errors import UserError
+from dtr_lightning.evaluation import LARGEST_SEED
 from dtr_lightning.models import evaluation_mode
 from dtr_lightning.run import Run
 
@@ -82,6 +83,8 @@ def at_least(protocol: Any, **least: int) -> None:
     for name, bound in least.items():
         if (value := getattr(protocol, name)) < bound:
             raise UserError(f"{name} must be at least {bound}; got {value}")
+    if (seed := getattr(protocol, "seed", 0)) > LARGEST_SEED:
+        raise UserError(f"seed must be at most {LARGEST_SEED}; got {seed}")
 
 
 def shown(runs: Sequence[Finished]) -> tuple[list[Setting], list[str]]:

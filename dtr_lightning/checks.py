@@ -10,7 +10,7 @@ from dtr_lightning import tasks
 from dtr_lightning.building import build
 from dtr_lightning.diffusion import Process
 from dtr_lightning.errors import UserError, choices
-from dtr_lightning.evaluation import Protocol
+from dtr_lightning.evaluation import LARGEST_SEED, Protocol
 from dtr_lightning.gradients import Gradients
 from dtr_lightning.loss_weights import LossWeight
 from dtr_lightning.naming import flatten
@@ -19,7 +19,6 @@ from dtr_lightning.samplers import Sampler
 
 Config = dict[str, Any]
 
-LARGEST_SEED = 2**32 - 1
 PRECISIONS = ("32-true", "bf16-mixed")
 
 

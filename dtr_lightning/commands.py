@@ -3,7 +3,7 @@
 Imports nothing heavy: a mistake or Ctrl-C is answered while torch is still being loaded.
 """
 
-__all__ = ["Options", "command", "loading", "once", "quiet", "stop_on_signals"]
+__all__ = ["Options", "check_file", "command", "loading", "once", "quiet", "stop_on_signals"]
 
 import argparse
 import difflib
@@ -51,14 +51,23 @@ class Options(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raises UserError with the valid options, near ones first, if it is not about one."""
-        if message.startswith("argument "):
+        """Raises UserError; of an unknown option, with the valid ones, near ones first."""
+        if message.startswith(("argument ", "the following arguments are required")):
             raise UserError(message)
         options = [action.option_strings[-1] for action in self._actions if action.option_strings]
         given = message.partition(": ")[2].split()[:1]
         near = difflib.get_close_matches(given[0], options) if given else []
         options = dict.fromkeys([*near, *options])
         raise UserError(f"{message}; valid options: {', '.join(options)}")
+
+
+def check_file(option: str, path: str, suffix: str) -> None:
+    """Raises UserError, before the work, for a file that cannot be written at its end."""
+    folder = Path(path).parent
+    if not path.endswith(suffix) or not folder.is_dir() or Path(path).is_dir():
+        raise UserError(f"{option} {path} must end in {suffix} and lie in a directory that exists")
+    if not os.access(path if Path(path).exists() else folder, os.W_OK):
+        raise UserError(f"{option} {path} cannot be written: permission denied")
 
 
 def loading(file: TextIO | None = None) -> None:

@@ -27,6 +27,8 @@ MEASURED = {"score", "kid", "kid_std", "precision", "recall", "classifier_score"
 MEASURED |= {"accuracy", "copies"}
 Labels = Literal["proportional", "balanced"]
 
+LARGEST_SEED = 2**32 - 1
+
 Report = Callable[[int], None]  # is told the number of network evaluations of single images
 
 
@@ -41,7 +43,7 @@ class Protocol:
         n: samples of the final score; 0: no score, for an expert alone.
         every: training steps between two evaluations on the way; 0: none.
         every_n: samples of an evaluation on the way.
-        reference: training images that samples are compared with, evenly spaced; 0: all.
+        reference: training images that samples are compared with, at most, evenly spaced; 0: all.
         guidance: scale of classifier-free guidance, 0 or more; 1 is the conditional model.
         guidance_channels: that are guided: all (DTR), or the first three (official DiT).
         labels: of the samples: in the proportions of the training split, or balanced, all classes
@@ -65,8 +67,8 @@ class Protocol:
         for name, value in (("n", n), ("every_n", every_n), ("batch_size", batch_size)):
             if value < 2 and (name, value) != ("n", 0):
                 raise UserError(f"evaluation.{name} must be at least 2; got {value}")
-        if seed < 0:
-            raise UserError(f"evaluation.seed must be 0 or more; got {seed}")
+        if not 0 <= seed <= LARGEST_SEED:
+            raise UserError(f"evaluation.seed must be 0 or more and at most 2^32 - 1; got {seed}")
         if not 0 <= guidance < float("inf"):
             raise UserError(f"evaluation.guidance must be 0 or more and finite; got {guidance}")
         if every < 0:

@@ -117,6 +117,8 @@ class Experiment:
         """
         self.trainer([], [])
         check_own(self.data, self.module, self.sampler, self.features)
+        if self.protocol.n and (size := len(self.data.split("train"))) < 2:
+            raise UserError(f"a score needs at least 2 training images to compare with, not {size}")
         pixels = self.data.image_size
         self.features(torch.zeros(1, self.data.in_channels, pixels, pixels, dtype=torch.uint8))
 

@@ -71,12 +71,12 @@ class DiffusionModule(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        if not lr > 0:
-            raise UserError(f"lr must be positive; got {lr}")
+        if not 0 < lr < float("inf"):
+            raise UserError(f"lr must be positive and finite; got {lr}")
         if not all(0 <= beta < 1 for beta in betas):
             raise UserError(f"module.betas must lie in [0, 1); got {tuple(betas)}")
-        if not weight_decay >= 0:
-            raise UserError(f"weight_decay must be 0 or more; got {weight_decay}")
+        if not 0 <= weight_decay < float("inf"):
+            raise UserError(f"weight_decay must be 0 or more and finite; got {weight_decay}")
         if not 0 <= ema_decay < 1:
             raise UserError(f"ema_decay must lie in [0, 1); got {ema_decay}")
         self.model, self.diffusion, self.loss_weight = model, diffusion, loss_weight

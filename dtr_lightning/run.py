@@ -100,6 +100,8 @@ class Run:
             differ = sorted(k for k in here | there if here.get(k) != there.get(k))
             if differ:
                 raise UserError(self._difference(differ[0], there, here, config))
+        elif self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file and not a run; choose another --out")
         elif self.path.is_dir() and any(p.name[0] != "." for p in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and not a run; choose another --out")
 

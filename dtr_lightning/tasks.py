@@ -96,6 +96,8 @@ def check_options(clusters: int, clustering: Clustering, affinity: str | Path | 
         raise choices("clustering", clustering, get_args(Clustering))
     if clustering == "affinity" and affinity is None:
         raise UserError("clustering by affinity needs affinity: a .npy file of shape [T, T]")
+    if clustering != "affinity" and affinity is not None:
+        raise UserError(f"affinity {affinity} is for clustering affinity, not {clustering}")
 
 
 def bounds(

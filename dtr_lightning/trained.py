@@ -14,11 +14,12 @@ from dtr_lightning.building import build, path_options
 from dtr_lightning.config import Config, contents_of, make_parser, parse
 from dtr_lightning.data import Data
 from dtr_lightning.data.base import Split
+from dtr_lightning.data.scan import few
 from dtr_lightning.errors import UserError
 from dtr_lightning.evaluation import Report, silent
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.fit import KEPT_SAMPLES
-from dtr_lightning.naming import evaluation_name
+from dtr_lightning.naming import evaluation_name, flatten
 from dtr_lightning.notes import notes_of
 from dtr_lightning.run import Run, finite
 from dtr_lightning.weights import load_average
@@ -35,8 +36,11 @@ def other_protocol(run: Run, options: Sequence[str]) -> Config:
     for option in options:
         name = option[2:].partition("=")[0]
         if option.startswith("--") and not name.startswith(OPTIONS) and name not in paths:
+            near = [key for key in flatten(run.config) if key.endswith(f".{name}")]
+            near = [key for key in near if key.startswith(OPTIONS)]
+            hint = f" (did you mean --{near[0]}?)" if near else ""
             raise UserError(
-                f"{option} is no option here; valid: --checkpoint, --sampler, --features and "
+                f"{option} is no option here{hint}; valid: --checkpoint, --sampler, --features and "
                 "--evaluation with what belongs to them, --trainer.accelerator, --data.workers"
                 + "".join(f", --{path}" for path in sorted(paths))
             )
@@ -84,13 +88,12 @@ class _StoredData(Data):
         """Returns the images of each class of the training split."""
         return self.data.class_counts()
 
+    def describe(self) -> str:
+        """Returns what is read, in one line."""
+        return self.data.describe()
+
     def check(self, world: int = 1) -> None:
         """Asks for no image."""
-
-
-def few(names: Sequence[str], most: int = 5) -> str:
-    """Returns at most some names in one text."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" * (len(names) > most))
 
 
 class TrainedRun:

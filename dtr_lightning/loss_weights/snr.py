@@ -60,8 +60,8 @@ class P2(_OfSNR):
 
     def __init__(self, gamma: float = 1.0, k: float = 1.0) -> None:
         super().__init__()
-        if not (gamma >= 0 and k > 0):
-            raise UserError(f"P2 needs gamma of at least 0 and a positive k; got {gamma}, {k}")
+        if not (0 <= gamma < float("inf") and 0 < k < float("inf")):
+            raise UserError(f"P2 needs a finite gamma of 0 or more and k > 0; got {gamma}, {k}")
         self.gamma, self.k = gamma, k
 
     def weight(self, t: Tensor) -> Tensor:

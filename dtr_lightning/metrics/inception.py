@@ -29,6 +29,8 @@ class InceptionFeatures(Features):
 
     def __init__(self, weights: str | Path | None = None) -> None:
         super().__init__()
+        if weights and not Path(weights).is_file():
+            raise UserError(f"weights {weights} do not exist")
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:

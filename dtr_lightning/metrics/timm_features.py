@@ -42,6 +42,8 @@ class TimmFeatures(Features):
             raise UserError(f"features.size must be at least 1 pixel; got {size}")
         if weights and pretrained:
             raise UserError("give features either weights or pretrained, not both")
+        if weights and not Path(weights).is_file():
+            raise UserError(f"weights {weights} do not exist")
         self.model = model
         self.net = self._create(pretrained)
         if weights:

@@ -102,8 +102,12 @@ class DiT(Denoiser):
         super().__init__()
         sizes = {"patch_size": patch_size, "depth": depth, "num_heads": num_heads}
         for name, size in (sizes | {"hidden_size": hidden_size, "mlp_ratio": mlp_ratio}).items():
-            if not size > 0:
-                raise UserError(f"{name} must be positive; got {size}")
+            if not 0 < size < float("inf"):
+                raise UserError(f"{name} must be positive and finite; got {size}")
+        if hidden_size * mlp_ratio < 1:
+            raise UserError(
+                f"mlp_ratio {mlp_ratio} leaves no channel; give 1 / hidden_size or more"
+            )
         if input_size % patch_size:
             raise UserError(f"patch_size {patch_size} does not divide the image size {input_size}")
         if hidden_size % num_heads or hidden_size % 4:

@@ -192,9 +192,10 @@ class FixedMasks(MaskRouter):
     def mask(self, channels: int, block: int) -> Tensor:
         """Returns the given table; a UserError if the model's block is of another size."""
         blocks, tasks, width = self.given.shape
-        if block >= blocks or (tasks, width) != (self.tasks, channels):
+        if (blocks, tasks, width) != (self.blocks, self.tasks, channels):
             raise UserError(
                 f"{self.path} holds masks for {blocks} blocks of {width} channels and {tasks} "
-                f"tasks; the model's block {block} reads {channels} channels at {self.tasks} tasks"
+                f"tasks; the model has {self.blocks} blocks, of which block {block} reads "
+                f"{channels} channels, and {self.tasks} tasks"
             )
         return self.given[block]

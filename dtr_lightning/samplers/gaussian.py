@@ -161,13 +161,12 @@ class DPMSolver(GaussianSampler):
         """Returns the diffusion over the tasks that are visited."""
         if self.spacing == "t":
             return super().shorten(process)
+        if not 2 <= int(self.steps) <= process.T:
+            raise UserError(f"sampler.steps must lie in 2..T = {process.T}; got {self.steps}")
         log_snr = process.log_snr()
         wanted = torch.linspace(log_snr[0], log_snr[-1], int(self.steps), dtype=log_snr.dtype)
         nearest = (log_snr - wanted[:, None]).abs().argmin(1)
-        kept = nearest.unique().tolist()
-        if len(kept) < 2:
-            raise UserError(f"DPMSolver needs at least 2 steps; got {self.steps}")
-        return process.keeping(kept)
+        return process.keeping(nearest.unique().tolist())
 
     def step(
         self,
