@@ -57,7 +57,9 @@ RESULTS = {
     **{"protocol": "an object or null", "notes": "a list of texts or null"},
     **{"diverged": "a text or null"},
     # what `dtr_lightning.notes` judges by
-    **dict.fromkeys(["reference_n", "num_features", "num_classes"], "a whole number or null"),
+    **dict.fromkeys(
+        ["reference_n", "copies_n", "num_features", "num_classes"], "a whole number or null"
+    ),
     **dict.fromkeys(["imbalance", "chance", "initial_share"], "a number or null"),
     **dict.fromkeys(["smoke", "extractor_random"], "true or false or null"),
     "class_images": "two whole numbers or null",

@@ -23,7 +23,7 @@ from analysis.style import WIDE, Drawing, caption, new_figure, of_one, styled
 from dtr_lightning.bar import Bar
 from dtr_lightning.building import build
 from dtr_lightning.data import Data
-from dtr_lightning.metrics import Copies, Features, copies
+from dtr_lightning.metrics import BoundedRows, Copies, Features, copies
 
 NAME = "neighbours"
 SAMPLES = 8  # rows: those nearest to a training image
@@ -36,12 +36,11 @@ TEXT = {"ha": "center", "va": "center", "fontsize": 5.5}
 
 
 class Reference(NamedTuple):
-    """The images that a run is scored against: training images, their features, rule of copies."""
+    """The images that a run is scored against: training images, features, rule of copies."""
 
     data: Data
-    index: Tensor  # (N,), of the training split
+    limit: int | None  # of training images; all by default
     features: Features
-    vectors: Tensor  # (N, D)
     copies: Copies
 
     @classmethod
@@ -51,17 +50,24 @@ class Reference(NamedTuple):
         features: Features = build(Features, run.config["features"])
         features.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         limit = int(run.flat.get("evaluation.reference") or 0) or None
-        size = len(data.split("train"))
-        count = min(size, limit or size)
-        rows, vectors = [], []
-        with Bar(NAME) as bar:
-            for images, _ in data.train_images(limit):
-                rows.append(copies.thumbnails(images))
-                vectors.append(_vectors(features, images))
-                bar(sum(map(len, rows)), count, f"{NAME} features of training images")
-        held_out = torch.cat([copies.thumbnails(x) for x, _ in data.heldout_images(limit)])
-        rule = Copies(torch.cat(rows), held_out)
-        return cls(data, torch.arange(count) * size // count, features, torch.cat(vectors), rule)
+        train, held_out = BoundedRows(copies.TRAIN), BoundedRows()
+        for kept, images in (
+            (train, data.train_images(limit)),
+            (held_out, data.heldout_images(limit)),
+        ):
+            for part, _ in images:
+                kept.update(copies.thumbnails(part))
+        return cls(data, limit, features, Copies(train.compute(), held_out.compute()))
+
+    @property
+    def count(self) -> int:
+        """The number of training images."""
+        size = len(self.data.split("train"))
+        return min(size, self.limit or size)
+
+    def index(self, places: Tensor) -> Tensor:
+        """Returns where the images of these places are in the training split (see train_images)."""
+        return places * len(self.data.split("train")) // self.count
 
     @property
     def rms(self) -> float:
@@ -86,12 +92,30 @@ def _vectors(features: Features, images: Tensor) -> Tensor:
 
 
 def nearest(images: Tensor, reference: Reference, k: int = NEIGHBOURS) -> Nearest:
-    """Returns the k training images nearest to each of the uint8 images (n, C, H, W)."""
-    gaps = torch.cdist(_vectors(reference.features, images), reference.vectors)
-    values, index = gaps.topk(min(k, gaps.shape[1]), largest=False)
-    rows, train = copies.thumbnails(images), reference.copies.train
-    pixels = (rows[:, None].float() - train[index].float()).norm(dim=2)
-    return Nearest(reference.index[index], values, pixels, copies.nearest(rows, train))
+    """Returns the k training images nearest to each of the uint8 images (n, C, H, W).
+
+    The training images go by in batches, and only the nearest ones stay.
+    """
+    vectors, rows = _vectors(reference.features, images), copies.thumbnails(images)
+    gaps = pixels = torch.empty(len(images), 0)
+    places, done = torch.empty(len(images), 0, dtype=torch.long), 0
+    with Bar(NAME) as bar:
+        for part, _ in reference.data.train_images(reference.limit):
+            place = torch.arange(done, done + len(part)).expand(len(images), -1)
+            gaps = torch.cat([gaps, torch.cdist(vectors, _vectors(reference.features, part))], 1)
+            pixels = torch.cat([pixels, _differences(rows, copies.thumbnails(part))], 1)
+            gaps, best = gaps.topk(min(k, gaps.shape[1]), largest=False)
+            places = torch.cat([places, place], 1).gather(1, best)
+            pixels = pixels.gather(1, best)
+            done += len(part)
+            bar(done, reference.count, f"{NAME} features of training images")
+    closest = copies.nearest(rows, reference.copies.train)
+    return Nearest(reference.index(places), gaps, pixels, closest)
+
+
+def _differences(a: Tensor, b: Tensor) -> Tensor:
+    """Returns the L2 distances (n, m) of thumbnails (n, D) and (m, D), exactly 0 between copies."""
+    return torch.cdist(a.float(), b.float(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _usable(run: Finished) -> bool:
@@ -124,11 +148,10 @@ def _image(ax: Axes, image: np.ndarray, column: float, row: int, copied: bool) -
         ax.add_patch(Rectangle((left, top), 0.92, 0.92, **frame))
 
 
-def _block(ax: Axes, setting: Setting, reference: Reference) -> pd.DataFrame:
+def _block(ax: Axes, setting: Setting, reference: Reference, found: Nearest) -> pd.DataFrame:
     """Draws a setting's samples that are nearest to training images; returns all numbers of it."""
     run = setting.runs[0]
     images, labels = arrays_of(run)
-    found = nearest(torch.from_numpy(images), reference)
     copied = found.closest <= reference.copies.threshold
     threshold = float(reference.copies.threshold) * reference.rms
     closest, pixels = found.closest * reference.rms, found.pixels * reference.rms
@@ -156,6 +179,30 @@ def _block(ax: Axes, setting: Setting, reference: Reference) -> pd.DataFrame:
     return pd.DataFrame([row | one for one in numbers])
 
 
+def _found(kept: Sequence[Setting]) -> list[tuple[Reference, Nearest]]:
+    """Returns of each setting its reference, and what is nearest to the samples of its first run.
+
+    Training images that several settings are scored against are read once for all of them.
+    """
+    runs = [setting.runs[0] for setting in kept]
+    keys = [
+        json.dumps(
+            [run.config["data"], run.config["features"], run.flat.get("evaluation.reference")],
+            sort_keys=True,
+        )
+        for run in runs
+    ]
+    found = {}
+    for key in dict.fromkeys(keys):
+        own = [run for run, other in zip(runs, keys, strict=True) if other == key]
+        reference = Reference.of(own[0])
+        images = [torch.from_numpy(arrays_of(run)[0]) for run in own]
+        parts = (x.split([*map(len, images)]) for x in nearest(torch.cat(images), reference))
+        for run, part in zip(own, zip(*parts, strict=True), strict=True):
+            found[run.path] = reference, Nearest(*part)
+    return [found[run.path] for run in runs]
+
+
 @styled
 def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws, for up to three settings, the samples nearest to training images and their neighbours.
@@ -167,18 +214,13 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     lowest seed.
     """
     kept, note = _shown(runs)
-    references: dict[str, Reference] = {}
     block = WIDE / SETTINGS
     figure = new_figure(block * len(kept), 0.45 + SAMPLES * STEP * block / 6.7)
     axes = figure.subplots(1, len(kept), squeeze=False)[0]
-    numbers = []
-    for ax, setting in zip(axes, kept, strict=True):
-        config = setting.runs[0].config
-        limit = setting.runs[0].flat.get("evaluation.reference")
-        key = json.dumps([config["data"], config["features"], limit], sort_keys=True)
-        if key not in references:
-            references[key] = Reference.of(setting.runs[0])
-        numbers.append(_block(ax, setting, references[key]))
+    numbers = [
+        _block(ax, setting, *found)
+        for ax, setting, found in zip(axes, kept, _found(kept), strict=True)
+    ]
     told = [
         "left: samples, below them the root-mean-square difference per pixel from the closest "
         "training image, in grey levels of 0 to 255",

@@ -70,6 +70,12 @@ def _of_its_images(facts: Mapping[str, Any]) -> dict[str, str]:
             f"{facts['floor_n']} held-out images tell little: the held-out loss, the floor and the "
             "copies are measured on them"
         )
+    among, reference_n = facts.get("copies_n", 0), facts.get("reference_n", 0)
+    if n and 0 < among < reference_n:
+        notes["few_thumbnails"] = (
+            f"copies are looked for among {among:,} of the {reference_n:,} reference images: copies "
+            "of others are not counted"
+        )
     least, most = facts.get("class_images", (1, 1))
     proportional = facts.get("labels") == "proportional"
     if n and not proportional and facts.get("imbalance", 0.0) > IMBALANCE:

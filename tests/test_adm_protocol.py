@@ -174,7 +174,7 @@ def test_activations_are_sums_and_a_stated_number_of_rows(inception, tmp_path):
         assert bounded[key] == pytest.approx(whole[key], rel=1e-9)
     theirs = inception.activations(real)[0]
     near = precision_recall(theirs, few.rows.compute())
-    assert (bounded["precision"], bounded["recall"]) == near and near[1] < whole["recall"]
+    assert (bounded["precision"], bounded["recall"]) == near and near[1] != whole["recall"]
 
 
 def test_only_inceptions_own_weights_give_a_fid(inception, tmp_path):

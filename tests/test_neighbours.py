@@ -35,22 +35,26 @@ def reference(tmp_path_factory):
 
 def images_of(reference, positions):
     train = reference.data.split("train")
-    return torch.stack([train[int(reference.index[i])][0] for i in positions])
+    places = reference.index(torch.tensor(positions))
+    return torch.stack([train[i][0] for i in places.tolist()])
 
 
 def test_reference_is_that_of_the_score(reference):
-    assert len(reference.index) == len(reference.vectors) == len(reference.copies.train) == 200
+    assert reference.count == len(reference.copies.train) == 200
     images, _ = map(torch.cat, zip(*reference.data.train_images(200), strict=True))
-    assert torch.equal(images, images_of(reference, range(200)))
+    assert torch.equal(images, images_of(reference, list(range(200))))
 
 
-def test_nearest_equals_brute_force(reference):
-    images, _ = next(iter(reference.data.heldout_images(12)))
+@pytest.mark.parametrize("batch", [512, 64, 2])
+def test_nearest_equals_brute_force(reference, batch, monkeypatch):
+    monkeypatch.setattr("dtr_lightning.data.base.REFERENCE_BATCH", batch)
+    images = torch.cat([x for x, _ in reference.data.heldout_images(12)])
     found = nearest(images, reference, 3)
-    vectors = reference.features(images).double()
-    gaps = (vectors[:, None] - reference.vectors.double()).norm(dim=2)
+    train = images_of(reference, list(range(200)))
+    vectors, others = (reference.features(x).double() for x in (images, train))
+    gaps = (vectors[:, None] - others).norm(dim=2)
     order = gaps.argsort(1)[:, :3]
-    assert torch.equal(found.index, reference.index[order])
+    assert torch.equal(found.index, reference.index(order))
     assert torch.allclose(found.features.double(), gaps.gather(1, order), rtol=1e-4)
     rows = thumbnails(images).double()
     pixels = (rows[:, None] - reference.copies.train.double()).norm(dim=2)
@@ -61,7 +65,7 @@ def test_nearest_equals_brute_force(reference):
 def test_a_copy_is_its_own_neighbour_at_distance_zero(reference):
     images = images_of(reference, [3, 77])
     found = nearest(images, reference)
-    assert found.index[:, 0].tolist() == reference.index[[3, 77]].tolist()
+    assert found.index[:, 0].tolist() == reference.index(torch.tensor([3, 77])).tolist()
     assert found.features[:, 0].max() < 1e-2 and found.pixels[:, 0].max() == 0
     assert reference.copies(thumbnails(images)).all()
 

@@ -16,6 +16,7 @@ SOUND = {
     **{"score_name": "fd", "score": 1.2, "n": 1800, "reference_n": 1437, "num_features": 48},
     **{"floor": 0.4, "floor_n": 360, "accuracy": 0.97, "copies": 0.01, "chance": 0.1},
     **{"num_classes": 10, "class_images": [140, 146], "imbalance": 0.01, "initial_share": 1e-4},
+    **{"copies_n": 1437},
     **{"smoke": False, "extractor_random": False, "protocol": {"labels": "balanced"}},
 }
 CASES = [
@@ -23,9 +24,10 @@ CASES = [
     ("random", {"extractor_random": True}, {"extractor_random": False}),
     ("random", {"extractor_random": None, "score_name": "fd_x_untrained"}, {"score_name": "fd_x"}),
     ("few_samples", {"n": 48, "copies": 0}, {"n": 361}),
-    ("few_references", {"reference_n": 48}, {"reference_n": 49}),
+    ("few_references", {"reference_n": 48, "copies_n": 48}, {"reference_n": 49, "copies_n": 49}),
     ("few_floor", {"floor_n": 360, "num_features": 360}, {"num_features": 359}),
     ("few_held_out", {"floor_n": 99}, {"floor_n": 100}),
+    ("few_thumbnails", {"copies_n": 1436}, {"copies_n": 1437}),
     ("unbalanced", {"imbalance": 0.06}, {"imbalance": 0.05}),
     ("few_per_class", {"num_classes": 1801}, {"num_classes": 1800}),
     ("initial", {"initial_share": 0.11}, {"initial_share": 0.1}),
