@@ -71,10 +71,10 @@ BETTER = {"accuracy": "idxmax", "loss": "idxmin"}  # the best of the other colum
 def table(runs: Iterable[Run]) -> pd.DataFrame:
     """Returns a row per run: the best score first, then diverged runs (score nan), then pruned.
 
-    accuracy, copies and overlap (channels that two tasks both read) are shares in 0..1, seconds those of the
-    whole run; `other` tells runs apart that differ in more than router, loss weight and seed;
-    `setting` is equal for runs that differ in their seed alone, `baseline` the setting that differs
-    from it in having no routing. `group` is that of runs that may be compared; its rows follow each
+    accuracy, copies and overlap (channels that two tasks both read) are shares in 0..1, seconds
+    those of the whole run; `other` tells runs apart that differ in more than router, loss weight
+    and seed; `setting` is equal for runs that differ in their seed alone, `baseline` the setting
+    that differs from it in having no routing. `group` is that of runs that may be compared; its rows follow each
     other. `notes` are the sentences of `notes_of`, `meaningless` where one of them forbids to
     compare scores. `ended_at` is the step where a run diverged or was pruned. Unfinished and
     damaged runs have no row.

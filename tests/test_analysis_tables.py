@@ -521,7 +521,7 @@ def test_a_mistake_is_one_line_and_exit_2(what, alone, tmp_path, capsys):
     assert out == "" and told in err and err.count("\n") == 1
 
 
-LIGHT = ("errors", "masks", "naming", "notes", "run", "commands", "tasks")
+LIGHT = "errors masks naming notes run commands tasks yaml_values".split()
 
 
 def test_what_needs_no_network_reads_run_directories_only():
