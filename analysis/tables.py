@@ -74,10 +74,10 @@ def table(runs: Iterable[Run]) -> pd.DataFrame:
     accuracy, copies and overlap (channels that two tasks both read) are shares in 0..1, seconds
     those of the whole run; `other` tells runs apart that differ in more than router, loss weight
     and seed; `setting` is equal for runs that differ in their seed alone, `baseline` the setting
-    that differs from it in having no routing. `group` is that of runs that may be compared; its rows follow each
-    other. `notes` are the sentences of `notes_of`, `meaningless` where one of them forbids to
-    compare scores. `ended_at` is the step where a run diverged or was pruned. Unfinished and
-    damaged runs have no row.
+    that differs from it in having no routing. `group` is that of runs that may be compared; its
+    rows follow each other. `notes` are the sentences of `notes_of`, `meaningless` where one of them
+    forbids to compare scores. `ended_at` is the step where a run diverged or was pruned. Unfinished
+    and damaged runs have no row.
     """
     reading = read(runs, records=False)
     rows = []
