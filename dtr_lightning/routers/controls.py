@@ -87,7 +87,6 @@ class SharedCore(DTRControl):
             average (`masks.core_size`: 47 of 64, and 47.9 shared)
         per_block: whether every block has a core of its own, a random set of k channels
         seed: of the masks; the run's
-        tasks: number T of denoising tasks
     """
 
     def __init__(
