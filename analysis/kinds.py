@@ -55,7 +55,9 @@ RESULTS = {
     **dict.fromkeys(["floor_n", "steps", "diverged_at"], "a whole number or null"),
     **{"protocol": "an object or null", "notes": "a list of texts or null"},
     # what `dtr_lightning.notes` judges by
-    **dict.fromkeys(["reference_n", "num_features", "num_classes"], "a whole number or null"),
+    **dict.fromkeys(
+        ["reference_n", "held_out_n", "num_features", "num_classes"], "a whole number or null"
+    ),
     **dict.fromkeys(["imbalance", "chance", "initial_share"], "a number or null"),
     **dict.fromkeys(["smoke", "extractor_random"], "true or false or null"),
     "class_images": "two whole numbers or null",

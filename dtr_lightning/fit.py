@@ -62,8 +62,9 @@ def run(
     with directory.lock() if leader else nullcontext():
         if leader:
             directory.prepare(config)
-            known = experiment.scoring() | experiment.facts()
-            for note in notes_of(known | {"smoke": directory.meta.get("smoke")}).values():
+            known = {"smoke": directory.meta.get("smoke"), "protocol": experiment.describe()}
+            known |= experiment.scoring() | experiment.facts()
+            for note in notes_of(known).values():
                 logging.getLogger(__name__).warning("note: %s", note)
         if (results := directory.results) is not None:
             return results
