@@ -58,7 +58,8 @@ RESULTS = {
     **{"diverged": "a text or null"},
     # what `dtr_lightning.notes` judges by
     **dict.fromkeys(
-        ["reference_n", "copies_n", "num_features", "num_classes"], "a whole number or null"
+        ["reference_n", "copies_n", "held_out_n", "num_features", "num_classes"],
+        "a whole number or null",
     ),
     **dict.fromkeys(["imbalance", "chance", "initial_share"], "a number or null"),
     **dict.fromkeys(["smoke", "extractor_random"], "true or false or null"),

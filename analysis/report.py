@@ -17,8 +17,8 @@ from PIL import Image
 
 from analysis.doubts import called, doubts
 from analysis.layout import decimals, interval, p_value
-from analysis.runs import Finished, Reading, relative_paths
-from analysis.statistics import lowest, over_seeds, parted
+from analysis.runs import Finished, Reading, groups, relative_paths
+from analysis.statistics import lowest, over_seeds
 from analysis.tables import below, cells, parts, table
 from dtr_lightning.errors import UserError
 from dtr_lightning.yaml_values import LOADER
@@ -97,7 +97,11 @@ def write_report(
         title=directory.resolve().name,
         question=_question(directory),
         settings=_common(reading.finished),
-        protocol=_protocol(reading.finished[0]),
+        protocols=[
+            (f": {shown.label}" if shown.label else "", _protocol(group.finished[0]))
+            for shown, group in zip(tables, groups(runs), strict=True)
+            if group.finished
+        ],
         tables=tables,
         pictures=_pictures(figures, directory),
         doubts=doubts(means, reading),
@@ -118,7 +122,7 @@ def _question(directory: Path) -> str:
         name = yaml.load((directory / "sweep.yaml").read_text(), Loader=LOADER)["name"]
         lines = (HERE.parent / "sweeps" / f"{name}.yaml").read_text().splitlines()
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return "Runs compared under one protocol."
+        return "Runs compared, each with those of its data and protocol."
     return lines[0].lstrip("# ")
 
 
@@ -129,8 +133,7 @@ def _answer(means: pd.DataFrame) -> list[str]:
         return ["No run has a finite score."]
     sound = sound[sound.meaningless != 1]
     if not len(sound):
-        notes = dict.fromkeys(note for text in means.notes for note in parted(text))
-        return [f"No score means anything: {'; '.join(notes)}."]
+        return ["No score is a measure of quality: below the table is why."]
     best, digits = next(sound.itertuples()), decimals(means.score)
     seeds = "1 seed" if best.seeds == 1 else f"{best.seeds} seeds"
     score = interval(best.score, best.high, digits)

@@ -286,7 +286,8 @@ class Experiment:
             return {}
         sizes = [len(self.data.split(name)) for name in ("train", "held_out")]
         reference_n, floor_n = (min(size, self.protocol.reference or size) for size in sizes)
-        return {"n": n, "reference_n": reference_n, "floor_n": floor_n, **self.features.describe()}
+        counts = {"reference_n": reference_n, "floor_n": floor_n, "held_out_n": sizes[1]}
+        return {"n": n, **counts, **self.features.describe()}
 
     def describe(self) -> Mapping[str, Any]:
         """Returns the protocol that the score is stored with."""

@@ -71,8 +71,9 @@ def run(
             directory.prepare(config, contents, experiment.data.sizes())
             if experiment.protocol.n:  # an expert reads what its run has announced
                 experiment.data.announce()
-            known = experiment.scoring() | experiment.facts()
-            for note in notes_of(known | {"smoke": directory.meta.get("smoke")}).values():
+            known = {"smoke": directory.meta.get("smoke"), "protocol": experiment.describe()}
+            known |= experiment.scoring() | experiment.facts()
+            for note in notes_of(known).values():
                 logging.getLogger(__name__).warning("note: %s", note)
         if (results := directory.finished(config, contents)) is not None:
             return results

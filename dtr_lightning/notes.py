@@ -66,9 +66,10 @@ def _of_its_images(facts: Mapping[str, Any]) -> dict[str, str]:
                 f"({features + 1:,}): their covariance is singular and the {what}"
             )
     if n and facts.get("floor_n", FEW) < FEW:
+        loss = "the held-out loss, " if facts.get("held_out_n", 0) < FEW else ""
         notes["few_held_out"] = (
-            f"{facts['floor_n']} held-out images tell little: the held-out loss, the floor and the "
-            "copies are measured on them"
+            f"{facts['floor_n']} held-out images tell little: {loss}the floor and the copies are "
+            "measured on them"
         )
     among, reference_n = facts.get("copies_n", 0), facts.get("reference_n", 0)
     if n and 0 < among < reference_n:

@@ -2,6 +2,7 @@
 
 __all__ = ["status", "stop"]
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from dtr_lightning.errors import UserError
+from dtr_lightning.notes import notes_of
 from sweeps.database import Database
 from sweeps.driver import default_folder
 from sweeps.folder import Folder
@@ -72,11 +74,17 @@ def status(
         say(f"{_state(trial):<8} {_label(trial)}: {trial.user_attrs.get('reason', 'not finite')}")
     if len(failed) > SHOWN:
         say(f"... and {len(failed) - SHOWN} more")
+    notes: dict[str, None] = {}
     for i, (metric, direction) in enumerate(recipe.objectives.items()):
         done = [t for t in last.values() if t.state == TrialState.COMPLETE and t.values]
         if done:
             best = (min if direction == "minimize" else max)(done, key=lambda t: t.values[i])
             say(f"best {metric} {best.values[i]:.4g}: {_label(best)}")
+            with contextlib.suppress(UserError):  # a damaged file is told by who needs it
+                results = folder.run(Point(best.user_attrs["point"], {})).results or {}
+                notes |= dict.fromkeys(notes_of(results).values())
+    for note in notes:
+        say(f"note: {note}")
     seconds = [t.user_attrs["seconds"] for t in last.values() if t.user_attrs.get("seconds")]
     if states["running"] and seconds:
         eta = left * sum(seconds) / len(seconds) / states["running"]

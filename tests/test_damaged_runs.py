@@ -16,6 +16,7 @@ RESULTS += [("score_name", wrong) for wrong in (["x"], None, 3)]
 RESULTS += [(key, "x") for key in ("accuracy", "loss", "parameters", "macs", "floor", "seconds")]
 RESULTS += [("floor_n", [6]), ("copies", False), ("steps", "x"), ("protocol", [1])]
 RESULTS += [("notes", "x"), ("notes", [1]), ("diverged_at", "x")]
+RESULTS += [("class_images", [1]), ("chance", "x"), ("smoke", 1), ("num_features", 1.5)]
 CONFIG = [("seed", "abc"), ("seed", None), ("seed", True), ("alpha", [1]), ("alpha", "x")]
 CONFIG += [("beta", True), ("trainer", {"max_steps": "x"}), ("model", [1])]
 META = [
@@ -24,6 +25,7 @@ META = [
     {"status": "pruned", "pruned_score": [1]},
     {"status": "pruned", "pruned_at": True},
     {"status": 3},
+    {"smoke": "x"},
 ]
 
 

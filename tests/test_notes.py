@@ -62,6 +62,12 @@ def test_sentences_are_one_line_each_and_can_be_joined():
     assert all(";" not in line and "\n" not in line and line[-1] != "." for line in sentences)
 
 
+def test_what_few_held_out_images_measure():
+    limited = notes_of(SOUND | {"floor_n": 64, "held_out_n": 360})
+    assert "loss" not in limited["few_held_out"]
+    assert "loss" in notes_of(SOUND | {"floor_n": 64, "held_out_n": 64})["few_held_out"]
+
+
 @pytest.mark.parametrize("labels, noted", [
     ("balanced", True), ("proportional", False),
     ("sample i is of class i mod num_classes", True),  # of older results

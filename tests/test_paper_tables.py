@@ -14,7 +14,7 @@ from analysis.paper_rows import needs, paper_rows, published, select
 from analysis.paper_tables import write_paper_tables
 from analysis.runs import read
 from analysis.settings import ALPHA
-from dtr_lightning.run import find_runs
+from dtr_lightning.run import Run, find_runs
 from tests.synthetic_runs import diverge, make_run
 
 REAL = {"experts": 1, "gradients": {"class_path": "Joint", "init_args": {}}}
@@ -235,3 +235,33 @@ def test_numbers_and_marks():
     text = Text({"a|b": ["x|y"], "run": ["r_1"]}, ["a|b"], "C.", ["N_1."], ["run"])
     assert r"a\|b" in text.markdown() and r"x\|y" in text.markdown()
     assert "x\\textbar{}y \\\\ % r_1" in text.latex() and r"N\_1." in text.latex()
+
+
+def test_notes_and_the_best_stand_in_the_papers_tables_too(masking, tmp_path):
+    """MaxRoaming is far off, CDTR draws copies: neither has a p, neither is the best."""
+    for run in find_runs([masking]):
+        name = run.config["router"]["class_path"]
+        far = {"score": 40.0 + run.config["seed"]} if name.endswith("MaxRoaming") else {}
+        copies = {"copies": 0.3, "score": 2.0} if name.endswith(".CDTR") else {}
+        run.write_results(run.results | {"floor": 1.9, "accuracy": 0.9} | far | copies)
+    write_paper_tables(finished(masking), tmp_path / "out")
+    text = (tmp_path / "out" / "table8.md").read_text()
+    marked = re.findall(r"^\| (\w+) ([¹²])", text, re.M)
+    assert marked == [("MaxRoaming", "¹"), ("CDTR", "²")]
+    assert text.count("¹ The score is 20 times its floor or more") == 1
+    assert text.count("² More than 5% of the samples are near copies") == 1
+    rows = (tmp_path / "out" / "table8.tex").read_text().split(r"\midrule")[1].splitlines()
+    assert [row.split(" & ")[0] for row in rows if r"\textbf" in row] == ["no routing", "DTR"]
+    assert all(row.count(r"\textbf") <= 1 for row in rows)  # equal accuracies are no best
+
+
+def test_a_smoke_never_takes_the_place_of_real_runs(tmp_path):
+    make(tmp_path, "none")
+    make(tmp_path, "dtr", "DTR", DTR)
+    for i, router in enumerate(("NoRouting", "DTR", "CDTR", "ERCDT")):
+        args = DTR | {"clusters": 8} if i else {}
+        args = DTR if router == "DTR" else args
+        make(tmp_path, f"smoke{i}", router, args, trainer={"max_steps": 30})
+        Run(tmp_path / f"smoke{i}-0").update_meta(smoke=True)
+    frame = rows(tmp_path, "table8")
+    assert frame.run[frame.run != ""].tolist() == ["none-0", "dtr-0"]

@@ -91,7 +91,7 @@ def test_notes_are_told_once_and_judged_anew(tmp_path):
     assert not any("not FID" in line or "utdated" in line for line in told)
     draw_all([tmp_path], only=["tables"], report=True)
     text = (tmp_path / "report.html").read_text()
-    assert "No score means anything: the features" in text and "Lowest score" not in text
+    assert "No score is a measure of quality" in text and "Lowest score" not in text
 
 
 def test_enough_seeds_are_no_doubt_and_paths_keep_their_case(tmp_path):

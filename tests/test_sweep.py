@@ -17,7 +17,7 @@ from sweeps import session as session_module
 from sweeps.session import Session
 from sweeps.workers import Workers
 from tests import standin
-from tests.standin import counts, run, trials, write
+from tests.standin import GRID, counts, run, trials, write
 
 ROOT = Path(__file__).parent.parent
 
@@ -176,3 +176,11 @@ def test_ctrl_c_saves_gives_back_and_two_commands_share_the_rest(tmp_path):
         assert "ended 5" in process.communicate()[0]
     assert {ends for _, ends in counts(out).values()} == {1}
     assert len(trials(out)) == 5
+
+
+@pytest.mark.parametrize("smoke", [True, False])
+def test_the_runs_of_a_smoke_say_so(smoke, light, tmp_path):
+    out = tmp_path / "out"
+    two = GRID.replace("[1, 4.0]", "1").replace("[0.6, 0.8]", "0.8")
+    run(write(tmp_path, two), out, smoke=smoke)
+    assert [found.meta.get("smoke", False) for found in find_runs([out])] == [smoke] * 2

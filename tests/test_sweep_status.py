@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from dtr_lightning.errors import UserError
+from dtr_lightning.run import find_runs
 from sweeps import status
 from sweeps.folder import Folder
 from tests import standin
@@ -43,7 +44,10 @@ def test_status_counts_what_became_of_every_point(light, tmp_path):
     told = seen(path, out, seeds=2)
     assert "2 done, 4 waiting, 1 failed, 1 diverged" in told
     assert "failed   Raises seed=0: ValueError: no such luck" in told
-    assert "best score 0.1: NoRouting seed=0" in told
+    assert "best score 0.1: NoRouting seed=0" in told and "note:" not in told
+    (best,) = (found for found in find_runs([out]) if "norouting" in found.path.name)
+    best.write_results(best.results | {"smoke": True})
+    assert "note: a smoke run tests the commands" in seen(path, out, seeds=2)
     with pytest.raises(UserError, match="holds no sweep"):
         seen(path, tmp_path / "nothing")
 
