@@ -3,7 +3,6 @@
 The same command again goes on where it stopped, or prints the result of a finished run.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -19,10 +18,12 @@ def main() -> int:
     if "--config" not in given and not asks:
         raise UserError("give --config FILE; recipes are in configs/, such as configs/digits.yaml")
     loading(sys.stderr if "--print_config" in given else None)
+    stop = stop_on_signals()
 
     from dtr_lightning.bar import Bar
     from dtr_lightning.config import expert_configs, make_parser, parse, run_name
     from dtr_lightning.fit import run
+    from dtr_lightning.launch import is_leader
     from dtr_lightning.notes import print_notes
     from dtr_lightning.progress import Progress
     from dtr_lightning.run import Run
@@ -34,10 +35,8 @@ def main() -> int:
     if out == "":
         raise UserError("--out is empty; give a directory, or leave it out")
     out = out or Path("runs") / Path(files[-1]).stem / run_name(config, files[-1])
-    stop = stop_on_signals()
-    if int(os.environ.get("LOCAL_RANK", "0")):
-        run(config, out, stop=stop)
-        return 0
+    if not is_leader(config["trainer"]):
+        return int(Diverged.of(run(config, out, stop=stop)) is not None)
     print(f"run: {out}", flush=True)
     steps = config["trainer"]["max_steps"] * max(1, len(expert_configs(config)))
     with Bar("starting") as bar:

@@ -27,6 +27,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from dtr_lightning.atomic import replacing
 from dtr_lightning.errors import Diverged, Stopped
+from dtr_lightning.launch import CommonStop
 from dtr_lightning.module import Losses
 from dtr_lightning.run import Run
 
@@ -188,13 +189,15 @@ class Checkpoints(Checkpoint):
         saved: Callable[[int], None],
     ) -> None:
         self.run, self.every, self.milestones = run, every, milestones
-        self.stop, self.saved = stop, saved
+        self.stop, self.saved = CommonStop(stop), saved
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves if this is a step to save; raises Stopped if asked to stop."""
-        step, stop = trainer.global_step, self._stops(trainer)
+        step = trainer.global_step
+        self.stop.hear(trainer)
+        stop = self.stop.decided(trainer)
         milestone = self.milestones and step % self.milestones == 0
         if stop or milestone or step % self.every == 0 or step >= trainer.max_steps:
             trainer.save_checkpoint(self.run.last)
@@ -206,17 +209,10 @@ class Checkpoints(Checkpoint):
                     os.link(self.run.last, part)  # the next last.ckpt is another file
                 except OSError:  # a file system without links
                     shutil.copyfile(self.run.last, part)
-        if stop and step < trainer.max_steps:
-            raise Stopped
-
-    def _stops(self, trainer: Trainer) -> bool:
-        """Returns whether any process was asked to stop, which all learn at logged steps only."""
-        step = trainer.global_step
-        if trainer.world_size == 1:
-            return self.stop.is_set()
-        if step % trainer.log_every_n_steps and step < trainer.max_steps:
-            return False
-        return trainer.strategy.reduce_boolean_decision(self.stop.is_set(), all=False)
+        if step < trainer.max_steps:
+            if stop:
+                raise Stopped
+            self.stop.send(trainer)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

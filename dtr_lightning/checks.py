@@ -19,6 +19,8 @@ from dtr_lightning.samplers import Sampler
 
 Config = dict[str, Any]
 
+# others share out the network, which has an average, or fork a process that has threads
+STRATEGIES = ("auto", "ddp", *(f"ddp_find_unused_parameters_{x}" for x in ("false", "true")))
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
@@ -42,6 +44,10 @@ def check(config: Config) -> None:
         raise UserError(f"trainer.gradient_clip_val must be positive; got {clip}")
     if (precision := str(config["trainer"]["precision"] or "32-true")) not in PRECISIONS:
         raise choices("trainer.precision", precision, PRECISIONS)
+    if (strategy := config["trainer"]["strategy"]) not in STRATEGIES:
+        raise choices("trainer.strategy", strategy, STRATEGIES)
+    if (nodes := config["trainer"]["num_nodes"]) < 1:
+        raise UserError(f"trainer.num_nodes must be at least 1; got {nodes}")
     if steps < 1:
         raise UserError(f"trainer.max_steps must be at least 1; got {steps}")
     if config["evaluation"]["n"] == 0 and process.tasks == (0, process.T):

@@ -91,6 +91,8 @@ def command(main: Callable[[], int | None]) -> Callable[[], int | None]:
     @wraps(main)
     def wrapped() -> int | None:
         quiet()
+        if os.getcwd() not in sys.path:  # where a person's own classes are looked for, last
+            sys.path.append(os.getcwd())
         try:
             return main()
         except Diverged as error:
@@ -110,6 +112,11 @@ def command(main: Callable[[], int | None]) -> Callable[[], int | None]:
             print(f"stopped; go on with: {same_command()}", file=sys.stderr)
             return INTERRUPTED
         except RuntimeError as error:
+            if str(error).startswith("DataLoader worker"):
+                return _fail(
+                    f"{str(error).splitlines()[0]}: perhaps out of memory; give a smaller "
+                    "--data.workers or 0; what was saved before is untouched"
+                )
             if type(error).__name__ != "OutOfMemoryError":
                 raise
             return _fail(f"out of memory on the GPU: {str(error).splitlines()[0]}")
@@ -145,7 +152,10 @@ def once(handler: Callable[..., None]) -> Callable[..., None]:
 
 
 def stop_on_signals() -> Event:
-    """Returns an event that SIGINT and SIGTERM set; a second Ctrl-C is immediate."""
+    """Returns an event that SIGINT, SIGTERM and SIGUSR1 (a scheduler's) set.
+
+    A second Ctrl-C is immediate.
+    """
     stop, own = Event(), os.getpid()
 
     @once
@@ -157,7 +167,7 @@ def stop_on_signals() -> Event:
         stop.set()
         print("\nstopping after this step or evaluation; Ctrl-C again: at once", file=sys.stderr)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, handle)
     return stop
 

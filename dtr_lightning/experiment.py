@@ -4,6 +4,7 @@ __all__ = ["Experiment"]
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from threading import Event
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from dtr_lightning.diffusion import Process
 from dtr_lightning.errors import UserError
 from dtr_lightning.evaluation import Protocol, Report, check_guidance, evaluate, silent
 from dtr_lightning.gradients import Gradients
+from dtr_lightning.launch import make_trainer
 from dtr_lightning.loss_weights import LossWeight
 from dtr_lightning.macs import count_macs, on_meta
 from dtr_lightning.masks import mean_overlap
@@ -122,16 +124,25 @@ class Experiment:
         pixels = self.data.image_size
         self.features(torch.zeros(1, self.data.in_channels, pixels, pixels, dtype=torch.uint8))
 
-    def trainer(self, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> Trainer:
-        """Returns the Lightning trainer of the config; of several experts it trains none."""
+    def trainer(
+        self,
+        loggers: Sequence[Logger],
+        callbacks: Sequence[Callback],
+        stop: Event | None = None,
+    ) -> Trainer:
+        """Returns the Lightning trainer of the config; of several experts it trains none.
+
+        `stop` ends its wait for the other processes of the run.
+        """
         options = dict(self.config["trainer"])
         if self.networks > 1:
             options["max_steps"] = 0
         if not self.module.automatic_optimization:  # Lightning leaves the clipping to the module
             self.module.clip = options.pop("gradient_clip_val")
         try:
-            trainer = Trainer(
-                **options,
+            trainer = make_trainer(
+                options,
+                stop,
                 logger=list(loggers),
                 callbacks=list(callbacks),
                 plugins=[AtomicCheckpointIO()],
@@ -141,6 +152,8 @@ class Experiment:
                 enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
                 limit_val_batches=0,
             )
+        except UserError:
+            raise
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         self.data.check(trainer.world_size)

@@ -7,7 +7,6 @@ __all__ = ["Progress", "Stopped", "read_checkpoint", "run", "seconds_per_step"]
 
 import copy
 import logging
-import os
 import time
 import traceback
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from dtr_lightning.errors import Diverged, Stopped
 from dtr_lightning.experiment import Experiment
 from dtr_lightning.experts import train_experts
 from dtr_lightning.hparams import TensorBoard, log_end, log_start
+from dtr_lightning.launch import is_leader
 from dtr_lightning.notes import notes_of
 from dtr_lightning.pictures import by_class, image_grid, log_masks, save_samples
 from dtr_lightning.progress import Progress, Reporter
@@ -53,7 +53,7 @@ def run(
     larger, and evaluated anew under another protocol.
     """
     directory, contents = Run(path), {}
-    leader = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    leader = is_leader(config["trainer"])
     if directory.config_file.exists():
         contents = contents_of(config)
     if leader:
@@ -126,7 +126,7 @@ def _train_and_evaluate(
         tensorboard = _tensorboard(directory, 0)
         if leader:
             log_start(tensorboard.experiment, config, experiment.parameters())
-        trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], [])
+        trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], [], stop)
         trainer.fit(module, datamodule=experiment.data)  # no step: starts devices and processes
     else:
         tensorboard, trainer = _train(experiment, directory, leader, reporter, stop)
@@ -206,7 +206,7 @@ def _train(
         reporter,
         Checkpoints(directory, **config["checkpoint"], stop=stop, saved=saved),
     ]
-    trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], callbacks)
+    trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], callbacks, stop)
     if leader and not start:
         log_start(tensorboard.experiment, config, experiment.parameters())
         log_masks(tensorboard.experiment, module.model.router)

@@ -160,7 +160,7 @@ def _compare(trainer: Trainer, environment: ClusterEnvironment) -> None:
 
 
 class Ranks(DDPStrategy):
-    """DDP whose wait for the other processes says what it waits for, and ends when asked to stop."""
+    """DDP whose wait for the others says what it waits for, and ends when asked to stop."""
 
     def __init__(self, stop: Event | None = None, **options: Any) -> None:
         super().__init__(**options)

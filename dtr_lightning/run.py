@@ -11,11 +11,13 @@ artifacts/      further evaluations
 results.json    final numbers with their protocol; written last: its presence means done
 """
 
-__all__ = ["LOADER", "OBJECTIVES", "Run", "find_runs", "finite", "steps_of", "to_json"]
+__all__ = ["LOADER", "NO_LOCKS", "OBJECTIVES", "Run", "find_runs", "finite", "steps_of", "to_json"]
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +31,8 @@ from dtr_lightning.errors import UserError
 from dtr_lightning.naming import evaluation_name, identity, measures, protocol
 from dtr_lightning.yaml_values import DUMPER, LOADER
 
+# what flock raises on file systems that have no locks, as those of some clusters
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 # what a sweep may be about: numbers of results.json, None where a run could not measure one
 OBJECTIVES = (
     *("score", "kid", "accuracy", "copies", "precision", "recall", "classifier_score", "loss"),
@@ -97,7 +101,8 @@ class Run:
             known, now = self.contents, contents or {}
             there = identity(self.config, {k: known[k] for k in known.keys() & now.keys()})
             here = identity(config, {k: now[k] for k in known.keys() & now.keys()})
-            differ = sorted(k for k in here | there if here.get(k) != there.get(k))
+            # an option that is newer than the run says nothing of it
+            differ = sorted(key for key in there if here.get(key) != there[key])
             if differ:
                 raise UserError(self._difference(differ[0], there, here, config))
         elif self.path.exists() and not self.path.is_dir():
@@ -144,7 +149,7 @@ class Run:
             "planned_steps": self.planned_steps or config.get("trainer", {}).get("max_steps"),
             # an evaluation may use other files than the one before
             "contents": now | {k: v for k, v in known.items() if not (measures(k) and k in now)},
-            "data": self.meta.get("data", data),
+            "data": self.meta.get("data") or data,
         }
         if not self.config_file.exists() or self.config != config:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -170,6 +175,15 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"{self.path} is in use by another process") from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                logging.getLogger(__name__).warning(
+                    "note: the file system of %s has no locks (%s): nothing keeps a second command "
+                    "from training the same run at the same time",
+                    self.path,
+                    error.strerror,
+                )
             yield
 
     def in_use(self) -> bool:
@@ -181,6 +195,9 @@ class Run:
             return False
         except BlockingIOError:
             return True
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         return False
 
     @property

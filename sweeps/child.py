@@ -46,8 +46,10 @@ def train_run(
     `python train.py` of the same run, not as another sweep.
     """
     from dtr_lightning.fit import Stopped, run
+    from dtr_lightning.launch import forget_launcher
 
     quiet()
+    forget_launcher()
     if config.get("trainer", {}).get("devices") not in (None, 1, "1", "auto"):
         command = Path(__file__).parent.parent / "train.py"
         sys.argv = [str(command), f"--config={Run(path).config_file}", f"--out={path}"]

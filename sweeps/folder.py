@@ -16,14 +16,14 @@ import uuid
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from dtr_lightning.atomic import write_text
 from dtr_lightning.errors import UserError
 from dtr_lightning.naming import identity
-from dtr_lightning.run import Run, steps_of
+from dtr_lightning.run import NO_LOCKS, Run, steps_of
 from dtr_lightning.yaml_values import DUMPER, LOADER
 from sweeps.plan import Point, Sweep
 
@@ -129,7 +129,7 @@ class Folder:
     def lock(self) -> Iterator[None]:
         """Waits for, then holds the right to change the plan; one command at a time."""
         with (self.path / ".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _flock(file, fcntl.LOCK_EX)
             yield
 
     @contextlib.contextmanager
@@ -137,7 +137,7 @@ class Folder:
         """Yields a name for this command that is `alive` for as long as its process."""
         path = self._owners / uuid.uuid4().hex[:12]
         with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _flock(file, fcntl.LOCK_EX)
             file.write(socket.gethostname())
             file.flush()
             try:
@@ -149,7 +149,7 @@ class Folder:
         """Returns whether a command of this machine still runs; a dead one's trace is removed."""
         try:
             with (self._owners / owner).open("r") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                _flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except (FileNotFoundError, IsADirectoryError):
             return False
         except BlockingIOError:
@@ -196,6 +196,19 @@ class Folder:
             return (self._owners / f"{owner}.stop").read_text()
         except OSError:
             return None
+
+
+def _flock(file: IO[str], operation: int) -> None:
+    """Locks a file; UserError where the file system cannot: commands could take the same point."""
+    try:
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise UserError(
+            f"the file system of {file.name} has no locks ({error.strerror}), which a sweep needs; "
+            "choose --out on another, such as a local disk"
+        ) from error
 
 
 def _digest(url: str) -> str:

@@ -10,6 +10,7 @@ __all__ = ["Batch", "Data", "Draws", "Split", "to_float", "to_uint8"]
 import itertools
 import json
 import logging
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
@@ -123,6 +124,12 @@ class _Loader(DataLoader):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leaves signals that a whole process group gets to the main process, which ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_is(batch: Batch) -> Batch:
@@ -283,6 +290,7 @@ class Data(LightningDataModule, ABC):
             batch_size=None,
             collate_fn=_as_is,
             num_workers=self.workers,
+            worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # else each iterator takes a number from the global one
             persistent_workers=self.workers > 0 and as_float,
             pin_memory=self.workers > 0 and torch.cuda.is_available(),
