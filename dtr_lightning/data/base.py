@@ -8,7 +8,7 @@ order is ours, so that comparisons between routers are paired.
 __all__ = ["Batch", "Data", "Draws", "Split", "to_float", "to_uint8"]
 
 import itertools
-import logging
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
@@ -169,7 +169,7 @@ class Data(LightningDataModule, ABC):
 
     def announce(self) -> None:
         """Says on stderr what is read: a command does at its start, once."""
-        logging.getLogger(__name__).warning("data: %s", self.describe())
+        print(f"data: {self.describe()}", file=sys.stderr, flush=True)
 
     def check(self, world: int = 1) -> None:
         """Raises UserError where the batch size fits neither the data nor `world` ranks."""
