@@ -64,11 +64,14 @@ def prepare(
 
 def _announce(plan: Sweep) -> None:
     """Says once what the trials will read; UserError for a folder that is not there."""
-    from dtr_lightning.config import build, takes
+    choice = (plan.points[0].config if plan.points else plan.config).get("data")
+    if choice is None:
+        return
+    from dtr_lightning.building import build
+    from dtr_lightning.config import takes
     from dtr_lightning.data import Data
 
-    choice = (plan.points[0].config if plan.points else plan.config).get("data")
-    if choice and takes("data", choice["class_path"], "root"):
+    if takes("data", choice["class_path"], "root"):
         build(Data, choice).announce()
 
 

@@ -9,8 +9,8 @@ __all__ = ["Batch", "Data", "Draws", "Split", "to_float", "to_uint8"]
 
 import itertools
 import json
-import logging
 import signal
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
@@ -127,7 +127,7 @@ class _Loader(DataLoader):
 
 
 def _ignore_signals(worker: int) -> None:
-    """Leaves signals that a whole process group gets to the main process, which ends its workers."""
+    """Leaves the signals of a process group to the main process, which ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
@@ -221,7 +221,7 @@ class Data(LightningDataModule, ABC):
 
     def announce(self) -> None:
         """Says on stderr what is read: a command does at its start, once."""
-        logging.getLogger(__name__).warning("data: %s", self.describe())
+        print(f"data: {self.describe()}", file=sys.stderr, flush=True)
 
     def check(self, world: int = 1) -> None:
         """Raises UserError where the batch size fits neither the data nor `world` ranks."""

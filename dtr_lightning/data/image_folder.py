@@ -81,10 +81,11 @@ class ImageFolder(Data):
         number = {name: i for i, name in enumerate(self.class_names)}
         self.files = {}
         for name, part in paths.items():
-            classes = [_class_of(path) for path in part] if number else []
-            if unknown := sorted(set(classes) - set(number)):
-                raise _unknown_class(unknown, folders[name], train, self.class_names)
-            labels = np.array([number[c] for c in classes] or [0] * len(part), dtype=np.int32)
+            labels = np.zeros(len(part), dtype=np.int32)
+            if number:
+                if unknown := sorted({_class_of(path) for path in part} - set(number)):
+                    raise _unknown_class(unknown, folders[name], train, self.class_names)
+                labels[:] = np.fromiter((number[_class_of(path)] for path in part), np.int32)
             self.files[name] = _Files(folders[name], Paths(part), labels, size, channels)
         from_folder = f"from {splits.held_out}/" if splits.held_out else "by a hash of their paths"
         self.source = f" ({from_folder})"

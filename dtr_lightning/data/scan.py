@@ -5,8 +5,9 @@ __all__ = ["Paths", "Scan", "few", "repeated", "scan"]
 import heapq
 import os
 import stat
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +24,11 @@ SHOWN = 5  # names or kinds of files in a message
 class Paths(Sequence[str]):
     """Paths in one buffer: processes share it, where a million strings would be copied by use."""
 
-    def __init__(self, paths: Iterable[str]) -> None:
-        encoded = [os.fsencode(path) for path in paths]
-        self.text = b"".join(encoded)
-        self.stops = np.cumsum([0, *map(len, encoded)])
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.text = os.fsencode("".join(paths))
+        self.stops = np.zeros(len(paths) + 1, dtype=np.int64)
+        lengths = (len(os.fsencode(path)) for path in paths)
+        self.stops[1:] = np.fromiter(lengths, np.int64, len(paths)).cumsum()
 
     def __len__(self) -> int:
         return len(self.stops) - 1
@@ -67,7 +69,7 @@ def scan(folder: str | Path) -> Scan:
         raise UserError(f"image folder {folder} does not exist or is no folder")
     known = extensions()
     paths: list[str] = []
-    files: list[int] = []
+    files = array("q")
     folders: dict[str, int] = {}
     passed: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
@@ -120,9 +122,9 @@ def scan(folder: str | Path) -> Scan:
             folders[inside] = len(paths) - before
         except OSError as error:
             raise UserError(f"cannot list image folder {place}: {error.strerror}") from error
-    order = sorted(range(len(paths)), key=paths.__getitem__)
-    numbers = np.array(files, dtype=np.int64)[order] if order else np.empty(0, dtype=np.int64)
-    return Scan([paths[i] for i in order], numbers, folders, passed)
+    names = np.array(paths, dtype=object)
+    order = names.argsort()
+    return Scan(names[order].tolist(), np.array(files)[order], folders, passed)
 
 
 def _around(link: str, root: str) -> bool:
