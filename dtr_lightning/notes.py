@@ -73,7 +73,7 @@ def _of_its_images(facts: Mapping[str, Any]) -> dict[str, str]:
     among, reference_n = facts.get("copies_n", 0), facts.get("reference_n", 0)
     if n and 0 < among < reference_n:
         notes["few_thumbnails"] = (
-            f"copies are looked for among {among:,} of the {reference_n:,} reference images: copies "
+            f"copies are looked for among {among:,} of the {reference_n:,} reference images: those "
             "of others are not counted"
         )
     least, most = facts.get("class_images", (1, 1))
