@@ -85,6 +85,11 @@ class SameBatch(LightningDataModule):
         self.batch = SETTINGS[setting].batch(torch.device("cpu"))
         self.batch_size, self.in_channels, self.image_size, _ = self.batch[0].shape
         self.num_classes = SETTINGS[setting].classes
+        self.class_names = [str(label) for label in range(self.num_classes)]
+
+    def split(self, name: str) -> list[Batch]:
+        """Returns no images: nothing is scored."""
+        return []
 
     def check(self, world: int = 1) -> None:
         """Accepts one device, which is what is measured."""

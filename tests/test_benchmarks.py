@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import interleaved, step
+from benchmarks import interleaved, metrics, step
 from benchmarks.interleaved import Row, compare
 from benchmarks.peer import NEEDED, Peer
 from benchmarks.settings import SETTINGS
@@ -140,3 +140,13 @@ def test_a_directory_without_the_peer_names_what_is_missing(checkout):
     (checkout / NEEDED[0]).unlink()
     with pytest.raises(UserError, match=r"train\.py not found"):
         Peer(checkout)
+
+
+def test_what_metrics_keep_of_many_references():
+    rows = {row["what"]: row["rows_kept"] for row in metrics.take_references(10_300, 8)}
+    assert rows == {
+        "Frechet distance": 0,
+        "KID": 10_000,
+        "precision and recall": 10_000,
+        "thumbnails": 10_300,
+    }
