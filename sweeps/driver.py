@@ -59,7 +59,23 @@ def prepare(
     done = sum(run.results_file.exists() for run in runs)
     if warm and done < (recipe.trials or len(recipe.assignments)) * recipe.seeds:
         workers.warm()
-    return resolve_all(recipe), folder, workers
+    plan = resolve_all(recipe)
+    if train is train_run:
+        _check(plan, folder)
+    return plan, folder, workers
+
+
+def _check(plan: Sweep, folder: Folder) -> None:
+    """Raises UserError for a point that lacks results and could not be built."""
+    from dtr_lightning.planning import check_parts
+
+    check_parts(
+        {
+            point.label: point.config
+            for point in plan.known_points()
+            if not folder.run(point).results_file.exists()
+        }
+    )
 
 
 def default_folder(name: str, reading: Mapping[str, Any]) -> Path:

@@ -18,7 +18,7 @@ LAYERS = [
     {"module", "pictures"},
     {"callbacks", "hparams", "ema", "evaluation", "bar", "weights"},
     {"building", "own_classes"},
-    {"checks"},
+    {"checks", "planning"},
     {"config"},
     {"experiment"},
     {"progress", "notes"},
