@@ -7,8 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dtr_lightning.building import build
+from dtr_lightning.commands import quiet
 from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
 from dtr_lightning.errors import UserError
@@ -54,10 +58,11 @@ class Sizes(NoRouting):
         self.sizes, self.named = sizes, named
 
 
-def check_parts(configs: Mapping[str, Mapping[str, Any]]) -> None:
+def check_parts(configs: Mapping[str, Mapping[str, Any]], here: bool = False) -> None:
     """Raises UserError, with its label, for the first config by label that could not be built.
 
-    What several have in common is made once; shipped networks are made without memory.
+    What several have in common is made once; shipped networks are made without memory. `here` also
+    asks whether this machine has their devices.
     """
     made: dict[str, Any] = {}
 
@@ -98,6 +103,14 @@ def check_parts(configs: Mapping[str, Mapping[str, Any]]) -> None:
         made, _ = once(network, config)
         DiffusionModule(made, once(process, diffusion), Constant(), **{**options, "compile": False})
 
+    def trainer(options: Mapping[str, Any]) -> None:
+        quiet()
+        without = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        try:
+            Trainer(**options, **without, plugins=[LightningEnvironment()])
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
     for label, config in configs.items():
         if "model" not in config:
             continue
@@ -111,5 +124,7 @@ def check_parts(configs: Mapping[str, Mapping[str, Any]]) -> None:
             once(module, config["module"], whole, config["diffusion"])
             if config["evaluation"]["n"]:
                 once(features, config["features"], config["data"])
+            if here:
+                once(trainer, config["trainer"])
         except UserError as error:
             raise UserError(f"{label}: {error}") from error
