@@ -77,7 +77,7 @@ DEFAULTS = {
 GROUPS = ("seed", "experts", *AXES, "module", "evaluation", "checkpoint", "trainer")
 # Lightning's own types and texts would name what cannot be used here.
 TRAINER_OPTIONS: dict[str, tuple[Any, Any, str]] = {  # type, default, help
-    "accelerator": (Literal["auto", "cpu", "gpu", "cuda", "mps"], "auto", "what to train on"),
+    "accelerator": (str, "auto", "what to train on: auto, cpu, gpu (cuda, mps)"),
     "strategy": (str, "auto", "of several processes: ddp, or auto"),
     "devices": (list[int] | str | int, "auto", "number of devices, a list of theirs, or auto"),
     "num_nodes": (int, 1, "machines that train together"),

@@ -31,6 +31,7 @@ from dtr_lightning.models import Denoiser, Experts
 from dtr_lightning.module import DiffusionModule
 from dtr_lightning.naming import protocol
 from dtr_lightning.own_classes import check_own, check_own_data
+from dtr_lightning.planning import check_captions, network_options
 from dtr_lightning.routers import Router
 from dtr_lightning.samplers import Sampler
 
@@ -63,13 +64,7 @@ class Experiment:
         networks = [self._network(process) for _ in ranges]
         model = Experts(networks, ranges) if len(networks) > 1 else networks[0]
         self.networks = len(networks)
-        if model.takes_text != (captions is not None):
-            needs = "captions" if model.takes_text else "class labels"
-            raise UserError(
-                f"{type(networks[0]).__name__} needs data with {needs}, which "
-                f"{type(self.data).__name__} has not; TextDiT with DigitsCaptions go together, "
-                "other models with other data"
-            )
+        check_captions(networks[0], self.data)
         self.module = DiffusionModule(
             model,
             process,
@@ -88,21 +83,14 @@ class Experiment:
         self._scorer: Scorer | None = None
 
     def _network(self, process: Process) -> Denoiser:
-        config, captions = self.config, self.data.captions
+        config = self.config
         seed, steps = config["seed"], self.planned_steps
         torch.manual_seed(seed)
         model: Denoiser = build(
             Denoiser,
             config["model"],
-            input_size=self.data.image_size,
-            image_size=self.data.image_size,
-            in_channels=self.data.in_channels,
-            out_channels=self.data.in_channels * (1 + process.learns_variance),
-            num_classes=self.data.num_classes,
-            learn_sigma=process.learns_variance,
-            null_text=None if captions is None else captions.null,
+            **network_options(self.data, process),
             router=build(Router, config["router"], seed=seed, steps=steps),
-            tasks=process.T,
         )
         if model.router.tasks != process.T:
             raise UserError(

@@ -106,7 +106,7 @@ class Run:
             if differ:
                 raise UserError(self._difference(differ[0], there, here, config))
         elif self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file and not a run; choose another --out")
+            raise UserError(f"cannot write to {self.path}: it is a file; choose another --out")
         elif self.path.is_dir() and any(p.name[0] != "." for p in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and not a run; choose another --out")
 

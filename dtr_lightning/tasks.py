@@ -12,6 +12,7 @@ __all__ = [
     "by_affinity",
     "by_log_snr",
     "check_options",
+    "check_use",
     "cluster_of",
     "equal",
     "intervals",
@@ -96,6 +97,10 @@ def check_options(clusters: int, clustering: Clustering, affinity: str | Path | 
         raise choices("clustering", clustering, get_args(Clustering))
     if clustering == "affinity" and affinity is None:
         raise UserError("clustering by affinity needs affinity: a .npy file of shape [T, T]")
+
+
+def check_use(clustering: Clustering, affinity: str | None) -> None:
+    """Raises UserError for affinities that nothing reads."""
     if clustering != "affinity" and affinity is not None:
         raise UserError(f"affinity {affinity} is for clustering affinity, not {clustering}")
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import wraps
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
@@ -53,6 +54,18 @@ class Database:
             return make_url(self.url).render_as_string(hide_password=True)
         except SQLAlchemyError:
             return repr(self.url)
+
+    def probe(self) -> None:
+        """Raises UserError for a URL that was never right, before anything is written."""
+        with self.guard():
+            if self.patience:
+                return
+            if self.backend != "sqlite":
+                with create_engine(self.url).connect():
+                    return
+        file, own = make_url(self.url).database, str(self.folder.database.resolve())
+        if not file or not (file == own or Path(file).parent.is_dir()):
+            raise UserError(f"the database {self.shown} needs a file in a directory that exists")
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:

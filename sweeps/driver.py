@@ -24,7 +24,7 @@ from sweeps.report import Ending, diverged, report
 from sweeps.session import Session
 from sweeps.study import Study
 from sweeps.view import make_view
-from sweeps.workers import Workers, look
+from sweeps.workers import Workers, check_numbers, look
 
 
 class Outcome(NamedTuple):
@@ -59,7 +59,24 @@ def prepare(
     done = sum(run.results_file.exists() for run in runs)
     if warm and done < (recipe.trials or len(recipe.assignments)) * recipe.seeds:
         workers.warm()
-    return resolve_all(recipe), folder, workers
+    plan = resolve_all(recipe)
+    if train is train_run:
+        _check(plan, folder, warm)
+    return plan, folder, workers
+
+
+def _check(plan: Sweep, folder: Folder, here: bool) -> None:
+    """Raises UserError for a point that lacks results and could not be built, or trained here."""
+    from dtr_lightning.planning import check_parts
+
+    check_parts(
+        {
+            point.label: point.config
+            for point in plan.known_points()
+            if not folder.run(point).results_file.exists()
+        },
+        here,
+    )
 
 
 def _announce(plan: Sweep) -> None:
@@ -103,9 +120,11 @@ def run_sweep(
     another sweep and a database that cannot be used.
     """
     console = console or Console()
+    check_numbers(workers, per_gpu)
     plan, folder, crew = prepare(sweep, out=out, train=train, **reading)
-    folder.prepare(plan)
     database = Database(folder, storage)
+    database.probe()
+    folder.prepare(plan)
     database.say = lambda line: console.print(line, markup=False, soft_wrap=True)
     with folder.owner() as owner:
         study = Study(plan, folder, owner, database)

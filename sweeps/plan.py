@@ -97,6 +97,19 @@ class Sweep:
                 assignment[key] = axis.suggest(trial, key)
         return assignment
 
+    @property
+    def lowest(self) -> dict[str, Any]:
+        """Optuna's parameters of the lowest setting of a search's space."""
+        lowest: dict[str, Any] = {}
+        for key, axis in self.recipe.space.items():
+            lowest |= axis.params(key, axis.examples[0])
+        return lowest
+
+    def known_points(self) -> list[Point]:
+        """Returns the points that are known beforehand: all of a grid, the starts of a search."""
+        starts = [self.ask(FixedTrial(self.lowest | start)) for start in self.starts()]
+        return [*self.points, *(p for assignment in starts for p in self.points_of(assignment))]
+
     def starts(self) -> Iterator[dict[str, Any]]:
         """Yields Optuna's parameters of the settings that a search tries first."""
         space = self.recipe.space
@@ -158,11 +171,8 @@ def _try(sweep: Sweep) -> None:
     A space may hold settings that are not valid together: those are told when they are proposed.
     """
     space = sweep.recipe.space
-    first: dict[str, Any] = {}
-    for key, axis in space.items():
-        first |= axis.params(key, axis.examples[0])
-    for start in sweep.starts():
-        sweep.points_of(sweep.ask(FixedTrial(first | start)))
+    first = sweep.lowest
+    sweep.known_points()
     wrong: dict[str, UserError] = {}
     sound: set[str] = set()
     for key, axis in space.items():

@@ -69,6 +69,13 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
                 os.environ[key] = value
 
 
+def check_numbers(number: int | None, per_gpu: int | None) -> None:
+    """Raises UserError for numbers of slots that no machine can give."""
+    for name, value in (("--workers", number), ("--per-gpu", per_gpu)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is to be a whole number from 1, not {value}")
+
+
 class Workers:
     """The trials that run now, by their claim; closing it ends those that are left."""
 
@@ -104,9 +111,7 @@ class Workers:
         A trial on several devices gets as many GPUs in its slot. The cores are divided among the
         slots. UserError for numbers that this machine cannot give.
         """
-        for name, value in (("--workers", number), ("--per-gpu", per_gpu)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} is to be a whole number from 1, not {value}")
+        check_numbers(number, per_gpu)
         gpus = machine.gpus
         if gpus and devices > len(gpus):
             raise UserError(

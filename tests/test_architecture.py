@@ -19,7 +19,7 @@ LAYERS = [
     {"launch", "bar"},
     {"callbacks", "hparams", "ema", "evaluation", "weights"},
     {"building", "own_classes"},
-    {"checks", "contents"},
+    {"checks", "contents", "planning"},
     {"config"},
     {"experiment"},
     {"progress"},

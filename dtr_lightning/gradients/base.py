@@ -70,6 +70,7 @@ class PerCluster(Gradients, ABC):
                 f"got {clusters}"
             )
         tasks.check_options(clusters, clustering, affinity)
+        tasks.check_use(clustering, affinity)
         self.clusters, self.clustering, self.affinity = clusters, clustering, affinity
 
     def build(self, log_snr: Tensor, within: tasks.Interval | None = None) -> None:

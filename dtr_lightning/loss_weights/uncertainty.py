@@ -39,6 +39,7 @@ class UW(LossWeight):
     ) -> None:
         super().__init__()
         tasks.check_options(clusters, clustering, affinity)
+        tasks.check_use(clustering, affinity)
         self.clusters, self.clustering, self.affinity = clusters, clustering, affinity
         self.s = nn.Parameter(torch.zeros(clusters))
 

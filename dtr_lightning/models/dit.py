@@ -105,9 +105,7 @@ class DiT(Denoiser):
             if not 0 < size < float("inf"):
                 raise UserError(f"{name} must be positive and finite; got {size}")
         if hidden_size * mlp_ratio < 1:
-            raise UserError(
-                f"mlp_ratio {mlp_ratio} leaves no channel; give 1 / hidden_size or more"
-            )
+            raise UserError(f"mlp_ratio must be at least 1 / hidden_size; got {mlp_ratio}")
         if input_size % patch_size:
             raise UserError(f"patch_size {patch_size} does not divide the image size {input_size}")
         if hidden_size % num_heads or hidden_size % 4:
