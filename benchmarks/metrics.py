@@ -5,7 +5,7 @@ covariances, each once. Memory is what the process grows by at its peak.
 
 `--references 1281167` instead takes that many random references, in blocks of 512 as a score does,
 and shows what each metric keeps of them: the distance's sums, the rows of KID and of precision and
-recall, the thumbnails for copies. All of ImageNet takes 5 minutes of one core.
+recall, the thumbnails for copies. As many as ImageNet has take 5 to 6 minutes of one core.
 """
 
 import resource
