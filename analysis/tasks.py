@@ -70,7 +70,7 @@ def _relative(pairs: Sequence[tuple[Finished, Finished]]) -> pd.DataFrame:
         theirs = losses_of(baseline)
         for (first, last), loss in losses_of(run).items():
             if reference := theirs.get((first, last)):
-                row = {"run": run.path.name, "t_first": first, "t_last": last, "loss": loss}
+                row = {"run": run.path, "t_first": first, "t_last": last, "loss": loss}
                 row |= {"loss_no_routing": reference, "percent": 100 * (loss / reference - 1)}
                 rows.append(row)
     return pd.DataFrame(rows)

@@ -77,7 +77,7 @@ def _pairs(data: Data, pairs: list[Any], source: str) -> tuple[torch.Tensor, tor
 def check_own(data: Data, module: DiffusionModule, sampler: Sampler, features: Features) -> None:
     """Raises UserError if a person's own class on any other axis gives something else."""
     model = module.model.networks[0] if isinstance(module.model, Experts) else module.model
-    process, weight = module.diffusion, module.loss_weight
+    process, weight = module.diffusion, copy.deepcopy(module.loss_weight)  # it may count its calls
     c, size = data.in_channels, data.image_size
     channels = c * (1 + process.learns_variance)
     with torch.random.fork_rng(devices=[]):

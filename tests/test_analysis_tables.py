@@ -40,7 +40,7 @@ def test_table_has_a_row_per_run_sorted_by_score(four):
     assert frame.score.is_monotonic_increasing and len(frame) == 4
     expected = sorted(score_of(router, args, 0) for router, args in FOUR)
     assert frame.score.tolist() == pytest.approx(expected)
-    assert [Run(path).results["score"] for path in frame.run] == frame.score.tolist()
+    assert [Run(four / path).results["score"] for path in frame.run] == frame.score.tolist()
 
 
 def text_of(frame, width=80):

@@ -55,8 +55,8 @@ def files(tmp_path):
         ("model.hidden_size=18", "divisible by num_heads"),
         ("model.patch_size=3", "does not divide the image size"),
         ("model.mlp_ratio=0.01", "mlp_ratio must be at least"),
-        ("model.mlp_ratio=.inf", "mlp_ratio must be positive and finite"),
-        ("module.lr=.inf", "lr must be positive and finite"),
+        ("model.mlp_ratio=.inf", "mlp_ratio must be a finite number"),
+        ("module.lr=.inf", "lr must be a finite number"),
         ("loss_weight=P2 loss_weight.gamma=.inf", "P2 needs a finite gamma"),
         ("trainer.devices=x", "trainer: "),
         ("gradients=PCGrad gradients.clusters=2 gradients.clustering=affinity "
@@ -95,7 +95,7 @@ def test_a_mistake_is_told_before_training(tiny, files, options, message):
         ({"evaluation.guidance": [1, 2], "model.class_dropout_prob": 0}, "guidance 2 needs"),
         ({"data": ["Digits", "DigitsCaptions"]}, "data=DigitsCaptions seed=0: DiT needs data with"),
         ({"data.batch_size": [64, 6400]}, "batch_size=6400 seed=0: batch size 6400 is larger"),
-        ({"features": "TimmFeatures", "features.weights": ["none"]}, "weights none do not exist"),
+        ({"features": "TimmFeatures", "features.weights": ["none"]}, "none do not exist"),
         ({"trainer.devices": ["x"]}, "trainer: "),
     ],
 )
