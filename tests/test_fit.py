@@ -187,6 +187,7 @@ def test_results_state_what_they_are_judged_by(tiny, caplog, capsys, tmp_path):
     assert found["initial"].startswith("100% of the averaged weights")
     assert found["few_samples"].startswith("20 samples are fewer than the 48 features need (49)")
     assert results["notes"] == [*found.values()] and {"far", "chance"} <= found.keys()
+    capsys.readouterr()
     print_notes(results)
     assert capsys.readouterr().err == "".join(f"note: {line}\n" for line in results["notes"])
     stored = {"reference_n": 1437, "floor_n": 360, "num_features": 48, "num_classes": 10}

@@ -62,7 +62,7 @@ def test_every_option_of_a_command_is_explained(module, monkeypatch):
         (["--router=RTR", "--router.alpha=4"], "RTR has none; give --router DTR"),
         (["--loss_weight=MinSNR", "--loss_weight.k=3"], "MinSNR has none; give --loss_weight P2"),
         (["--sampler.spacing=t"], "DDIM has none; give --sampler DPMSolver"),
-        (["--router.tasks=5"], "it follows from other options"),
+        (["--router=RTR", "--router.seed=5"], "it follows from other options"),
         (["--alpha", "4"], "did you mean router.alpha?"),
         (["--lr", "1e-3"], "did you mean module.lr?"),
         (["--batch_size", "8"], "did you mean evaluation.batch_size or data.batch_size?"),

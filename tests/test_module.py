@@ -96,10 +96,10 @@ def test_two_ranks_hold_one_network_and_one_set_of_masks(two_ranks):
 
 
 def test_two_ranks_stop_together_when_one_is_asked_to(two_ranks):
-    """Asked at steps 2 and 4, the first rank says yes at the second; on all goes from there."""
+    """Asked after step 2, the first rank says yes; all know it one step later."""
     assert two_ranks["stop"] == {
         "left": [True, True],
-        "stopped at": 4,
+        "stopped at": 3,
         "status": "stopped",
         "same": [True, True, True],
     }
