@@ -65,7 +65,9 @@ class Database:
                     return
         file, own = make_url(self.url).database, str(self.folder.database.resolve())
         if not file or not (file == own or Path(file).parent.is_dir()):
-            raise UserError(f"the database {self.shown} needs a file in a directory that exists")
+            raise UserError(
+                f"the database {self.shown} cannot be used: no file in a directory that exists"
+            )
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:

@@ -144,7 +144,7 @@ def test_commands(call, tmp_path, capsys):
     for _ in range(2):
         arguments = ["--config", config, *options, "--checkpoint.milestones=1"]
         assert call(train_command, *arguments, "--out", tmp_path / "run") == 1
-        assert "\ndiverged: the loss is not finite at step 4\nscore" in capsys.readouterr().out
+        assert "\ndiverged: the loss is not finite at step 4\n" in capsys.readouterr().out
     for command in (sample_command, evaluate_command):
         assert call(command, tmp_path / "run") == 2
         printed = capsys.readouterr()

@@ -142,8 +142,8 @@ def test_a_network_is_planned_without_its_memory(model, monkeypatch, tiny):
         ({"workers": 0}, "--workers is to be"),
         ({"per_gpu": 0}, "--per-gpu is to be"),
         ({"storage": "nonsense"}, "cannot be used"),
-        ({"storage": "sqlite://"}, "needs a file"),
-        ({"storage": "sqlite:////none/study.db"}, "needs a file in a directory that exists"),
+        ({"storage": "sqlite://"}, "cannot be used: no file"),
+        ({"storage": "sqlite:////none/study.db"}, "cannot be used: no file in a directory"),
     ],
 )
 def test_a_sweep_that_cannot_begin_writes_nothing(tmp_path, options, message):

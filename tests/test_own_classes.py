@@ -99,6 +99,12 @@ class NoClasses(Digits):
     class_names = ("one",)
 
 
+class OwnNumpy(NoRouting):
+    def forward(self, t, emb):
+        mean = float(t.cpu().numpy().mean())
+        return [lambda x: x * (1 + 0 * mean)] * self.blocks
+
+
 def check(config, axis, cls):
     choice = {"class_path": f"{__name__}.{cls.__name__}", "init_args": config[axis]["init_args"]}
     Experiment(config | {axis: choice}).check()
@@ -142,6 +148,11 @@ def test_a_class_that_gives_something_else(tiny, axis, cls, message):
         check(tiny(), axis, cls)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_counted_is_no_end_of_a_run(tiny):
+    choice = {"class_path": f"{__name__}.OwnNumpy", "init_args": {}}
+    assert Experiment(tiny() | {"router": choice}).macs() is None
 
 
 def test_an_own_class_that_fits_is_taken_and_a_bug_in_one_keeps_its_traceback(tiny, monkeypatch):

