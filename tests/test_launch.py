@@ -96,7 +96,7 @@ def test_a_file_system_without_locks_costs_a_line(tmp_path, monkeypatch, caplog,
 
 
 def interrupted(out, ranks, number, group, delay):
-    """Runs a training that gets a signal some time after its first record; returns its exit code."""
+    """Runs a training that gets a signal after its first record; returns its exit code."""
     options = TINY | {"trainer.accelerator": "cpu", "evaluation.every": 0}
     options |= {"trainer.max_steps": 2000, "checkpoint.every": 9999}
     options |= {"trainer.log_every_n_steps": 5}
