@@ -3,7 +3,16 @@
 Imports nothing heavy: a mistake or Ctrl-C is answered while torch is still being loaded.
 """
 
-__all__ = ["Options", "check_file", "command", "loading", "once", "quiet", "stop_on_signals"]
+__all__ = [
+    "STOPS",
+    "Options",
+    "check_file",
+    "command",
+    "loading",
+    "once",
+    "quiet",
+    "stop_on_signals",
+]
 
 import argparse
 import difflib
@@ -37,6 +46,7 @@ MISTAKES = {
     errno.ENAMETOOLONG: "the file name is too long",
 }
 INTERRUPTED = 130
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is SLURM's before the end
 ONCE = 0.5  # seconds in which signals count as one
 
 
@@ -167,7 +177,7 @@ def stop_on_signals() -> Event:
         stop.set()
         print("\nstopping after this step or evaluation; Ctrl-C again: at once", file=sys.stderr)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOPS:
         signal.signal(number, handle)
     return stop
 

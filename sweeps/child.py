@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dtr_lightning.commands import quiet
+from dtr_lightning.commands import STOPS, quiet
 from dtr_lightning.errors import UserError
 from dtr_lightning.run import Run
 
@@ -72,9 +72,11 @@ def main(
     """Trains one run: what it prints goes to a log, what it reports to the connection.
 
     The run of a smoke says so in its meta.json, and with it all that is printed of its numbers.
-    Ctrl-C in the terminal reaches this process too; only the command decides what it means.
+    Signals of a terminal or a scheduler reach this process too; only the command decides what they
+    mean.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
     os.environ.update(environment)
     stop = threading.Event()
     threading.Thread(target=_obey, args=(connection, stop), daemon=True).start()

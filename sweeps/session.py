@@ -12,14 +12,13 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from dtr_lightning.commands import once
+from dtr_lightning.commands import STOPS, once
 from sweeps.child import Message
 from sweeps.study import Claim, Study
 from sweeps.view import View
 from sweeps.workers import Workers
 
 ATTEMPTS = 2  # of a trial whose process dies in silence, in one command
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is SLURM's before the end
 LOOK = 2.0  # seconds between two looks at what other commands did
 HEARTBEAT = 30.0  # seconds between two signs of life
 

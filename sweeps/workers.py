@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
+from dtr_lightning.commands import STOPS
 from dtr_lightning.errors import UserError
 from sweeps.child import Message, Train, main, train_run
 from sweeps.folder import Folder
@@ -199,12 +200,13 @@ class Workers:
 
 @contextlib.contextmanager
 def _without_interrupt() -> Iterator[None]:
-    """Processes started here inherit that SIGINT is ignored: Ctrl-C is for the command alone."""
+    """Processes started here inherit that signals to stop are ignored: the command gets them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -110,10 +110,14 @@ def test_status_of_a_running_sweep_and_stop(tmp_path):
     assert sum(ends for _, ends in counts(out).values()) < 5
 
 
-def test_the_signal_of_a_scheduler_saves_and_gives_back(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_the_signal_of_a_scheduler_saves_and_gives_back(tmp_path, number, send):
+    """Whether the command alone gets it or, as from `timeout`, its trials do too."""
     path, out = write(tmp_path), tmp_path / "out"
     process = spawn(path, out, 0.05)
     wait_for(lambda: under_way(out))
-    os.kill(process.pid, signal.SIGUSR1)
-    assert "state saved" in process.communicate()[0]
+    send(process.pid, number)
+    said = process.communicate()[0]
+    assert "state saved" in said and "last checkpoint stays" not in said
     assert {trial.state.name for trial in trials(out)} == {"WAITING"}

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from dtr_lightning.captions import Captions
+from dtr_lightning.commands import STOPS
 from dtr_lightning.errors import UserError
 
 Split = Literal["train", "held_out"]
@@ -128,7 +129,7 @@ class _Loader(DataLoader):
 
 def _ignore_signals(worker: int) -> None:
     """Leaves the signals of a process group to the main process, which ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
 
