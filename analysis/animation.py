@@ -9,6 +9,8 @@ from typing import NamedTuple
 from matplotlib.animation import FFMpegWriter, PillowWriter
 from matplotlib.figure import Figure
 
+from dtr_lightning.atomic import replacing
+
 PER_SECOND = 10
 DPI = 100
 
@@ -32,7 +34,7 @@ def write_film(film: Film, directory: Path, name: str) -> list[Path]:
     paths = []
     for suffix, writer in writers.items():
         paths.append(directory / f"{name}.{suffix}")
-        with writer.saving(film.figure, str(paths[-1]), DPI):
+        with replacing(paths[-1]) as part, writer.saving(film.figure, str(part), DPI):
             for i in film.frames:
                 film.show(i)
                 writer.grab_frame()

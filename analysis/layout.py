@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.statistics import parted
+from dtr_lightning.atomic import replacing
 from dtr_lightning.errors import UserError
 
 DAGGER, PUBLISHED = "†", "published "
@@ -222,7 +223,8 @@ def write_texts(directory: str | Path, texts: Mapping[str, str]) -> list[Path]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            (directory / name).write_text(text, "utf-8", errors="backslashreplace")
+            with replacing(directory / name) as part:
+                part.write_text(text, "utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"tables cannot be written to {directory}: {error.strerror}") from error
     return [directory / name for name in texts]

@@ -3,7 +3,6 @@
 __all__ = ["Probe", "Report", "artifact", "at_least", "measured", "shown", "write"]
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from analysis.runs import Finished
 from analysis.settings import Setting, chosen, settings
+from dtr_lightning.atomic import replacing
 from dtr_lightning.bar import Bar
 from dtr_lightning.commands import quiet
 from dtr_lightning.errors import UserError
@@ -110,15 +110,10 @@ def artifact(run: Run, name: str) -> Path:
 
 def write(path: Path, content: Callable[[IO[bytes]], None]) -> None:
     """Writes a file beside and renames it; UserError if that fails."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as file:
-                content(file)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(path) as part, part.open("wb") as file:
+            content(file)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -20,6 +20,7 @@ from analysis.layout import decimals, interval, p_value
 from analysis.runs import Finished, Reading, groups, relative_paths
 from analysis.statistics import lowest, over_seeds
 from analysis.tables import below, cells, parts, table
+from dtr_lightning.atomic import write_text
 from dtr_lightning.errors import UserError
 from dtr_lightning.yaml_values import LOADER
 
@@ -110,7 +111,7 @@ def write_report(
     )
     path = directory / "report.html"
     try:
-        path.write_text(page)
+        write_text(path, page)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return path

@@ -47,6 +47,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from analysis.animation import Film, write_film
 from analysis.fonts import FAMILY, families, give_fonts, short, width_of
 from analysis.runs import Recorded
+from dtr_lightning.atomic import replacing
 from dtr_lightning.errors import UserError
 
 NARROW, WIDE = 3.25, 6.75  # inches: one column and two columns of a paper
@@ -350,12 +351,13 @@ def save(drawing: Drawing, directory: Path, name: str) -> list[Path]:
         for figure in (drawing.figure, *([drawing.film.figure] if drawing.film else [])):
             give_fonts(figure)
             figure.set_layout_engine("none")  # laid out once, for both files
-        # Without a date the same runs give the same bytes.
-        drawing.figure.savefig(pdf, metadata={"CreationDate": None})
-        drawing.figure.savefig(png)
+        with replacing(pdf) as part:  # without a date the same runs give the same bytes
+            drawing.figure.savefig(part, metadata={"CreationDate": None})
+        with replacing(png) as part:
+            drawing.figure.savefig(part)
         film = write_film(drawing.film, directory, name) if drawing.film else []
-        # names of files need not be UTF-8
-        drawing.numbers.to_csv(table, index=False, errors="backslashreplace")
+        with replacing(table) as part:  # names of files need not be UTF-8
+            drawing.numbers.to_csv(part, index=False, errors="backslashreplace")
     except OSError as error:
         raise UserError(f"figures cannot be written to {directory}: {error.strerror}") from error
     return [pdf, png, table, *film]

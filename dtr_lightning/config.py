@@ -36,7 +36,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from dtr_lightning.building import build, options, valid_choices
 from dtr_lightning.checks import Config, check, expert_configs
-from dtr_lightning.contents import contents, located
+from dtr_lightning.contents import contents, with_absolute_paths
 from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
 from dtr_lightning.errors import UserError, choices
@@ -187,7 +187,7 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Parsed:
     except UserError as error:  # which recipe it was is lost to the parser
         raise UserError(str(error).replace('"config"', ", ".join(files), 1)) from error
     out = namespace.pop("out", None)
-    config = located(_plain(namespace), BASES)
+    config = with_absolute_paths(_plain(namespace), BASES)
     check(config)
     return Parsed(config, out, files)
 
@@ -243,7 +243,7 @@ def resolve(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
         with contextlib.suppress(UserError):  # the whole parser knows what else is valid
             groups = [_group(name, *arguments.get(name, ())) for name in GROUPS]
             config = copy.deepcopy({key: value for group in groups for key, value in group.items()})
-            config = located(config, BASES)
+            config = with_absolute_paths(config, BASES)
             check(config)
             return config
     return parse(
@@ -264,10 +264,10 @@ def _parser(groups: tuple[str, ...] = GROUPS) -> Parser:
 
 
 def contents_of(
-    config: Config, data: Data | None = None, memo: dict[str, str] | None = None
+    config: Config, data: Data | None = None, digests: dict[str, str] | None = None
 ) -> dict[str, str]:
     """Returns the digests of what a config names: files, images, own classes (see contents)."""
-    return contents(config, BASES, data, memo)
+    return contents(config, BASES, data, digests)
 
 
 def run_name(
@@ -275,16 +275,16 @@ def run_name(
     file: str | Path,
     overrides: Mapping[str, Any] | None = None,
     varied: Collection[str] = (),
-    memo: dict[str, str] | None = None,
+    digests: dict[str, str] | None = None,
 ) -> str:
     """Returns the directory name of a run: what differs from its recipe, the seed and a hash.
 
     The recipe is a YAML file, with overrides; of a choice that differs, the options that differ
-    from that choice's own defaults are named. varied: see slug; memo: see contents.
+    from that choice's own defaults are named. varied: see slug; digests: see contents.
     """
     chosen = tuple((axis, config[axis]["class_path"]) for axis in AXES)
     base = _base(str(file), json.dumps(overrides or {}), chosen)
-    return slug(config, base, contents_of(config, memo=memo), varied)
+    return slug(config, base, contents_of(config, digests=digests), varied)
 
 
 @lru_cache(1024)

@@ -4,7 +4,7 @@ An argument of a constructor that is annotated as a pathlib.Path names a file or
 folder of its images. The source of a person's own class counts too.
 """
 
-__all__ = ["contents", "located"]
+__all__ = ["contents", "with_absolute_paths"]
 
 import json
 import os
@@ -20,7 +20,7 @@ from dtr_lightning.errors import UserError
 Config = dict[str, Any]
 
 
-def located(config: Config, axes: dict[str, type]) -> Config:
+def with_absolute_paths(config: Config, axes: dict[str, type]) -> Config:
     """Returns a config whose paths are absolute, so that it holds in any working directory."""
     config = dict(config)
     for axis, option, path in _paths(config, axes):
@@ -33,15 +33,15 @@ def contents(
     config: Config,
     axes: dict[str, type],
     data: Data | None = None,
-    memo: dict[str, str] | None = None,
+    digests: dict[str, str] | None = None,
 ) -> dict[str, str]:
     """Returns {dotted option: digest} of the files, images and own classes that a config names.
 
-    `axes` gives the base class of every axis. data: the data set, where it is made already. memo:
-    digests of images that a caller with many configs keeps. What is not there is left out: whoever
-    needs it says so. UserError for what cannot be read.
+    `axes` gives the base class of every axis. data: the data set, where it is made already.
+    digests: of images, which a caller with many configs keeps. What is not there is left out:
+    whoever needs it says so. UserError for what cannot be read.
     """
-    found, memo = {}, {} if memo is None else memo
+    found, digests = {}, {} if digests is None else digests
     for axis, option, path in _paths(config, axes):
         key = f"{axis}.{option}"
         if not Path(path).exists():
@@ -50,9 +50,9 @@ def contents(
             found[key] = _file(Path(path))
             continue
         choice = json.dumps(config["data"], sort_keys=True)
-        if choice not in memo:
-            memo[choice] = (data or build(Data, config["data"])).digest()
-        found[key] = memo[choice]
+        if choice not in digests:
+            digests[choice] = (data or build(Data, config["data"])).digest()
+        found[key] = digests[choice]
     for axis in axes:
         if axis in config and (file := source_file(config[axis]["class_path"])):
             found[f"{axis}.source"] = _file(file)

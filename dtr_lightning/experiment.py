@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from dtr_lightning import tasks
@@ -128,23 +127,18 @@ class Experiment:
             options["max_steps"] = 0
         if not self.module.automatic_optimization:  # Lightning leaves the clipping to the module
             self.module.clip = options.pop("gradient_clip_val")
-        try:
-            trainer = make_trainer(
-                options,
-                stop,
-                logger=list(loggers),
-                callbacks=list(callbacks),
-                plugins=[AtomicCheckpointIO()],
-                use_distributed_sampler=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
-                limit_val_batches=0,
-            )
-        except UserError:
-            raise
-        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        trainer = make_trainer(
+            options,
+            stop,
+            logger=list(loggers),
+            callbacks=list(callbacks),
+            plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
+            limit_val_batches=0,
+        )
         self.data.check(trainer.world_size)
         least = {name: getattr(self.protocol, name) for name in ("n", "every_n", "reference")}
         for name, number in least.items():

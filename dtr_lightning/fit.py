@@ -54,11 +54,11 @@ def run(
     """
     directory, contents = Run(path), {}
     leader = is_leader(config["trainer"])
-    if directory.config_file.exists():
+    if begun := directory.config_file.exists():
         contents = contents_of(config)
     if leader:
         directory.check(config, contents)
-    if directory.config_file.exists():
+    if begun:
         if (results := directory.finished(config, contents)) is not None:
             return results
         refuse_shorter(directory, config["trainer"]["max_steps"])

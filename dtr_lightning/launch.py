@@ -4,7 +4,7 @@ They are started by Lightning itself (trainer.devices), torchrun, srun, MPI, LSF
 (NODE_RANK). Variables that a scheduler left in a shell mean nothing there.
 """
 
-__all__ = ["CommonStop", "forget_launcher", "is_leader", "make_trainer"]
+__all__ = ["CommonStop", "forget_launcher", "is_leader", "make_trainer", "plain_trainer"]
 
 import os
 import signal
@@ -26,6 +26,7 @@ from lightning.fabric.plugins.environments import (
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from dtr_lightning.errors import Stopped, UserError
@@ -60,7 +61,7 @@ class Srun(SLURMEnvironment):
         return int(os.environ.get("MASTER_PORT") or 15_000 + (101 * job + step) % 15_000)
 
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
-        """Does nothing: `make_trainer` compares the numbers."""
+        """Does nothing: `make_trainer` compares the numbers of processes."""
 
 
 def _tasks() -> int:
@@ -129,18 +130,26 @@ def make_trainer(options: Mapping[str, Any], stop: Event | None = None, **more: 
     plugins = [environment, *more.pop("plugins", ())]
     # Lightning loads any hpc_ckpt_N.ckpt that it finds in its root directory: there is none
     more |= {"plugins": plugins, "default_root_dir": os.devnull}
-    trainer = Trainer(**{**options, **more})
+    trainer = plain_trainer({**options, **more})
     if isinstance(trainer.strategy, DDPStrategy):
         name, chosen = options["strategy"], {}
         if "unused" in name:
             chosen["find_unused_parameters"] = name.endswith("true")
-        trainer = Trainer(**{**options, **more, "strategy": Ranks(stop, **chosen)})
+        trainer = plain_trainer({**options, **more, "strategy": Ranks(stop, **chosen)})
     _compare(trainer, environment)
     # Of a single process Lightning takes the rank from any RANK in the shell
     rank_zero_only.rank = trainer.global_rank
     # Lightning's own handlers send a collective from inside a signal, which hangs the ranks
     trainer._signal_connector.register_signal_handlers = lambda: None
     return trainer
+
+
+def plain_trainer(options: Mapping[str, Any]) -> Trainer:
+    """Returns Lightning's own trainer; UserError for options that it refuses."""
+    try:
+        return Trainer(**options)
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def _compare(trainer: Trainer, environment: ClusterEnvironment) -> None:
@@ -217,7 +226,7 @@ class CommonStop:
         self.question: tuple[torch.Tensor, distributed.Work] | None = None
 
     def send(self, trainer: Trainer) -> None:
-        """Asks all processes; each must."""
+        """Asks all processes whether to stop; each of them must call it."""
         if trainer.world_size > 1:
             asked = torch.tensor(int(self.stop.is_set()), device=trainer.strategy.root_device)
             work = distributed.all_reduce(asked, distributed.ReduceOp.MAX, async_op=True)

@@ -10,7 +10,7 @@ __all__ = [
     "evaluation_name",
     "flatten",
     "identity",
-    "measures",
+    "is_protocol",
     "protocol",
     "settings",
     "slug",
@@ -33,8 +33,8 @@ MACHINE = (
     "data.workers",
     "evaluation.batch_size",
 )
-# How often a run logs, saves and looks at itself: no final number depends on it.
-OFTEN = ("trainer.log_every_n_steps", "checkpoint", "evaluation.every", "evaluation.every_n")
+# How often a run logs, saves and is evaluated on the way: no final number depends on it.
+INTERVALS = ("trainer.log_every_n_steps", "checkpoint", "evaluation.every", "evaluation.every_n")
 LENGTH = ("trainer.max_steps",)
 PROTOCOL = ("sampler", "features", "evaluation")
 
@@ -62,11 +62,11 @@ def _within(key: str, groups: tuple[str, ...]) -> bool:
 def settings(
     config: Mapping[str, Any], contents: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Returns the flat config without what changes no final number: the machine, how often.
+    """Returns the flat config without what changes no final number: machine and intervals.
 
     contents {dotted option: digest} stand for the files that options name (see contents.py).
     """
-    flat = {k: v for k, v in flatten(config).items() if not _within(k, MACHINE + OFTEN)}
+    flat = {k: v for k, v in flatten(config).items() if not _within(k, MACHINE + INTERVALS)}
     return flat | dict(contents or {})
 
 
@@ -92,7 +92,7 @@ def protocol(config: Mapping[str, Any]) -> dict[str, Any]:
     return stated
 
 
-def measures(key: str) -> bool:
+def is_protocol(key: str) -> bool:
     """Returns whether a dotted option, or the content of its file, is of the protocol."""
     return _within(key, PROTOCOL)
 
@@ -125,7 +125,7 @@ def slug(
     are named by their stem: what they hold is in the hash.
     """
     flat = flatten(config)
-    other = (*LENGTH, *PROTOCOL, *OFTEN)
+    other = (*LENGTH, *PROTOCOL, *INTERVALS)
     apart = {key: flat[key] for key in varied if key in flat and _within(key, other)}
     full = identity(config, contents) | apart
     shown, plain = identity(config) | apart, identity(base)

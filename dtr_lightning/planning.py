@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dtr_lightning.building import build
 from dtr_lightning.commands import quiet
@@ -17,6 +15,7 @@ from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
 from dtr_lightning.errors import UserError
 from dtr_lightning.evaluation import check_guidance
+from dtr_lightning.launch import plain_trainer
 from dtr_lightning.loss_weights import Constant
 from dtr_lightning.metrics import Features
 from dtr_lightning.models import Denoiser
@@ -107,10 +106,7 @@ def check_parts(configs: Mapping[str, Mapping[str, Any]], here: bool = False) ->
     def trainer(options: Mapping[str, Any]) -> None:
         quiet()
         without = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-        try:
-            Trainer(**options, **without, plugins=[LightningEnvironment()])
-        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        plain_trainer({**options, **without, "plugins": [LightningEnvironment()]})
 
     for label, config in configs.items():
         if "model" not in config:

@@ -28,7 +28,7 @@ import yaml
 
 from dtr_lightning.atomic import leftovers, write_text
 from dtr_lightning.errors import UserError
-from dtr_lightning.naming import evaluation_name, identity, measures, protocol
+from dtr_lightning.naming import evaluation_name, identity, is_protocol, protocol
 from dtr_lightning.yaml_values import DUMPER, LOADER
 
 # what flock raises on file systems that have no locks, as those of some clusters
@@ -148,7 +148,7 @@ class Run:
         begun = {
             "planned_steps": self.planned_steps or config.get("trainer", {}).get("max_steps"),
             # an evaluation may use other files than the one before
-            "contents": now | {k: v for k, v in known.items() if not (measures(k) and k in now)},
+            "contents": now | {k: v for k, v in known.items() if not (is_protocol(k) and k in now)},
             "data": self.meta.get("data") or data,
         }
         if not self.config_file.exists() or self.config != config:
@@ -254,7 +254,7 @@ class Run:
         if any(stated.get(key) != value for key, value in asked.items()):
             return None
         known = self.contents if contents else {}
-        changed = any(known.get(k, v) != v for k, v in (contents or {}).items() if measures(k))
+        changed = any(known.get(k, v) != v for k, v in (contents or {}).items() if is_protocol(k))
         return None if changed else results
 
     def _archive(self) -> None:

@@ -93,7 +93,7 @@ class _StoredData(Data):
         return self.data.describe()
 
     def check(self, world: int = 1) -> None:
-        """Asks for no image."""
+        """Does nothing: the sizes were checked when the run began, and images may be elsewhere."""
 
 
 class TrainedRun:

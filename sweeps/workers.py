@@ -96,7 +96,7 @@ class Workers:
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         # The thread pools of the linear algebra libraries are sized when these are imported.
         changes = {"PYTHONPATH": path, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-        with _environment(changes), _without_interrupt():
+        with _environment(changes), _without_signals():
             multiprocessing.forkserver.ensure_running()
 
     def divide(
@@ -199,7 +199,7 @@ class Workers:
 
 
 @contextlib.contextmanager
-def _without_interrupt() -> Iterator[None]:
+def _without_signals() -> Iterator[None]:
     """Processes started here inherit that signals to stop are ignored: the command gets them."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -34,13 +34,13 @@ def resolve(file, overrides=None):
         "seed": options["seed"],
         "router": {"class_path": options["router"], "init_args": init},
         "pace": options["pace"],
-        "trainer": {"max_steps": STEPS},
+        "trainer": {"max_steps": options.get("trainer.max_steps", STEPS)},
         "checkpoint": {"milestones": 0},
         "evaluation": {"n": 0},
     }
 
 
-def run_name(config, file, overrides=None, varied=(), memo=None):
+def run_name(config, file, overrides=None, varied=(), digests=None):
     """Returns the name that a config gets in a sweep of the stand-in."""
     return slug(config, resolve(file, overrides), varied=varied)
 
@@ -60,15 +60,16 @@ def train(config, path, report, stop):
     run, router = Run(path), config["router"]
     with run.lock():
         run.prepare(config)
-        if (results := run.results) is not None:
+        if (results := run.finished(config)) is not None:
             return results
+        steps = config["trainer"]["max_steps"]
         (path / "starts").open("a").write("x")
         if router["class_path"] == "Raises":
             raise ValueError("no such luck\nat all")
         if router["class_path"] == "Exits" and not run.metrics():
             run.append_metrics({"step": 1})
             sys.exit(3)
-        for step in range(len(run.metrics()) + 1, STEPS + 1):
+        for step in range(len(run.metrics()) + 1, steps + 1):
             if stop.is_set():
                 return None
             time.sleep(config["pace"])
@@ -77,7 +78,7 @@ def train(config, path, report, stop):
                 {
                     "stage": "train",
                     "done": step,
-                    "total": STEPS,
+                    "total": steps,
                     "step": step,
                     "loss": 1.0,
                     "score": on_the_way(config, step),
@@ -85,11 +86,11 @@ def train(config, path, report, stop):
                 }
             )
         (path / "ends").open("a").write("x")
-        score = on_the_way(config, STEPS) + 0.001 * config["seed"]
+        score = on_the_way(config, steps) + 0.001 * config["seed"]
         if router["class_path"] == "Diverges":
             score = float("nan")
         results = {"score": score, "loss": 0.5, "seconds": 0.1, "pace": config["pace"]}
-        results["steps"] = STEPS
+        results["steps"] = steps
         run.write_results(results)
         return results
 

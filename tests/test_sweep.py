@@ -1,5 +1,6 @@
 """Laws of a sweep: every point exactly one result, whatever dies, however many commands work."""
 
+import json
 import os
 import re
 import signal
@@ -186,3 +187,20 @@ def test_the_runs_of_a_smoke_say_so(smoke, light, tmp_path):
     two = GRID.replace("[1, 4.0]", "1").replace("[0.6, 0.8]", "0.8")
     run(write(tmp_path, two), out, smoke=smoke)
     assert [found.meta.get("smoke", False) for found in find_runs([out])] == [smoke] * 2
+
+
+def test_a_finished_sweep_is_trained_longer_and_never_shorter(light, tmp_path):
+    path, out = write(tmp_path), tmp_path / "out"
+    first, _ = run(path, out)
+    longer, _ = run(path, out, options=["trainer.max_steps=20"])
+    assert first.results.keys() == longer.results.keys() and not longer.failed
+    assert set(counts(out).values()) == {(2, 2)}
+    for name, results in longer.results.items():
+        steps = [record["step"] for record in Run(out / name).metrics()]
+        assert steps == [*range(1, 21)] and results["steps"] == 20
+        kept = json.loads((out / name / "artifacts/evaluations/step=10.json").read_text())
+        assert kept == first.results[name]
+    again, _ = run(path, out, options=["trainer.max_steps=20"])
+    assert again.results == longer.results and set(counts(out).values()) == {(2, 2)}
+    with pytest.raises(UserError, match=r"is at step 20 already, past trainer\.max_steps 10"):
+        run(path, out)

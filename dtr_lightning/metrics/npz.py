@@ -5,7 +5,6 @@ Images are read and written in batches: 50,000 of 256x256 pixels would fill 10 G
 
 __all__ = ["STATISTICS", "Archive", "write_archive"]
 
-import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from dtr_lightning.atomic import replacing
 from dtr_lightning.errors import UserError
 
 IMAGES = "arr_0"
@@ -115,13 +115,11 @@ def _header(array: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 @contextmanager
 def write_archive(path: str) -> Iterator["Writer"]:
     """Opens a .npz to write; it appears at the path when all is written, or not at all."""
-    part = f"{path}.part"
-    try:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as file:
-            yield Writer(file)
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)
+    with (
+        replacing(path) as part,
+        zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as file,
+    ):
+        yield Writer(file)
 
 
 class Writer:
