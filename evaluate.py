@@ -18,17 +18,17 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from dtr_lightning.commands import Options, check_file, command, loading, stop_on_signals
+from dtr_lightning.cli.commands import Options, check_file, command, loading, stop_on_signals
 from dtr_lightning.errors import Diverged, Stopped, UserError, refuse_diverged
-from dtr_lightning.run import Run
+from dtr_lightning.runs.run import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dtr_lightning.metrics.adm import Activations
+    from dtr_lightning.experiment.load import TrainedRun
+    from dtr_lightning.metrics.adm_protocol import Activations
     from dtr_lightning.metrics.inception import InceptionFeatures
     from dtr_lightning.metrics.npz import Archive
-    from dtr_lightning.trained import TrainedRun
 
 ADM_ONLY = ("reference", "samples", "save_samples", "weights")
 
@@ -44,9 +44,9 @@ def main() -> int:
     else:
         results = as_configured(given, options, stop)
 
-    from dtr_lightning.notes import print_notes
-    from dtr_lightning.run import finite, to_json
-    from dtr_lightning.summary import summary
+    from dtr_lightning.cli.summary import summary
+    from dtr_lightning.experiment.notes import print_notes
+    from dtr_lightning.runs.run import finite, to_json
 
     results = finite(results)
     print(to_json(results), flush=True)
@@ -93,8 +93,8 @@ def check_writable(run: Run) -> None:
 
 def as_configured(given: argparse.Namespace, options: Sequence[str], stop: Event) -> dict[str, Any]:
     """Returns the results of a run under its own protocol, changed by the options."""
-    from dtr_lightning.config import contents_of
-    from dtr_lightning.trained import TrainedRun, other_protocol
+    from dtr_lightning.config.parser import contents_of
+    from dtr_lightning.experiment.load import TrainedRun, other_protocol
 
     run = Run.existing(given.run)
     config = other_protocol(run, options)
@@ -115,7 +115,7 @@ def of_file(given: argparse.Namespace, stop: Event) -> dict[str, Any]:
     """Returns the ADM scores of the samples in a file."""
     import torch
 
-    from dtr_lightning.metrics.adm import BATCH, SAMPLES, Activations, check_size
+    from dtr_lightning.metrics.adm_protocol import BATCH, SAMPLES, Activations, check_size
     from dtr_lightning.metrics.npz import Archive
 
     samples, reference, network = Archive(given.samples), *adm_parts(given)
@@ -130,9 +130,9 @@ def of_file(given: argparse.Namespace, stop: Event) -> dict[str, Any]:
 
 def of_run(given: argparse.Namespace, options: Sequence[str], stop: Event) -> dict[str, Any]:
     """Returns the ADM scores of a run's samples, and stores them with the run."""
-    from dtr_lightning.metrics.adm import SAMPLES, Activations, check_size
-    from dtr_lightning.notes import notes_of
-    from dtr_lightning.trained import TrainedRun, other_protocol
+    from dtr_lightning.experiment.load import TrainedRun, other_protocol
+    from dtr_lightning.experiment.notes import notes_of
+    from dtr_lightning.metrics.adm_protocol import SAMPLES, Activations, check_size
 
     run = Run.existing(given.run)
     if given.checkpoint == "last":
@@ -171,7 +171,7 @@ def draw(
     count: Callable[[int], None],
 ) -> None:
     """Samples n images into activations and, where `out` is given, into that file."""
-    from dtr_lightning.evaluation import draw_labels, sample
+    from dtr_lightning.experiment.evaluation import draw_labels, sample
     from dtr_lightning.metrics.features import rgb
     from dtr_lightning.metrics.npz import write_archive
 
@@ -210,7 +210,7 @@ def adm_results(
     activations: "Activations", reference: "Archive", stated: dict[str, Any], stop: Event
 ) -> dict[str, Any]:
     """Returns the scores with the protocol that they are stored with."""
-    from dtr_lightning.metrics.adm import protocol, scores
+    from dtr_lightning.metrics.adm_protocol import protocol, scores
 
     total = min(reference.n, 10_000) if reference.statistics_keys else reference.n
     with bar("reference", total or 1, stop) as count:
@@ -223,7 +223,7 @@ def adm_results(
 @contextmanager
 def bar(text: str, total: int, stop: Event) -> Iterator[Callable[[int], None]]:
     """Yields what counts work on a progress bar; it raises Stopped when asked to stop."""
-    from dtr_lightning.bar import Bar
+    from dtr_lightning.cli.progress_bar import Bar
 
     done = 0
     with Bar(text) as shown:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtr_lightning.commands import Options, check_file, command, loading, stop_on_signals
+from dtr_lightning.cli.commands import Options, check_file, command, loading, stop_on_signals
 from dtr_lightning.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dtr_lightning.metrics.adm import Activations
+    from dtr_lightning.metrics.adm_protocol import Activations
 
 
 @command
@@ -42,11 +42,11 @@ def main() -> int:
 
     import torch
 
-    from dtr_lightning.bar import Bar
-    from dtr_lightning.metrics.adm import Activations
+    from dtr_lightning.cli.progress_bar import Bar
+    from dtr_lightning.experiment.notes import print_notes
+    from dtr_lightning.metrics.adm_protocol import Activations
     from dtr_lightning.metrics.inception import InceptionFeatures
     from dtr_lightning.metrics.npz import write_archive
-    from dtr_lightning.notes import print_notes
 
     batches, n = source(given.dir, given.size, given.workers)
     network = InceptionFeatures(given.weights)
@@ -68,9 +68,9 @@ def main() -> int:
 
 def source(path: str, size: int | None, workers: int) -> "tuple[Iterable[Tensor], int]":
     """Returns batches of images uint8 (n, C, H, W) of a run's training split or of a folder."""
-    from dtr_lightning.building import build
+    from dtr_lightning.config.registry import build
     from dtr_lightning.data import Data, ImageFolder
-    from dtr_lightning.run import Run
+    from dtr_lightning.runs.run import Run
 
     if (Path(path) / "config.yaml").is_file():
         if size is not None:
@@ -101,7 +101,7 @@ def spaced(
     """Passes n images to activations, and yields those that are kept as RGB, evenly spaced."""
     import torch
 
-    from dtr_lightning.metrics.adm import BATCH
+    from dtr_lightning.metrics.adm_protocol import BATCH
     from dtr_lightning.metrics.features import rgb
 
     done = 0

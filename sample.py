@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtr_lightning.commands import Options, check_file, command, loading, stop_on_signals
+from dtr_lightning.cli.commands import Options, check_file, command, loading, stop_on_signals
 from dtr_lightning.errors import Stopped, UserError, refuse_diverged
-from dtr_lightning.run import Run
+from dtr_lightning.runs.run import Run
 
 if TYPE_CHECKING:
     from dtr_lightning.data import Data
@@ -48,11 +48,11 @@ def main() -> int:
     import numpy as np
     import torch
 
-    from dtr_lightning.atomic import replacing
-    from dtr_lightning.bar import Bar
-    from dtr_lightning.evaluation import sample
-    from dtr_lightning.pictures import save_sheet
-    from dtr_lightning.trained import TrainedRun, other_protocol
+    from dtr_lightning.cli.progress_bar import Bar
+    from dtr_lightning.experiment.evaluation import sample
+    from dtr_lightning.experiment.load import TrainedRun, other_protocol
+    from dtr_lightning.runs.atomic import replacing
+    from dtr_lightning.training.pictures import save_sheet
 
     if given.checkpoint == "last":
         refuse_diverged(run.path, run.results)

@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 
-from dtr_lightning.commands import Options, loading
+from dtr_lightning.cli.commands import Options, loading
 from dtr_lightning.errors import UserError
 
 SMOKE = "a few steps a point; these numbers mean nothing"
@@ -70,7 +70,7 @@ def main() -> int:
 
         reading = {name: getattr(options, name) for name in READING} | {"options": options.set}
         if options.status or options.stop:
-            from sweeps.status import status, stop
+            from sweeps.engine.status import status, stop
 
             if options.stop:
                 stop(options.sweep, options.out, options.stop, Console(), **reading)
@@ -79,10 +79,10 @@ def main() -> int:
             return 0
         if options.smoke:
             print(f"--smoke: {SMOKE}")
-        from sweeps.driver import prepare, run_sweep
+        from sweeps.engine.driver import prepare, run_sweep
 
         if options.dry_run:
-            from sweeps.preview import preview
+            from sweeps.engine.preview import preview
 
             parts = prepare(options.sweep, out=options.out, warm=False, **reading)
             preview(*parts, options.workers, Console(), options.per_gpu)

@@ -6,7 +6,7 @@ The same command again goes on where it stopped, or prints the result of a finis
 import sys
 from pathlib import Path
 
-from dtr_lightning.commands import command, loading, stop_on_signals
+from dtr_lightning.cli.commands import command, loading, stop_on_signals
 from dtr_lightning.errors import Diverged, UserError
 
 
@@ -20,14 +20,14 @@ def main() -> int:
     loading(sys.stderr if "--print_config" in given else None)
     stop = stop_on_signals()
 
-    from dtr_lightning.bar import Bar
-    from dtr_lightning.config import expert_configs, make_parser, parse, run_name
-    from dtr_lightning.fit import run
-    from dtr_lightning.launch import is_leader
-    from dtr_lightning.notes import print_notes
-    from dtr_lightning.progress import Progress
-    from dtr_lightning.run import Run
-    from dtr_lightning.summary import summary
+    from dtr_lightning.cli.progress_bar import Bar
+    from dtr_lightning.cli.summary import summary
+    from dtr_lightning.config.parser import expert_configs, make_parser, parse, run_name
+    from dtr_lightning.experiment.fit import run
+    from dtr_lightning.experiment.notes import print_notes
+    from dtr_lightning.experiment.progress import Progress
+    from dtr_lightning.runs.run import Run
+    from dtr_lightning.training.launch import is_leader
 
     parser = make_parser(description=__doc__)
     parser.add_argument("--out", type=str, help="run directory (default: runs/CONFIG/NAME)")

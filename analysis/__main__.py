@@ -3,21 +3,20 @@
 __all__ = ["main"]
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
 import docstring_parser
 
-from analysis import ASKED, NAMES, draw_all
-from dtr_lightning.commands import INTERRUPTED, Options, quiet
+from analysis.catalog import PROBES, figure, valid_names
+from dtr_lightning.cli.commands import INTERRUPTED, Options, loading, quiet
 from dtr_lightning.errors import UserError
-
-PROTOCOLS = [figure for figure in ASKED if hasattr(figure, "Protocol")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line and prints what was written and left out; returns the exit code."""
+    loading()
     parser = Options(__doc__)
     parser.prog = "python -m analysis"
     parser.add_argument(
@@ -27,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a run, a sweep, or any directory above runs; name single runs to select them",
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help=f"draw only these: {', '.join(NAMES)}"
+        "--only", nargs="+", metavar="NAME", help=f"draw only these: {', '.join(valid_names())}"
     )
     parser.add_argument(
         "--out", metavar="DIR", help="for all files (default: DIR/figures, tables in DIR)"
@@ -35,14 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--report", action="store_true", help="also write report.html, one file for a reader"
     )
-    for figure in PROTOCOLS:
-        told = docstring_parser.parse(figure.Protocol.__doc__ or "")
-        about = {p.arg_name: " ".join(str(p.description).split()) for p in told.params}
-        group = parser.add_argument_group(f"--only {figure.NAME}", told.short_description)
-        for option in fields(figure.Protocol):
-            words = get_args(get_type_hints(figure.Protocol)[option.name])
+    arguments = sys.argv[1:] if arguments is None else arguments
+    probes = _probes(arguments)
+    for name, config in probes.items():
+        described = docstring_parser.parse(config.__doc__ or "")
+        about = {p.arg_name: " ".join(str(p.description).split()) for p in described.params}
+        group = parser.add_argument_group(f"--only {name}", described.short_description)
+        for option in fields(config):
+            words = get_args(get_type_hints(config)[option.name])
             group.add_argument(
-                f"--{figure.NAME}.{option.name}",
+                f"--{name}.{option.name}",
                 type=type(option.default),
                 choices=words or None,
                 metavar=None if words else option.name.upper(),
@@ -51,9 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet()
     try:
         given = parser.parse_args(arguments)
-        protocols = _protocols(vars(given))
+        configs = _configs(vars(given), probes)
+        from analysis.draw import draw_all
+
         written, left_out = draw_all(
-            given.directories, given.out, given.only, given.report, protocols
+            given.directories, given.out, given.only, given.report, configs
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -68,17 +71,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _protocols(given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the protocols of asked figures; UserError for an option of one that is not asked."""
-    found = {}
-    for figure in PROTOCOLS:
-        start = f"{figure.NAME}."
+def _probes(arguments: Sequence[str]) -> dict[str, type]:
+    """Returns the options of the probes that the arguments name, all for --help: imports them."""
+    words = " ".join(arguments)
+    everything = {"-h", "--help"} & {*arguments}
+    named = [name for name in PROBES if everything or name in words]
+    return {name: figure(name).CONFIG for name in named if hasattr(figure(name), "CONFIG")}
+
+
+def _configs(given: dict[str, Any], probes: Mapping[str, type]) -> dict[str, Any]:
+    """Returns the configs of named probes; UserError for an option of one that is not named."""
+    configs = {}
+    for name, config in probes.items():
+        start = f"{name}."
         options = {k.removeprefix(start): v for k, v in given.items() if k.startswith(start)}
-        options = {name: value for name, value in options.items() if value is not None}
-        if options and figure.NAME not in (given["only"] or ()):
-            raise UserError(f"--{start}{next(iter(options))} needs --only {figure.NAME}")
-        found[figure.NAME] = figure.Protocol(**options)
-    return found
+        options = {option: value for option, value in options.items() if value is not None}
+        if options and name not in (given["only"] or ()):
+            raise UserError(f"--{start}{next(iter(options))} needs --only {name}")
+        configs[name] = config(**options)
+    return configs
 
 
 if __name__ == "__main__":

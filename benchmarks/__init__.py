@@ -4,7 +4,7 @@ __all__: list[str] = []
 
 import sys
 
-from dtr_lightning.commands import loading
+from dtr_lightning.cli.commands import loading
 
 if sys.argv[0] == "-m":  # `python -m benchmarks.NAME` imports this first
     loading()

@@ -14,17 +14,17 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis import affinity, cka
-from analysis.probe import Probe
+from analysis.measure.probe import Probe
+from analysis.probes import affinity, cka
 from benchmarks.settings import SETTINGS
 from benchmarks.step import positive
-from dtr_lightning.commands import Options, command
+from dtr_lightning.cli.commands import Options, command
 from dtr_lightning.data import Digits
 from dtr_lightning.diffusion import Diffusion
-from dtr_lightning.loss_weights import Constant
 from dtr_lightning.models import DiT
-from dtr_lightning.module import DiffusionModule
-from dtr_lightning.routers import DTR
+from dtr_lightning.objectives import Constant
+from dtr_lightning.routing import DTR
+from dtr_lightning.training.module import DiffusionModule
 
 
 @command
@@ -46,15 +46,15 @@ def main() -> int:
             parameter += 0.02 * torch.randn_like(parameter)
     module = DiffusionModule(model, Diffusion(), Constant()).eval()
     shown = Table("figure", "timesteps", "images", "seconds", "CPU seconds")
-    for figure in (cka, affinity):
-        if options.only not in (None, figure.NAME):
+    for name, probe_figure in {"cka": cka, "affinity": affinity}.items():
+        if options.only not in (None, name):
             continue
-        protocol = figure.Protocol(timesteps=options.timesteps)
+        config = probe_figure.CONFIG(timesteps=options.timesteps)
         wall, cpu = time.perf_counter(), time.process_time()
-        probe = Probe.on(module, Digits(), protocol.images, protocol.seed)
-        figure.measure(probe, protocol, lambda share: None)
+        probe = Probe.on(module, Digits(), config.images, config.seed)
+        probe_figure.measure(probe, config, lambda share: None)
         taken = [f"{time.perf_counter() - wall:.1f}", f"{time.process_time() - cpu:.1f}"]
-        shown.add_row(figure.NAME, str(protocol.timesteps), str(len(probe.x0)), *taken)
+        shown.add_row(name, str(config.timesteps), str(len(probe.x0)), *taken)
     Console().print(shown)
     return 0
 

@@ -17,18 +17,18 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.layout import Text, published_cells, write_texts
-from analysis.paper_rows import published
-from analysis.paper_tables import APART
+from analysis.tables.paper_rows import published
+from analysis.tables.paper_tables import APART
+from analysis.tables.text import Text, published_cells, write_texts
 from benchmarks.counts import NETWORKS, ROUTERS, costs, network
 from benchmarks.interleaved import Row, compare, repeated
 from benchmarks.settings import Setting
 from benchmarks.step import positive, precision, training_step
-from dtr_lightning.commands import Options, command
+from dtr_lightning.cli.commands import Options, command
 from dtr_lightning.diffusion import Diffusion
 from dtr_lightning.errors import UserError, choices
-from dtr_lightning.loss_weights import Constant
-from dtr_lightning.module import DiffusionModule
+from dtr_lightning.objectives import Constant
+from dtr_lightning.training.module import DiffusionModule
 
 PAPER = ["S/2", "B/2", "L/2", "XL/2"]
 NAMES = {"NoRouting": "no routing", "Switch": "Switch-DiT"}

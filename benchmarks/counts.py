@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from analysis.paper_rows import published
+from analysis.tables.paper_rows import published
 from dtr_lightning.errors import choices
-from dtr_lightning.macs import count_macs
 from dtr_lightning.models import ADM, DiT_B, DiT_L, DiT_S, DiT_XL
-from dtr_lightning.routers import DTR, NoRouting, Route, Router, Switch
+from dtr_lightning.models.macs import count_macs
+from dtr_lightning.routing import DTR, NoRouting, Route, Router, Switch
 
 # guided-diffusion's ImageNet-64 network, without a null class
 ADM_64 = {"image_size": 64, "in_channels": 3, "out_channels": 6, "model_channels": 192}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dtr_lightning.commands import Options, command
+from dtr_lightning.cli.commands import Options, command
 from dtr_lightning.data.base import REFERENCE_BATCH
 from dtr_lightning.errors import UserError
 from dtr_lightning.metrics import (
@@ -32,7 +32,7 @@ from dtr_lightning.metrics import (
     precision_recall,
 )
 from dtr_lightning.metrics.copies import SIDE, TRAIN
-from dtr_lightning.run import to_json
+from dtr_lightning.runs.run import to_json
 
 
 def measured(function: Callable[[], object]) -> dict[str, float]:

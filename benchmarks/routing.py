@@ -22,16 +22,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.interleaved import Spread, machine, repeated
 from benchmarks.settings import DIT, Setting
 from benchmarks.step import Context, positive, precision, training_step
-from dtr_lightning.commands import Options, command
-from dtr_lightning.config import valid_choices
+from dtr_lightning.cli.commands import Options, command
+from dtr_lightning.config.parser import valid_choices
 from dtr_lightning.diffusion import Diffusion
 from dtr_lightning.errors import UserError, choices
-from dtr_lightning.loss_weights import Constant
 from dtr_lightning.models import DiT
-from dtr_lightning.module import DiffusionModule
-from dtr_lightning.provenance import provenance
-from dtr_lightning.routers import FixedMasks, NoRouting, Router
-from dtr_lightning.run import to_json
+from dtr_lightning.objectives import Constant
+from dtr_lightning.routing import FixedMasks, NoRouting, Router
+from dtr_lightning.runs.provenance import provenance
+from dtr_lightning.runs.run import to_json
+from dtr_lightning.training.module import DiffusionModule
 
 ROUTERS = {
     name: cls

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import MetaData, Table, select
 
-from sweeps.database import Database
-from sweeps.folder import Folder
-from sweeps.plan import Point, Sweep
-from sweeps.recipe import Recipe
-from sweeps.study import Study
+from sweeps.engine.database import Database
+from sweeps.engine.folder import Folder
+from sweeps.engine.plan import Point, Sweep
+from sweeps.engine.recipe import Recipe
+from sweeps.engine.study import Study
 
 TABLES = ("trials", "trial_user_attributes", "trial_params", "trial_values")
 CONFIG = {"seed": 0, "trainer": {}}

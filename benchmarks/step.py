@@ -25,18 +25,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.interleaved import Row, Spread, Summary, compare, machine, repeated
 from benchmarks.peer import Peer
 from benchmarks.settings import SETTINGS, Setting
-from dtr_lightning.commands import Options, command
-from dtr_lightning.config import resolve
+from dtr_lightning.cli.commands import Options, command
+from dtr_lightning.config.parser import resolve
 from dtr_lightning.diffusion import Diffusion
-from dtr_lightning.ema import EMA
 from dtr_lightning.errors import UserError
-from dtr_lightning.experiment import Experiment
-from dtr_lightning.loss_weights import Constant
+from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.models import DiT
-from dtr_lightning.module import DiffusionModule
-from dtr_lightning.provenance import provenance
-from dtr_lightning.routers import DTR, NoRouting
-from dtr_lightning.run import to_json
+from dtr_lightning.objectives import Constant
+from dtr_lightning.routing import DTR, NoRouting
+from dtr_lightning.runs.provenance import provenance
+from dtr_lightning.runs.run import to_json
+from dtr_lightning.training.ema import EMA
+from dtr_lightning.training.module import DiffusionModule
 
 DIGITS = Path(__file__).resolve().parent.parent / "configs" / "digits.yaml"
 EMA_DECAY = 0.9999

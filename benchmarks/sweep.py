@@ -28,13 +28,13 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import scale
-from benchmarks.postgres import Server
-from dtr_lightning.commands import Options, command
+from dtr_lightning.cli.commands import Options, command
 from dtr_lightning.errors import UserError
-from dtr_lightning.run import Run, find_runs, to_json
-from sweeps.folder import Folder
-from sweeps.plan import Point, Sweep
-from sweeps.recipe import read
+from dtr_lightning.runs.run import Run, find_runs, to_json
+from sweeps.engine.folder import Folder
+from sweeps.engine.plan import Point, Sweep
+from sweeps.engine.recipe import read
+from tests.faults.postgres import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -129,8 +129,8 @@ def measure_plan(options: argparse.Namespace, folder: Path) -> Rows:
     """Resolves every point and makes the study; imports, and what they delay, are made before."""
     from optuna.storages import RDBStorage
 
-    from dtr_lightning import config
-    from sweeps.plan import resolve_all
+    from dtr_lightning.config import parser as config
+    from sweeps.engine.plan import resolve_all
 
     RDBStorage("sqlite://").engine.dispose()
     file, places = recipe(options.points, folder), iter(range(options.repeats))
@@ -171,8 +171,8 @@ def measure_status(options: argparse.Namespace, folder: Path) -> Rows:
 
 def measure_table(options: argparse.Namespace, folder: Path) -> Rows:
     """Writes the tables of finished runs, five seeds to a setting."""
-    from analysis.tables import table, write_tables
-    from tests.synthetic_runs import make_run
+    from analysis.tables.tables import table, write_tables
+    from tests.analysis.synthetic_runs import make_run
 
     for i in range(options.points):
         arguments = {"alpha": round(1 + 0.01 * (i // 5), 2), "beta": 0.8}

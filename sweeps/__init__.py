@@ -2,4 +2,4 @@
 
 __all__ = ["Outcome", "run_sweep"]
 
-from sweeps.driver import Outcome, run_sweep
+from sweeps.engine.driver import Outcome, run_sweep

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from dtr_lightning.commands import quiet
-from dtr_lightning.config import resolve, valid_choices
+from dtr_lightning.cli.commands import quiet
+from dtr_lightning.config.parser import resolve, valid_choices
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"

@@ -2,7 +2,7 @@
 
 import torch
 
-from dtr_lightning.routers import MaskRouter
+from dtr_lightning.routing import MaskRouter
 
 
 class EveryOther(MaskRouter):

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from dtr_lightning.config import AXES
-from dtr_lightning.routers import FixedMasks, MaskRouter
+from dtr_lightning.config.parser import AXES
+from dtr_lightning.routing import FixedMasks, MaskRouter
 from tests.conftest import ROOT, shipped
 
 README = (ROOT / "README.md").read_text()

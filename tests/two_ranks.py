@@ -8,13 +8,13 @@ from threading import Event
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 
-from dtr_lightning.commands import quiet
-from dtr_lightning.config import Config
+from dtr_lightning.cli.commands import quiet
+from dtr_lightning.config.parser import Config
 from dtr_lightning.errors import Stopped
-from dtr_lightning.experiment import Experiment
-from dtr_lightning.fit import read_checkpoint, run
-from dtr_lightning.run import Run
-from tests.test_fit import STATE, assert_equal
+from dtr_lightning.experiment.experiment import Experiment
+from dtr_lightning.experiment.fit import read_checkpoint, run
+from dtr_lightning.runs.run import Run
+from tests.experiment.test_fit import STATE, assert_equal
 
 
 class Later(Event):

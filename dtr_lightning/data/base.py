@@ -22,8 +22,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
-from dtr_lightning.captions import Captions
-from dtr_lightning.commands import STOPS
+from dtr_lightning.cli.commands import STOPS
+from dtr_lightning.data.captions import Captions
 from dtr_lightning.errors import UserError
 
 Split = Literal["train", "held_out"]

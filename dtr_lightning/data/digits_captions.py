@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dtr_lightning.captions import Captions
+from dtr_lightning.data.captions import Captions
 from dtr_lightning.data.digits import Digits
 from dtr_lightning.errors import UserError, choices
 

@@ -7,9 +7,9 @@ from dtr_lightning.metrics.dinov2 import DINOv2Features
 from dtr_lightning.metrics.distances import FrechetDistance, KernelDistance, frechet_distance
 from dtr_lightning.metrics.features import Features
 from dtr_lightning.metrics.inception import InceptionFeatures
-from dtr_lightning.metrics.neighbours import PrecisionRecall, precision_recall
+from dtr_lightning.metrics.precision import PrecisionRecall, precision_recall
 from dtr_lightning.metrics.reservoir import BoundedRows
-from dtr_lightning.metrics.scores import Scorer
+from dtr_lightning.metrics.scorer import Scorer
 from dtr_lightning.metrics.timm_features import TimmFeatures
 
 __all__ = [

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from dtr_lightning.data import Digits, to_float
 from dtr_lightning.metrics.digits import DigitsFeatures, DigitsNet
-from dtr_lightning.run import to_json
+from dtr_lightning.runs.run import to_json
 
 RECIPE = {
     "seed": 0,

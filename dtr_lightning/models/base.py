@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dtr_lightning.routers import NoRouting, Router
+from dtr_lightning.routing import NoRouting, Router
 
 
 class Denoiser(nn.Module, ABC):

@@ -21,7 +21,7 @@ from dtr_lightning.models.layers import (
     TimestepEmbedder,
     sincos_2d,
 )
-from dtr_lightning.routers import Route, Router
+from dtr_lightning.routing import Route, Router
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

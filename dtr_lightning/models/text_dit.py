@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dtr_lightning.errors import UserError
 from dtr_lightning.models.dit import DiT, modulate
 from dtr_lightning.models.layers import Attention, Mlp
-from dtr_lightning.routers import Route, Router
+from dtr_lightning.routing import Route, Router
 
 
 class CrossAttention(nn.Module):

@@ -1,0 +1,94 @@
+"""Which tenth of the timeline gets channels of its own, for every router among the runs."""
+
+__all__ = ["TITLE", "draw", "needs"]
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analysis.drawing.mask_tables import Masks, mask_tables, of_masks
+from analysis.drawing.style import (
+    GREY,
+    WIDE,
+    Drawing,
+    as_label,
+    caption,
+    legend,
+    lines,
+    new_figure,
+    score_axis,
+    styled,
+    task_ticks,
+)
+from analysis.read.runs import Finished
+from analysis.read.settings import chosen
+
+TITLE = "Channels of one part of the timeline"
+TENTHS = 10
+PANELS = {
+    "switched_on": "switched on: read in this tenth\nand not in the one before",
+    "own": "its own: of the tasks that read it,\nover half are in this tenth",
+}
+
+
+def needs(runs: Sequence[Finished]) -> str | None:
+    """Masks follow from formulas: no run is needed."""
+    return None
+
+
+def _numbers(found: Masks) -> pd.DataFrame:
+    """Returns counts of channels per tenth; a tenth reads what any of its tasks reads.
+
+    `switched_on` it reads and the tenth before does not, `switched_off` the other way round (both
+    0 for the first); `own` are channels with over half of their tasks in this tenth, `only` those
+    that no other tenth reads.
+    """
+    table = found.table
+    tenth = torch.arange(len(table)) * TENTHS // len(table)
+    read = np.stack([table[tenth == i].any(0).numpy() for i in range(TENTHS)])
+    before = np.concatenate([read[:1], read[:-1]])
+    edges = [int((tenth < i).sum()) for i in range(TENTHS + 1)]
+    counts = {"switched_on": (read & ~before).sum(1), "switched_off": (before & ~read).sum(1)}
+    tasks = np.stack([table[tenth == i].sum(0).numpy() for i in range(TENTHS)])
+    counts |= {"own": (2 * tasks > tasks.sum(0)).sum(1)}
+    counts |= {"only": (read & (read.sum(0) == 1)).sum(1)}
+    place = {"t_first": edges[:-1], "t_last": np.array(edges[1:]) - 1}
+    return pd.DataFrame(found.row | place | counts)
+
+
+@styled
+def draw(runs: Sequence[Finished]) -> Drawing:
+    """Draws the channels that each tenth of the timeline switches on, and those that are its own.
+
+    The first are DTR's task weights: by how many channels its window moves (Section 4.3). Routers
+    of eight clusters do not switch in every tenth. Of masks that differ between blocks, block 0 is
+    counted.
+    """
+    found, note = mask_tables(runs)
+    numbers = [_numbers(one) for one in found]
+    figure = new_figure(WIDE, 2.5)
+    axes = figure.subplots(1, 2, sharey=True)
+    front = {id(setting) for setting in chosen([one.setting for one in found])}
+    looks = iter(lines([one.setting.router for one in found if id(one.setting) in front]))
+    for one, rows in zip(found, numbers, strict=True):
+        style = GREY | {"zorder": 1}
+        if id(one.setting) in front:
+            style = next(looks) | {"label": as_label(one.name)}
+        for ax, column in zip(axes, PANELS, strict=True):
+            ax.plot((rows.t_first + rows.t_last + 1) / 2, rows[column], **style)
+    if rest := sum(id(one.setting) not in front for one in found):
+        axes[0].plot([], [], **GREY, label=f"{rest} others")
+    tasks = max(len(one.table) for one in found)
+    table = pd.concat(numbers, ignore_index=True)
+    score_axis(axes[0], [*table.switched_on, *table.own], log=False)
+    for ax, title in zip(axes, PANELS.values(), strict=True):
+        ax.set_title(title, fontsize=7)
+        task_ticks(ax, tasks)
+        ax.set_xlabel("timestep t (0 = cleanest), in tenths")
+    widths = sorted({one.table.shape[1] for one in found})
+    axes[0].set_ylabel(f"channels of {', '.join(map(str, widths))}")
+    legend(figure)
+    caption(figure, of_masks(runs), note)
+    return Drawing(figure, table, note)

@@ -1,0 +1,95 @@
+"""Channels that two tasks share, for every router among the runs, and Appendix B's expectation."""
+
+__all__ = ["TITLE", "draw", "needs"]
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from analysis.drawing.mask_tables import SMOOTH, Masks, mask_tables, of_masks
+from analysis.drawing.style import (
+    NARROW,
+    WIDE,
+    Drawing,
+    caption,
+    new_figure,
+    panel_title,
+    styled,
+    task_ticks,
+)
+from analysis.read.runs import Finished
+
+TITLE = "Channels that two tasks share"
+SHOWN = 50  # tasks whose pairs are in the numbers, equally spaced; all are drawn
+
+
+def needs(runs: Sequence[Finished]) -> str | None:
+    """Masks follow from formulas: no run is needed."""
+    return None
+
+
+def _shared(table: Tensor) -> np.ndarray:
+    """Returns |A_i and A_j| / C, float64[tasks, tasks]."""
+    active = table.double()
+    return (active @ active.T / table.shape[1]).numpy()
+
+
+def _mean(shared: np.ndarray) -> float:
+    """Returns the mean over pairs of different tasks."""
+    tasks = len(shared)
+    return float((shared.sum() - np.trace(shared)) / (tasks * (tasks - 1)))
+
+
+def _numbers(found: Masks, shared: np.ndarray, at: np.ndarray) -> pd.DataFrame:
+    i, j = np.triu_indices(len(at))
+    tasks = {"task": at[i], "other_task": at[j], "overlap": shared[at[i], at[j]]}
+    expected = (found.row["active"] / found.row["channels"]) ** 2
+    return pd.DataFrame(found.row | {"mean": _mean(shared), "expected_random": expected} | tasks)
+
+
+@styled
+def draw(runs: Sequence[Finished]) -> Drawing:
+    """Draws |A_i and A_j| / C for all tasks i, j, in one colour scale; tells the mean of i != j.
+
+    Independent random masks of C_beta channels share C_beta^2 / C in expectation (Appendix B). A
+    row of the numbers is a pair of SHOWN tasks; `mean` is over all pairs.
+    """
+    found, note = mask_tables(runs)
+    columns = min(4, len(found))
+    rows = -(-len(found) // columns)
+    shared = [_shared(one.table) for one in found]
+    low = min(float(each.min()) for each in shared)
+    high = max(float(each.max()) for each in shared)
+    figure = new_figure(max(NARROW, WIDE * columns / 4), 0.5 + 1.75 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    numbers = []
+    for i, (ax, one, each) in enumerate(zip(axes.ravel(), found, shared, strict=False)):
+        tasks = len(each)
+        at = np.unique(np.linspace(0, tasks - 1, min(SHOWN, tasks)).round().astype(int))
+        numbers.append(_numbers(one, each, at))
+        picture = {"cmap": "cividis", "vmin": low, "vmax": high, "extent": (0, tasks, tasks, 0)}
+        image = ax.imshow(each.astype(np.float32), **picture, **SMOOTH)
+        ax.grid(False)
+        task_ticks(ax, tasks, "x")
+        task_ticks(ax, tasks, "y")
+        told = [f"mean {_mean(each):.3f}"]
+        if one.setting.router == "RTR":
+            told.append(f"expected {numbers[-1].expected_random.iloc[0]:.3f}")
+        panel_title(ax, one.name, *told, width=24)
+        if i % columns:
+            ax.set_yticklabels([])
+        else:
+            ax.set_ylabel("task i")
+        if i + columns >= len(found):
+            ax.set_xlabel("task j")
+    for ax in axes.ravel()[len(found) :]:
+        ax.set_axis_off()
+    bar = figure.colorbar(image, ax=axes, aspect=15 * rows, pad=0.01)
+    bar.set_label("channels that both read / C")
+    random = "expected of random masks: $C_\\beta^2 / C$ of C channels (Appendix B)"
+    told = f"mean: over tasks i ≠ j{'; ' if columns > 2 else chr(10)}{random}"
+    figure.suptitle(told, fontsize=7, parse_math=True)
+    caption(figure, of_masks(runs), note)
+    return Drawing(figure, pd.concat(numbers, ignore_index=True), note)

@@ -1,0 +1,169 @@
+"""What is measured in trained networks: the same images and noise for all, stored with the run."""
+
+__all__ = ["Probe", "Report", "artifact", "at_least", "measured", "shown", "write"]
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analysis.read.runs import Finished
+from analysis.read.settings import Setting, chosen, settings
+from dtr_lightning.cli.commands import quiet
+from dtr_lightning.cli.progress_bar import Bar
+from dtr_lightning.config.evaluation import LARGEST_SEED
+from dtr_lightning.errors import UserError
+from dtr_lightning.models import evaluation_mode
+from dtr_lightning.runs.atomic import replacing
+from dtr_lightning.runs.run import Run
+
+Arrays = dict[str, np.ndarray]
+Report = Callable[[float], None]  # is told the share of the work that is done, in 0..1
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A network, images x0 (n, C, H, W), their conditions y and noise."""
+
+    module: nn.Module
+    x0: Tensor
+    y: Tensor
+    noise: Tensor
+
+    @classmethod
+    def of(cls, run: Run, images: int, seed: int) -> "Probe":
+        """Returns the average weights of a run and its own data; UserError for several experts."""
+        # Lightning takes seconds to import; figures that need no network do without.
+        from dtr_lightning.experiment.load import TrainedRun, other_protocol
+
+        quiet()
+        config = other_protocol(run, [])
+        config = config | {"module": config["module"] | {"compile": False}}
+        trained = TrainedRun(run, config)
+        return cls.on(trained.module, trained.experiment.data, images, seed)
+
+    @classmethod
+    def on(cls, module: nn.Module, data: Any, images: int, seed: int) -> "Probe":
+        """Returns a module and training images of Data, evenly spaced, then shuffled, with labels.
+
+        Order and noise follow from the seed. All images are used where there are fewer.
+        """
+        from dtr_lightning.data import to_float
+
+        pixels, labels = map(torch.cat, zip(*data.train_images(limit=images), strict=True))
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(labels), generator=generator)
+        x0 = to_float(pixels[order])
+        noise = torch.randn(x0.shape, generator=generator)
+        with evaluation_mode(module):
+            y = module.condition(labels[order].to(module.device), order.to(module.device))
+        return cls(module, x0.to(module.device), y, noise.to(module.device))
+
+    def minibatches(self, size: int) -> Iterator["Probe"]:
+        """Yields parts of at least `size` images, of all where there are fewer."""
+        count = max(1, len(self.x0) // size)
+        parts = (x.tensor_split(count) for x in (self.x0, self.y, self.noise))
+        for part in zip(*parts, strict=True):
+            yield Probe(self.module, *part)
+
+    def tasks(self, t: int) -> Tensor:
+        """Returns t for every image: int64 (n,)."""
+        return torch.full((len(self.x0),), t, device=self.x0.device)
+
+
+def at_least(protocol: Any, **least: int) -> None:
+    """Raises UserError for an option below the least that is given for it."""
+    for name, bound in least.items():
+        if (value := getattr(protocol, name)) < bound:
+            raise UserError(f"{name} must be at least {bound}; got {value}")
+    if (seed := getattr(protocol, "seed", 0)) > LARGEST_SEED:
+        raise UserError(f"seed must be at most {LARGEST_SEED}; got {seed}")
+
+
+def shown(runs: Sequence[Finished]) -> tuple[list[Setting], list[str]]:
+    """Returns the settings to measure, one run each, and a line per reason to leave others out."""
+    lines = []
+    single = [run for run in runs if run.flat.get("experts", 1) == 1]
+    if left := len(runs) - len(single):
+        lines.append(f"left out, as experts share no weights: {left}")
+    sound = [run for run in single if np.isfinite(run.score) and run.last.is_file()]
+    if left := len(single) - len(sound):
+        lines.append(f"left out, diverged or without a checkpoint: {left}")
+    found = settings(sound)
+    kept = chosen(found)
+    if left := len(found) - len(kept):
+        lines.append(f"{left} other settings are not measured; name their runs to do so")
+    return kept, lines
+
+
+def artifact(run: Run, name: str) -> Path:
+    """Returns the path of a file that belongs to a run."""
+    return run.path / "artifacts" / name
+
+
+def write(path: Path, content: Callable[[IO[bytes]], None]) -> None:
+    """Writes a file beside and renames it; UserError if that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part, part.open("wb") as file:
+            content(file)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _stored(path: Path, key: str) -> Arrays | None:
+    """Returns the arrays of a file with this key; None if there is none, or a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = dict(arrays)
+    except (OSError, ValueError, EOFError, BadZipFile):
+        return None
+    return found if str(found.pop("key", "")) == key else None
+
+
+def measured(
+    name: str,
+    runs: Sequence[Run],
+    protocol: Any,
+    measure: Callable[[Probe, Any, Report], Mapping[str, np.ndarray]],
+) -> tuple[dict[Path, Arrays], list[str]]:
+    """Returns {run's path: its numbers}, and a line for each run that cannot be measured.
+
+    Numbers are stored with the run, under the protocol and the checkpoint that they are of; what is
+    stored already is not measured again. Each run is stored as soon as it is done.
+    """
+    options = json.dumps(asdict(protocol), sort_keys=True)
+    file = f"{name}-{sha256(options.encode()).hexdigest()[:6]}.npz"
+    keys = {}
+    for run in runs:
+        state = run.last.stat()
+        keys[run.path] = f"{options} {state.st_mtime_ns} {state.st_size}"
+    found = {run.path: _stored(artifact(run, file), keys[run.path]) for run in runs}
+    missing = [run for run in runs if found[run.path] is None]
+    lines = []
+    if not missing:
+        return found, lines
+    with Bar(name) as bar:
+        for i, run in enumerate(missing):
+
+            def report(share: float, i: int = i, run: Run = run) -> None:
+                bar(int(1000 * (i + share)), 1000 * len(missing), f"{name} {run.path.name}")
+
+            report(0)
+            try:
+                probe = Probe.of(run, protocol.images, protocol.seed)
+                arrays = {**measure(probe, protocol, report)}
+            except UserError as error:
+                lines.append(f"left out {run.path.name}: {error}")
+                continue
+            content = {"key": np.array(keys[run.path]), **arrays}
+            write(artifact(run, file), lambda target, c=content: np.savez(target, **c))
+            found[run.path] = arrays
+    return {path: arrays for path, arrays in found.items() if arrays is not None}, lines

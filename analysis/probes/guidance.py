@@ -1,0 +1,223 @@
+"""Figure 3: score, accuracy, precision and recall over the guidance scale, per setting."""
+
+__all__ = ["CONFIG", "SCALES", "TITLE", "GuidanceConfig", "draw", "needs", "stored"]
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.drawing.style import (
+    WIDE,
+    Drawing,
+    as_label,
+    caption,
+    legend,
+    lines,
+    new_figure,
+    of_seeds,
+    score_axis,
+    styled,
+)
+from analysis.read.runs import Finished
+from analysis.read.settings import Setting, chosen, largest, settings
+from dtr_lightning.cli.progress_bar import Bar
+from dtr_lightning.errors import UserError
+
+TITLE = "Guidance scale (Figure 3)"
+SCALES = (1.0, 1.5, 2.0, 2.5)
+MEASURED = ("score", "accuracy", "classifier_score", "precision", "recall")
+MOST = 16  # lines; of more settings those that tell the story
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "so^DvPXh"
+PLAIN, STYLES = "NoRouting", ("-", ":", "-.")
+UP, DOWN = "\N{UPWARDS ARROW}", "\N{DOWNWARDS ARROW}"  # which way is better
+Results = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """How many samples are drawn.
+
+    Args:
+        n: samples per run and scale; 0: as many as the run is scored with.
+    """
+
+    n: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 0 or self.n == 1:
+            raise UserError(f"guidance.n must be 0 (the run's own) or at least 2; got {self.n}")
+
+
+CONFIG = GuidanceConfig
+
+
+def _size(run: Finished, protocol: GuidanceConfig) -> int:
+    return protocol.n or int(run.results["n"])
+
+
+def stored(run: Finished, scale: float, protocol: GuidanceConfig) -> Results | None:
+    """Returns a run's results at a guidance scale, else by its own protocol; None if not there.
+
+    They are its results, or an evaluation of the same step that `evaluate.py` or this figure made.
+    """
+    wanted = run.results["protocol"] | {"guidance": scale, "n": _size(run, protocol)}
+    names = sorted(file.stem for file in run.evaluations.glob("*.json"))
+    for results in (run.results, *map(run.evaluation, names)):
+        same = results.get("protocol") == wanted and results.get("steps") == run.results["steps"]
+        if same and results.keys() >= set(MEASURED):
+            return results
+    return None
+
+
+def _usable(run: Finished) -> bool:
+    drops = float(run.flat.get("model.class_dropout_prob", 0.1)) > 0
+    kept = run.last.is_file() or any(run.path.glob("experts/*/ckpt/last.ckpt"))
+    known = {"steps", "protocol"} <= run.results.keys()
+    return kept and known and math.isfinite(run.score) and drops
+
+
+def needs(runs: Sequence[Finished]) -> str | None:
+    """Says what is missing: a finished run that can be guided, with its checkpoint."""
+    if any(map(_usable, runs)):
+        return None
+    return "no finished run has a checkpoint, a finite score and label dropout (for guidance)"
+
+
+def _cost(run: Finished, scale: float, protocol: GuidanceConfig) -> int:
+    """Returns the network evaluations of single images that a scale takes."""
+    steps = int(run.results["protocol"]["sampler_steps"])
+    return _size(run, protocol) * steps * (1 if scale == 1 else 2)
+
+
+def _measure(
+    runs: Sequence[Finished], protocol: GuidanceConfig
+) -> tuple[dict[tuple, Results], list[str]]:
+    """Returns {(run's path, scale): results}, and a line for each run that cannot be measured.
+
+    What is missing is sampled; every scale is stored with its run as soon as it is done.
+    """
+    points = [(run, scale) for run in runs for scale in SCALES]
+    found = {(run.path, scale): stored(run, scale, protocol) for run, scale in points}
+    missing = [(run, scale) for run, scale in points if found[run.path, scale] is None]
+    costs = [_cost(run, scale, protocol) for run, scale in missing]
+    failed: dict[Any, str] = {}
+    if missing:
+        with Bar("guidance") as bar:
+            for i, (run, scale) in enumerate(missing):
+                done = sum(costs[:i])
+
+                def report(images: int, text: str = f"guidance {scale:g} {run.path.name}") -> None:
+                    nonlocal done
+                    done += images
+                    bar(done, sum(costs), text)
+
+                if run.path in failed:
+                    continue
+                try:
+                    found[run.path, scale] = _evaluate(run, scale, protocol, report)
+                except UserError as error:
+                    failed[run.path] = f"left out {run.path.name}: {error}"
+    return {key: results for key, results in found.items() if results}, list(failed.values())
+
+
+def _evaluate(run: Finished, scale: float, protocol: GuidanceConfig, report: Any) -> Results:
+    # Lightning takes seconds to import; what is stored already does without.
+    from dtr_lightning.experiment.load import TrainedRun, other_protocol
+
+    options = {"guidance": f"{scale:g}", "n": _size(run, protocol)}
+    config = other_protocol(run, [f"--evaluation.{k}={v}" for k, v in options.items()])
+    config = config | {"module": config["module"] | {"compile": False}}
+    trained = TrainedRun(run, config)
+    results = run.evaluation(trained.name)
+    if results is not None and not results.keys() >= set(MEASURED):
+        # of a version that did not measure all of it
+        (run.evaluations / f"{trained.name}.json").unlink()
+    return trained.evaluate(report)
+
+
+def _looks(found: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Returns the look of each setting: with several loss weights a colour each, no routing dashed.
+
+    With one loss weight a router has its own colour, as everywhere.
+    """
+    weights = sorted({(s.loss_weight, s.other) for s in found})
+    if len(weights) == 1:
+        return lines([s.router for s in found])
+    routed = list(dict.fromkeys((s.router, s.alpha, s.beta) for s in found if s.router != PLAIN))
+    looks = []
+    for s in found:
+        i = weights.index((s.loss_weight, s.other))
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        style, face = "--", "white"
+        if s.router != PLAIN:
+            style, face = STYLES[routed.index((s.router, s.alpha, s.beta)) % len(STYLES)], color
+        look = {"color": color, "linestyle": style, "marker": marker, "markerfacecolor": face}
+        looks.append(look)
+    return looks
+
+
+def _panels(numbers: pd.DataFrame, score_name: str) -> dict[str, str]:
+    """Returns the columns to draw with their titles: the classifier's is accuracy, else IS."""
+    fid = score_name == "fid"
+    titles = {"score": f"{'FID' if fid else score_name} {DOWN}  (n = {numbers.n.iloc[0]:,})"}
+    if numbers.accuracy.notna().any():
+        titles["accuracy"] = f"accuracy of the classes {UP}"
+    elif numbers.classifier_score.notna().any():
+        titles["classifier_score"] = f"{'IS (one split)' if fid else 'classifier score'} {UP}"
+    return titles | {"precision": f"precision {UP}", "recall": f"recall {UP}"}
+
+
+@styled
+def draw(runs: Sequence[Finished], protocol: GuidanceConfig | None = None) -> Drawing:
+    """Draws four panels over the guidance scale, a line per setting: the mean of its seeds.
+
+    Runs keep their own protocol but for scale and n; those of another than most are left out.
+    """
+    protocol = protocol or GuidanceConfig()
+    usable = [run for run in runs if _usable(run)]
+
+    def scoring(run: Finished) -> str:
+        own = run.results["protocol"] | {"guidance": 0, "n": _size(run, protocol)}
+        return str(sorted(own.items(), key=str))
+
+    kept, note = largest(usable, scoring, "they are scored under another protocol")
+    everything = settings(kept)
+    shown = everything if len(everything) <= MOST else chosen(everything)
+    left = len(everything) - len(shown)
+    hidden = [f"{left} other settings are not shown; name their runs to do so"] if left else []
+    found, failed = _measure([run for s in shown for run in s.runs], protocol)
+    shown = [
+        s for s in shown if any((run.path, scale) in found for run in s.runs for scale in SCALES)
+    ]
+    if not shown:
+        raise UserError(f"guidance: nothing to draw: {'; '.join(failed)}")
+    rows = []
+    for s in shown:
+        row = {"setting": s.label, "router": s.router, "loss_weight": s.loss_weight}
+        for scale in SCALES:
+            own = [found[run.path, scale] for run in s.runs if (run.path, scale) in found]
+            values = {key: [x for r in own if (x := r.get(key)) is not None] for key in MEASURED}
+            means = {key: float(np.mean(x)) if x else math.nan for key, x in values.items()}
+            rows.append(
+                row | {"guidance": scale, "seeds": len(own), "n": _size(kept[0], protocol)} | means
+            )
+    numbers = pd.DataFrame(rows)
+    panels = _panels(numbers, kept[0].protocol[0])
+    figure = new_figure(WIDE, 2.2)
+    axes = figure.subplots(1, len(panels))
+    for ax, (column, title) in zip(axes, panels.items(), strict=True):
+        for s, look in zip(shown, _looks(shown), strict=True):
+            own = numbers[numbers.setting == s.label]
+            ax.plot(own.guidance, own[column], **look, label=as_label(s.label))
+        ax.set_title(title, fontsize=7)
+        ax.set(xlabel="guidance scale", xticks=SCALES)
+        score_axis(ax, [*numbers[column]])
+    legend(figure)
+    note = "; ".join(filter(None, [note, *hidden, *failed]))
+    caption(figure, of_seeds(numbers.seeds, (kept[0].protocol[0], int(numbers.n.iloc[0]))), note)
+    return Drawing(figure, numbers, note)

@@ -1,0 +1,148 @@
+"""Runs that differ in their seed alone, and what figures choose among them."""
+
+__all__ = ["ALPHA", "Setting", "chosen", "largest", "settings"]
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.read.runs import Finished, Recorded, named
+
+ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
+DISPLAY_NAMES = {"NoRouting": "no routing", "RTR": "R-TR"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in nothing but their seed; alpha, beta are nan where a router has none."""
+
+    router: str
+    alpha: float
+    beta: float
+    loss_weight: str
+    other: str
+    runs: tuple[Recorded, ...]
+    several_weights: bool = False  # whether the loss weight tells it from its neighbours
+
+    @property
+    def line(self) -> str:
+        """What a line over alpha shares, for instance `DTR β=0.8`."""
+        beta = "" if math.isnan(self.beta) else f" β={self.beta:g}"
+        weight = f" {self.loss_weight}" if self.several_weights else ""
+        other = f" {self.other}" if self.other else ""
+        return f"{DISPLAY_NAMES.get(self.router, self.router)}{beta}{weight}{other}"
+
+    @property
+    def label(self) -> str:
+        """What a reader calls it, for instance `DTR α=4 β=0.8`."""
+        if math.isnan(self.alpha):
+            return self.line
+        name = DISPLAY_NAMES.get(self.router, self.router)
+        return self.line.replace(name, f"{name} {ALPHA}={self.alpha:g}", 1)
+
+    @property
+    def scores(self) -> list[float]:
+        """The finite scores, one per seed that did not diverge."""
+        return [run.score for run in self.runs if math.isfinite(run.score)]
+
+    @property
+    def score(self) -> float:
+        """The mean of the finite scores; nan if there is none."""
+        return float(np.mean(self.scores)) if self.scores else math.nan
+
+
+def _differing(runs: Sequence[Recorded]) -> list[str]:
+    """Returns the keys, beyond the table's own columns, that have several values in these runs.
+
+    An option of a choice, such as `router.clusters`, counts among runs of that choice alone.
+    """
+    own = {"seed", "router", "router.alpha", "router.beta", "loss_weight"}
+    values = defaultdict(set)
+    for run in runs:
+        for key, value in run.flat.items():
+            if key not in own:
+                choice = run.flat.get(key.split(".")[0]) if "." in key else None
+                values[key, choice].add(repr(value))
+    return sorted({key for (key, _), distinct in values.items() if len(distinct) > 1})
+
+
+def _shown(key: str, value: Any) -> str:
+    """Returns an option as a reader knows it: PCGrad, hidden_size=64; nothing for what is usual."""
+    if "." not in key and isinstance(value, str):
+        return "" if value == "Joint" else value.rsplit(".", 1)[-1]
+    return f"{key.rsplit('.', 1)[-1]}={value}"
+
+
+def settings(runs: Sequence[Recorded]) -> list[Setting]:
+    """Groups runs over their seeds: no routing first, R-TR, DTR, then others by name."""
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run.hash_without("seed")].append(run)
+    differing = _differing([group[0] for group in groups.values()])
+    several_weights = len({run.choice("loss_weight") for run in runs}) > 1
+    found = []
+    for group in groups.values():
+        first = group[0]
+        other = [_shown(k, first.flat[k]) for k in differing if k in first.flat]
+        found.append(
+            Setting(
+                router=first.choice("router"),
+                alpha=first.option("router.alpha"),
+                beta=first.option("router.beta"),
+                loss_weight=first.choice("loss_weight"),
+                other=" ".join(filter(None, other)),
+                runs=tuple(sorted(group, key=lambda run: run.seed)),
+                several_weights=several_weights,
+            )
+        )
+    order = {"NoRouting": 0, "RTR": 1, "DTR": 2}
+
+    def rank(setting: Setting) -> tuple:
+        numbers = [0.0 if math.isnan(x) else x for x in (-setting.beta, setting.alpha)]
+        return order.get(setting.router, 3), setting.router, *numbers, setting.other
+
+    return sorted(found, key=rank)
+
+
+def chosen(found: Sequence[Setting]) -> list[Setting]:
+    """Returns the settings to stand out: all of up to eight, else four that tell the story.
+
+    These are no routing, R-TR at beta = 0.8 (the best R-TR if there is none), DTR's defaults
+    alpha = 4, beta = 0.8, and the best routed setting that is not R-TR.
+    """
+    if len(found) <= 8:
+        return list(found)
+    rules = [
+        lambda s: s.router == "NoRouting",
+        lambda s: s.router == "RTR" and s.beta == 0.8,
+        lambda s: s.router == "RTR",
+        lambda s: s.router == "DTR" and (s.alpha, s.beta) == (4.0, 0.8),
+        lambda s: s.router not in ("NoRouting", "RTR"),
+    ]
+    sound = sorted(found, key=lambda s: (math.isnan(s.score), s.score))
+    best = [next(filter(rule, sound), None) for rule in rules]
+    if best[1]:
+        best[2] = None
+    return [setting for setting in found if any(setting is one for one in best)]
+
+
+def largest(
+    runs: Sequence[Finished],
+    key: Callable[[Finished], Hashable],
+    what: str,
+    among: Sequence[Finished] = (),
+) -> tuple[list[Finished], str]:
+    """Returns the runs of the commonest key, and one line on those left out (empty if none).
+
+    `among`, if given, are the runs that are counted.
+    """
+    keys = [key(run) for run in runs]
+    counted, all_runs = Counter(map(key, among or runs)), Counter(keys)
+    most = max(counted, key=lambda own: (counted[own], all_runs[own]))
+    kept = [run for run, own in zip(runs, keys, strict=True) if own == most]
+    left = [run for run, own in zip(runs, keys, strict=True) if own != most]
+    return kept, f"left out {named(left)}: {what}" if left else ""

@@ -1,0 +1,272 @@
+"""One run from its config to its results: train, resume, evaluate.
+
+`run` is the only way a run is computed: by train.py, by a sweep's trial and from Python.
+"""
+
+__all__ = ["Progress", "Stopped", "read_checkpoint", "run", "seconds_per_step"]
+
+import copy
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LambdaCallback
+
+from dtr_lightning.config.parser import Config, contents_of
+from dtr_lightning.errors import Diverged, Stopped
+from dtr_lightning.experiment.experiment import Experiment
+from dtr_lightning.experiment.experts import train_experts
+from dtr_lightning.experiment.notes import notes_of
+from dtr_lightning.experiment.progress import Progress, Reporter
+from dtr_lightning.runs.provenance import provenance
+from dtr_lightning.runs.run import Run, finite
+from dtr_lightning.training.callbacks import Checkpoints, EvaluateOnTheWay, JSONLLogger, Record
+from dtr_lightning.training.ema import EMA
+from dtr_lightning.training.launch import is_leader
+from dtr_lightning.training.pictures import by_class, image_grid, log_masks, save_samples
+from dtr_lightning.training.tensorboard import TensorBoard, log_end, log_start
+from dtr_lightning.training.weights import are_finite, load_average, read_checkpoint, refuse_shorter
+
+KEPT_SAMPLES = 100
+
+
+def run(
+    config: Config,
+    path: str | Path,
+    report: Callable[[Progress], None] = lambda progress: None,
+    stop: Event | None = None,
+) -> dict[str, Any]:
+    """Trains and evaluates the run at a path, with its experts if any, and returns its results.
+
+    Done already: returns them at once. Interrupted before: goes on from last.ckpt. Raises Stopped
+    when `stop` was set, at the end of the step or of an evaluation on the way, after saving
+    last.ckpt; several processes stop together, at a step that is logged, when that of any was set.
+    A training loss, or at the end a weight, held-out loss or score, that is not finite ends the run
+    as diverged, with neither score nor loss. UserError if the directory holds another run, one that
+    is trained for longer already, or is in use. A run that ended is trained on where max_steps is
+    larger, and evaluated anew under another protocol.
+    """
+    directory, contents = Run(path), {}
+    leader = is_leader(config["trainer"])
+    if begun := directory.config_file.exists():
+        contents = contents_of(config)
+    if leader:
+        directory.check(config, contents)
+    if begun:
+        if (results := directory.finished(config, contents)) is not None:
+            return results
+        refuse_shorter(directory, config["trainer"]["max_steps"])
+    # a mistake in the config leaves no directory behind
+    experiment = Experiment(config, directory.planned_steps)
+    experiment.check()
+    with directory.lock() if leader else nullcontext():
+        if leader:
+            contents = contents or contents_of(config, experiment.data)
+            directory.prepare(config, contents, experiment.data.sizes())
+            if experiment.protocol.n:  # an expert reads what its run has announced
+                experiment.data.announce()
+            known = {"smoke": directory.meta.get("smoke"), "protocol": experiment.describe()}
+            known |= experiment.scoring() | experiment.facts()
+            for note in notes_of(known).values():
+                logging.getLogger(__name__).warning("note: %s", note)
+        if (results := directory.finished(config, contents)) is not None:
+            return results
+        stop, status = stop or Event(), "done"
+        try:
+            results = _train_and_evaluate(experiment, directory, leader, report, stop)
+        except Diverged as error:
+            results, status = _diverged(experiment, directory, error), "diverged"
+        except SystemExit as error:  # what Lightning makes of a second Ctrl-C
+            if leader:
+                directory.update_meta(status="stopped")
+            raise (KeyboardInterrupt if stop.is_set() else error) from error
+        except BaseException as error:
+            if leader:
+                status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+                trace = traceback.format_exc() if status == "failed" else None
+                directory.update_meta(status=status, traceback=trace)
+            raise
+        if leader:
+            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            directory.update_meta(status=status, seconds=results["seconds"], finished=now)
+            directory.write_results(results)
+        return results
+
+
+def _train_and_evaluate(
+    experiment: Experiment,
+    directory: Run,
+    leader: bool,
+    report: Callable[[Progress], None],
+    stop: Event,
+) -> dict[str, Any]:
+    config, module = experiment.config, experiment.module
+    if leader:
+        directory.update_meta(status="running", traceback=None, **provenance())
+    reporter = Reporter(experiment, report)
+
+    def stoppable(images: int) -> None:
+        reporter.sampled(images)
+        if stop.is_set() and trainer.world_size == 1:  # ranks must not leave one another waiting
+            raise Stopped
+
+    if experiment.networks > 1:
+        times, diverged = train_experts(experiment, directory, run, report, stop)
+        if leader:
+            directory.update_meta(**times)
+            directory.cut_metrics(0)
+        if diverged:
+            raise diverged
+        tensorboard = _tensorboard(directory, 0)
+        if leader:
+            log_start(tensorboard.experiment, config, experiment.parameters())
+        trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], [], stop)
+        trainer.fit(module, datamodule=experiment.data)  # no step: starts devices and processes
+    else:
+        tensorboard, trainer = _train(experiment, directory, leader, reporter, stop)
+        if not are_finite(directory, module):
+            raise Diverged("the weights are not finite", config["trainer"]["max_steps"])
+    began, steps = time.perf_counter(), experiment.steps()
+    load_average(directory, module)
+    module.to(trainer.strategy.root_device)
+    done = experiment.work(upto=config["trainer"]["max_steps"])
+    reporter.tell(stage="evaluate", done=done, step=steps["steps"])
+    scores: dict[str, Any] = {"tasks": list(module.diffusion.tasks)}
+    if n := experiment.protocol.n:
+        scores, images, labels = experiment.evaluate(trainer, module, n, KEPT_SAMPLES, stoppable)
+    losses = experiment.held_out(trainer, module)
+    scores |= {"loss": losses["val/loss"], **steps}
+    if diverged := Diverged.of(scores):
+        raise diverged
+    results = _results(experiment, directory, scores, time.perf_counter() - began)
+    if leader:
+        names = experiment.data.class_names
+        if experiment.networks > 1:
+            for logger in trainer.loggers:
+                logger.log_metrics(losses, steps["steps"])
+        every, last = experiment.protocol.every, steps["steps"]
+        if n and (experiment.networks > 1 or not every or last % every):
+            grid = image_grid(by_class(images, labels, len(names)), len(names))
+            tensorboard.experiment.add_image("samples", grid, last)
+        if n:
+            save_samples(directory, images, labels, names)
+        log_end(tensorboard.experiment, results)
+        tensorboard.finalize("success")
+    return results
+
+
+def _train(
+    experiment: Experiment, directory: Run, leader: bool, reporter: Reporter, stop: Event
+) -> tuple[TensorBoard, Trainer]:
+    config, module = experiment.config, experiment.module
+    resumed = directory.last.exists()
+    start = read_checkpoint(directory.last, module)["global_step"] if resumed else 0
+
+    def evaluate_on_the_way(trainer: Trainer) -> dict[str, float]:
+        losses, scores = experiment.held_out(trainer, ema.module), {}
+        if experiment.protocol.n:
+            n = experiment.protocol.every_n
+            scores, images, labels = experiment.evaluate(
+                trainer, ema.module, n, KEPT_SAMPLES, reporter.sampled
+            )
+            if leader:
+                classes = experiment.data.num_classes
+                grid = image_grid(by_class(images, labels, classes), classes)
+                tensorboard.experiment.add_image("samples", grid, trainer.global_step)
+        step = trainer.global_step
+        reporter.tell(loss=losses["val/loss"], score=scores.get("score"), evaluated=step)
+        shown = ("score", "accuracy", "copies", "kid", "n")
+        return losses | {f"eval/{k}": scores[k] for k in shown if scores.get(k) is not None}
+
+    options = config["module"]
+    ema = EMA(options["ema_decay"], options["ema_warmup"])
+    tensorboard = _tensorboard(directory, start)
+    began, earlier = time.perf_counter(), directory.meta
+
+    def saved(step: int) -> None:
+        now = time.perf_counter()
+        trained = now - reporter.began - on_the_way.seconds
+        directory.update_meta(
+            seconds=earlier.get("seconds", 0.0) + now - began,
+            train_seconds=earlier.get("train_seconds", 0.0) + trained,
+            timed_steps=earlier.get("timed_steps", 0) + step - start,
+        )
+
+    on_the_way = EvaluateOnTheWay(experiment.protocol.every, evaluate_on_the_way)
+    callbacks = [
+        ema,
+        Record(config["trainer"]["log_every_n_steps"], directory),
+        on_the_way,
+        reporter,
+        Checkpoints(directory, **config["checkpoint"], stop=stop, saved=saved),
+    ]
+    trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], callbacks, stop)
+    if leader and not start:
+        log_start(tensorboard.experiment, config, experiment.parameters())
+        log_masks(tensorboard.experiment, module.model.router)
+    try:
+        trainer.fit(
+            module,
+            datamodule=experiment.data,
+            ckpt_path=directory.last if start else None,
+            weights_only=True,
+        )
+    except Diverged as error:
+        if leader:
+            saved(error.step)  # its times alone: they count although no checkpoint is written
+        raise
+    return tensorboard, trainer
+
+
+def _diverged(experiment: Experiment, directory: Run, how: Diverged) -> dict[str, Any]:
+    """Returns the results of a run that diverged: null where there is no number."""
+    name, n = experiment.features.name, experiment.protocol.n
+    scores = {"score_name": name, "score": None, "n": n} if n else {}
+    told = {"tasks": list(experiment.module.diffusion.tasks)}
+    told |= {"diverged": how.what, "diverged_at": how.step, "steps": how.step}
+    return _results(experiment, directory, {**scores, "loss": None, **told})
+
+
+def _results(
+    experiment: Experiment, directory: Run, scores: dict[str, Any], seconds: float = 0.0
+) -> dict[str, Any]:
+    """Returns what results.json holds: scores, what they cost, and how they were made."""
+    meta = directory.meta
+    timed, train_seconds = meta.get("timed_steps"), meta.get("train_seconds")
+    results = {
+        **experiment.scoring(),
+        **scores,
+        **experiment.facts(),
+        "smoke": bool(meta.get("smoke")),
+        "seed": experiment.config["seed"],
+        "parameters": experiment.parameters(),
+        "macs": experiment.macs(),
+        "overlap": experiment.overlap(),
+        "seconds": meta.get("seconds", 0.0) + seconds,
+        "steps_per_second": timed / train_seconds if timed else None,
+        **({"protocol": experiment.describe()} if experiment.protocol.n else {}),
+    }
+    return finite(results | {"notes": [*notes_of(results).values()]})
+
+
+def _tensorboard(directory: Run, start: int) -> TensorBoard:
+    return TensorBoard(
+        directory.tensorboard, name="", version="", purge_step=start + 1 if start else 0
+    )
+
+
+def seconds_per_step(config: Config, steps: int = 20) -> float:
+    """Returns the measured duration of a training step, in seconds, of a config on this machine."""
+    few = copy.deepcopy(config)
+    few["trainer"]["max_steps"], few["experts"] = steps, 1
+    experiment = Experiment(few)
+    times: list[float] = []
+    clock = LambdaCallback(on_train_batch_end=lambda *_: times.append(time.perf_counter()))
+    experiment.trainer([], [clock]).fit(experiment.module, datamodule=experiment.data)
+    return (times[-1] - times[4]) / (len(times) - 5)

@@ -1,0 +1,166 @@
+"""A trained run, ready to be sampled from or evaluated under another protocol."""
+
+__all__ = ["TrainedRun", "other_protocol"]
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from dtr_lightning.config.parser import Config, contents_of, make_parser, parse
+from dtr_lightning.config.registry import build, path_options
+from dtr_lightning.data import Data
+from dtr_lightning.data.base import Split
+from dtr_lightning.data.scan import few
+from dtr_lightning.errors import UserError
+from dtr_lightning.experiment.evaluation import Report, silent
+from dtr_lightning.experiment.experiment import Experiment
+from dtr_lightning.experiment.fit import KEPT_SAMPLES
+from dtr_lightning.experiment.notes import notes_of
+from dtr_lightning.runs.naming import evaluation_name, flatten
+from dtr_lightning.runs.run import Run, finite
+from dtr_lightning.training.weights import load_average
+
+OPTIONS = ("sampler", "features", "evaluation", "trainer.accelerator", "data.workers")
+
+
+def other_protocol(run: Run, options: Sequence[str]) -> Config:
+    """Returns the run's config with another sampler, features or evaluation, or images elsewhere.
+
+    UserError for any other option: what was trained cannot be changed.
+    """
+    paths = {f"data.{name}" for name in path_options(Data, run.config["data"]["class_path"])}
+    for option in options:
+        name = option[2:].partition("=")[0]
+        if option.startswith("--") and not name.startswith(OPTIONS) and name not in paths:
+            near = [key for key in flatten(run.config) if key.endswith(f".{name}")]
+            near = [key for key in near if key.startswith(OPTIONS)]
+            hint = f" (did you mean --{near[0]}?)" if near else ""
+            raise UserError(
+                f"{option} is no option here{hint}; valid: --checkpoint, --sampler, --features and "
+                "--evaluation with what belongs to them, --trainer.accelerator, --data.workers"
+                + "".join(f", --{path}" for path in sorted(paths))
+            )
+    return parse(make_parser(), [f"--config={run.config_file}", *options]).config
+
+
+class _StoredData(Data):
+    """The data of a run as its start described them; images are read when they are asked for."""
+
+    def __init__(self, run: Run, config: Config) -> None:
+        arguments = config["data"].get("init_args") or {}
+        super().__init__(**{k: arguments[k] for k in ("batch_size", "workers") if k in arguments})
+        self.run, self.config = run, config
+        described = run.meta["data"]
+        self.in_channels, self.image_size = described["in_channels"], described["image_size"]
+        self.num_classes = described["num_classes"]
+        self.class_names = tuple(described["class_names"])
+
+    @property
+    def name(self) -> str:
+        """The name of the class that reads the images."""
+        return self.config["data"]["class_path"].rpartition(".")[2]
+
+    @cached_property
+    def data(self) -> Data:
+        """The images, checked to be of the classes that the run was trained on."""
+        data: Data = build(Data, self.config["data"])
+        if data.class_names != self.class_names:
+            raise UserError(
+                f"the images have the classes {few(data.class_names)}; {self.run.path} was trained "
+                f"on {few(self.class_names)}; restore the names, or say where its images are"
+            )
+        now = contents_of({"data": self.config["data"]}, data)
+        if any(self.run.contents.get(key, digest) != digest for key, digest in now.items()):
+            logging.getLogger(__name__).warning(
+                "note: the images are others than those that %s was trained on", self.run.path
+            )
+        return data
+
+    def split(self, name: Split) -> Dataset:
+        """Returns one split of the images."""
+        return self.data.split(name)
+
+    def class_counts(self) -> list[int]:
+        """Returns the images of each class of the training split."""
+        return self.data.class_counts()
+
+    def describe(self) -> str:
+        """Returns what is read, in one line."""
+        return self.data.describe()
+
+    def check(self, world: int = 1) -> None:
+        """Does nothing: the sizes were checked when the run began, and images may be elsewhere."""
+
+
+class TrainedRun:
+    """The network of a run, or its experts, with average weights, on one device.
+
+    checkpoint is "last", or "step=N" where a milestone was kept (by every expert).
+    """
+
+    def __init__(self, run: Run, config: Config, checkpoint: str = "last") -> None:
+        trainer = config["trainer"] | {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+        config = config | {"trainer": trainer}
+        _note_edited_sources(run, config)
+        # text is told by data that are there anyway
+        described = run.meta.get("data") or {"captions": True}
+        data = None if described["captions"] else _StoredData(run, config)
+        self.experiment = Experiment(config, run.planned_steps, data)
+        self.trainer = self.experiment.trainer([], [])
+        self.module = self.experiment.module
+        process = self.module.diffusion
+        if process.tasks != (0, process.T):
+            low, high = process.tasks
+            raise UserError(
+                f"{run.path} is an expert for [{low}, {high}): alone it cannot draw images"
+            )
+        self.run, self.step = run, load_average(run, self.module, checkpoint)
+        self.module.to(self.device).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.trainer.strategy.root_device
+
+    @property
+    def name(self) -> str:
+        """The name of an evaluation: what identifies its protocol and the step."""
+        return evaluation_name(self.experiment.describe(), self.step)
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what `notes_of` judges the network by, but for its scores."""
+        smoke = bool(self.run.meta.get("smoke"))
+        return {**self.experiment.facts(self.step), "smoke": smoke}
+
+    def evaluate(self, report: Report = silent) -> dict[str, Any]:
+        """Returns the results under the config's protocol, and stores them with the run."""
+        if (stored := self.run.evaluation(self.name)) is not None:
+            return stored
+        n = self.experiment.protocol.n
+        scores, *_ = self.experiment.evaluate(self.trainer, self.module, n, KEPT_SAMPLES, report)
+        results = {
+            **scores,
+            **self.facts(),
+            **self.experiment.steps(self.step),
+            "protocol": self.experiment.describe(),
+        }
+        results = finite(results | {"notes": [*notes_of(results).values()]})
+        self.run.write_evaluation(self.name, results)
+        return results
+
+
+def _note_edited_sources(run: Run, config: Config) -> None:
+    """Warns of a person's own classes whose file was edited since the run began."""
+    now = contents_of({key: value for key, value in config.items() if key != "data"})
+    for key, digest in now.items():
+        axis, _, option = key.partition(".")
+        if option == "source" and run.contents.get(key, digest) != digest:
+            logging.getLogger(__name__).warning(
+                "note: the file of %s has changed since %s was trained with it",
+                config[axis]["class_path"],
+                run.path,
+            )

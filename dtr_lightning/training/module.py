@@ -1,0 +1,207 @@
+"""The LightningModule: one denoising network, its diffusion and its loss weight."""
+
+__all__ = ["Batch", "DiffusionModule", "Losses", "random_state"]
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from dtr_lightning.data.captions import Captions
+from dtr_lightning.diffusion import Process
+from dtr_lightning.diffusion import clusters as tasks
+from dtr_lightning.diffusion.samplers import IndexedNoise
+from dtr_lightning.errors import UserError
+from dtr_lightning.models import Denoiser, evaluation_mode
+from dtr_lightning.objectives import Gradients, Joint, LossWeight
+
+GOLDEN_RATIO = 0.6180339887498949  # its multiples modulo 1 fill [0, 1) evenly
+Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) in [-1, 1], labels (N,)
+
+
+class Losses(NamedTuple):
+    """Per-sample losses (N,) of a batch at its tasks t (N,)."""
+
+    t: Tensor
+    mse: Tensor
+    vb: Tensor
+
+
+def random_state(*key: int) -> int:
+    """Returns the seed that belongs to a key, such as (run's seed, step, rank)."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+class DiffusionModule(LightningModule):
+    """Trains a network on all tasks of a process (defaults of Appendix C).
+
+    No hidden state: the tasks, noise and label dropout of a step are a function of (seed, step,
+    rank), so a resumed run equals an uninterrupted one and routers are compared in pairs.
+
+    Gradients other than Joint take their step by manual optimisation. Captions turn labels into
+    text.
+
+    Args:
+        lr: AdamW's learning rate, > 0.
+        betas: AdamW's decay of both moments, each in [0, 1).
+        weight_decay: AdamW's, 0 or more.
+        ema_decay: of the average weights, which evaluation uses, in [0, 1).
+        ema_warmup: bounds the decay of update n = 1, 2, ... by (1 + n) / (10 + n); short runs need
+            it.
+        compile: whether torch.compile is used; a start takes longer, a step less.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        diffusion: Process,
+        loss_weight: LossWeight,
+        gradients: Gradients | None = None,
+        captions: Captions | None = None,
+        seed: int = 0,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        ema_decay: float = 0.9999,
+        ema_warmup: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 < lr < float("inf"):
+            raise UserError(f"lr must be positive and finite; got {lr}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise UserError(f"module.betas must lie in [0, 1); got {tuple(betas)}")
+        if not 0 <= weight_decay < float("inf"):
+            raise UserError(f"weight_decay must be 0 or more and finite; got {weight_decay}")
+        if not 0 <= ema_decay < 1:
+            raise UserError(f"ema_decay must lie in [0, 1); got {ema_decay}")
+        self.model, self.diffusion, self.loss_weight = model, diffusion, loss_weight
+        self.gradients, self.captions = gradients or Joint(), captions
+        self.loss_weight.build(diffusion)
+        self.gradients.build(diffusion.log_snr(), diffusion.tasks)
+        self.automatic_optimization = self.gradients.joint
+        self.clip: float | None = None  # of the gradient's norm under manual optimisation
+        self.seed, self.lr, self.betas, self.weight_decay = seed, lr, tuple(betas), weight_decay
+        self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
+        if compile:
+            self.model.compile(fullgraph=True)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Returns the network's prediction for x (N, C, H, W), original t (N,), labels y (N,)."""
+        return self.model(x, t, y)
+
+    def condition(self, labels: Tensor, which: Tensor | None = None) -> Tensor:
+        """Returns what the network is told for labels (N,): these, or tokens (N, L_text, C_text).
+
+        which (N,) chooses among the captions of a label, at random if it is None.
+        """
+        return labels if self.captions is None else self.captions(labels, which)
+
+    def drop_labels(self, y: Tensor) -> Tensor:
+        """Returns conditions (N, ...) of which a share class_dropout_prob stands for none."""
+        if not self.model.has_null:
+            return y
+        drop = torch.rand(len(y), device=y.device) < self.model.class_dropout_prob
+        return torch.where(drop.view(-1, *[1] * (y.ndim - 1)), self.model.null(y), y)
+
+    def losses(self, x0: Tensor, t: Tensor, y: Tensor, noise: Tensor) -> Losses:
+        """Returns the per-sample losses (N,) of images x0 (N, C, H, W) at tasks t, with noise."""
+        x_t = self.diffusion.q_sample(x0, t, noise)
+        mse, vb = self.diffusion.losses(self.model(x_t, t, y), x0, t, noise)
+        return Losses(t, mse, vb)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Sets the random state that belongs to this step, and lets the router change its masks."""
+        seed = random_state(self.seed, self.global_step, self.global_rank)
+        # torch.manual_seed would seed every kind of device, which takes 2 % of a small step
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
+        self.model.router.advance(self.global_step, self.model.embed)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Returns the loss, and the per-sample losses for the record."""
+        x0, labels = batch
+        t = self._timesteps(len(x0), x0.device)
+        noise = torch.randn_like(x0)
+        y = self.drop_labels(self.condition(labels))
+        if self.gradients.joint:
+            loss, losses = self._loss(x0, t, y, noise)
+        else:
+            loss, losses = self._step_by_cluster(x0, t, y, noise)
+        return {"loss": loss, "losses": Losses(t, losses.mse.detach(), losses.vb.detach())}
+
+    def _timesteps(self, n: int, device: torch.device) -> Tensor:
+        if self.gradients.joint:
+            return self.loss_weight.timesteps(n, device)
+        return tasks.stratified(self.diffusion, n, self.gradients.intervals, device)
+
+    def _loss(self, x0: Tensor, t: Tensor, y: Tensor, noise: Tensor) -> tuple[Tensor, Losses]:
+        losses = self.losses(x0, t, y, noise)
+        loss = self.loss_weight(losses.mse, losses.vb, t)
+        return loss + self.model.router.penalty(t, self.model.embed), losses
+
+    def _step_by_cluster(
+        self, x0: Tensor, t: Tensor, y: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Losses]:
+        parts = tasks.shares(len(t), self.gradients.clusters)
+        chunks = list(zip(*(part.split(parts) for part in (x0, t, y, noise)), strict=True))
+        done: list[Losses] = []
+
+        def cluster_loss(i: int) -> Tensor:
+            loss, losses = self._loss(*chunks[i])
+            done.append(Losses(losses.t, losses.mse.detach(), losses.vb.detach()))
+            return loss
+
+        def over_ranks(gradient: Tensor) -> Tensor:
+            return self.trainer.strategy.reduce(gradient, reduce_op="mean")
+
+        network, own = _trained(self.model), _trained(self.loss_weight)
+        loss = self.gradients.combine(network, own, cluster_loss, over_ranks, self.global_step)
+        if self.clip:
+            nn.utils.clip_grad_norm_(network, self.clip)
+        self.optimizers().step()
+        return loss, Losses(*map(torch.cat, zip(*done, strict=True)))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the norm of the network's gradient, and not that of a learned loss weight."""
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(_trained(self.model), gradient_clip_val)
+
+    @torch.no_grad()
+    def held_out_losses(
+        self, batches: Iterable[tuple[Tensor, Tensor, Tensor]], seed: int
+    ) -> Losses:
+        """Returns the losses of images, labels and indices i, at tasks spread evenly over time.
+
+        Task, noise and caption of image i are a function of (seed, i) alone, not of its batch or
+        process: every router and every step is measured on the same ones.
+        """
+        parts: list[Losses] = []
+        with evaluation_mode(self):
+            for x0, y, i in batches:
+                t = self.diffusion.spread((i.double() * GOLDEN_RATIO) % 1).to(self.device)
+                noise = IndexedNoise(seed, i.tolist(), x0.shape[1:])().to(self.device)
+                y = self.condition(y.to(self.device), i.to(self.device))
+                parts.append(self.losses(x0.to(self.device), t, y, noise))
+        return Losses(*map(torch.cat, zip(*parts, strict=True)))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Returns AdamW; the loss weight's own parameters, if any, are a group of their own."""
+        groups: list[dict[str, Any]] = [{"params": _trained(self.model)}]
+        if own := _trained(self.loss_weight):
+            groups.append({"params": own, **self.loss_weight.optimizer_options})
+        options = {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay}
+        return torch.optim.AdamW(groups, fused=True, **options)
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]

@@ -1,0 +1,151 @@
+"""Runs a sweep: claims waiting points, trains each in its own process, then draws and tabulates.
+
+Any number of commands may work in one directory at once; each is a driver of its own slots.
+"""
+
+__all__ = ["Outcome", "default_folder", "prepare", "run_sweep"]
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from optuna.trial import TrialState
+from rich.console import Console
+
+from dtr_lightning.runs.run import find_runs
+from sweeps.engine.child import Train, train_run
+from sweeps.engine.database import Database
+from sweeps.engine.folder import Folder
+from sweeps.engine.optimisers import make_pruner, make_sampler
+from sweeps.engine.outputs import Ending, diverged, report
+from sweeps.engine.plan import Sweep, resolve_all
+from sweeps.engine.recipe import read
+from sweeps.engine.session import Session
+from sweeps.engine.study import Study
+from sweeps.engine.view import make_view
+from sweeps.engine.workers import Workers, check_numbers, look
+
+
+class Outcome(NamedTuple):
+    """What became of a sweep: results by run name, one line for each point without sound ones."""
+
+    directory: Path
+    results: dict[str, dict[str, Any]]
+    failed: dict[str, str]
+    stopped: bool
+
+
+def prepare(
+    sweep: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    train: Train = train_run,
+    warm: bool = True,
+    **reading: Any,
+) -> tuple[Sweep, Folder, Workers]:
+    """Returns the resolved plan, its directory and the workers; writes nothing.
+
+    `warm` starts the workers' imports beside this process's own, if the directory lacks results.
+    The rest is what `recipe.read` takes.
+    """
+    recipe = read(sweep, **reading)
+    make_pruner(recipe)
+    if recipe.space:
+        make_sampler(recipe, 0)
+    folder = Folder(out or default_folder(recipe.name, reading))
+    workers = Workers(folder, train, recipe.smoke)
+    runs = find_runs([folder.path]) if folder.path.is_dir() else []
+    done = sum(run.results_file.exists() for run in runs)
+    if warm and done < (recipe.trials or len(recipe.assignments)) * recipe.seeds:
+        workers.warm()
+    plan = resolve_all(recipe)
+    if train is train_run:
+        _check(plan, folder, warm)
+    return plan, folder, workers
+
+
+def _check(plan: Sweep, folder: Folder, here: bool) -> None:
+    """Raises UserError for a point that lacks results and could not be built, or trained here."""
+    from dtr_lightning.experiment.planning import check_parts
+
+    check_parts(
+        {
+            point.label: point.config
+            for point in plan.known_points()
+            if not folder.run(point).results_file.exists()
+        },
+        here,
+    )
+
+
+def _announce(plan: Sweep) -> None:
+    """Says once what the trials will read; UserError for a folder that is not there."""
+    choice = (plan.points[0].config if plan.points else plan.config).get("data")
+    if choice is None:
+        return
+    from dtr_lightning.config.parser import takes
+    from dtr_lightning.config.registry import build
+    from dtr_lightning.data import Data
+
+    if takes("data", choice["class_path"], "root"):
+        build(Data, choice).announce()
+
+
+def default_folder(name: str, reading: Mapping[str, Any]) -> Path:
+    """Returns the directory of a sweep for which none is given."""
+    kinds = [f"-{kind}" for kind in ("paper", "smoke") if reading.get(kind)]
+    return Path("runs") / "".join([name, *kinds])
+
+
+def run_sweep(
+    sweep: str | Path | Mapping[str, Any] = "alpha_beta",
+    *,
+    workers: int | None = None,
+    per_gpu: int | None = None,
+    storage: str | None = None,
+    out: str | Path | None = None,
+    retry_failed: bool = False,
+    finish_pruned: bool = False,
+    console: Console | None = None,
+    train: Train = train_run,
+    **reading: Any,
+) -> Outcome:
+    """Trains what is missing of a sweep, draws and tabulates.
+
+    A sweep is a shipped name, a YAML's path or a mapping of what a YAML holds. `reading` is what
+    `recipe.read` takes: seeds, trials, hours, smoke, paper, options. Ctrl-C stops it: every trial
+    saves its state and the same call goes on. A call in a script needs the guard `if __name__ ==
+    "__main__":`, as trials are processes. UserError for a mistake in the sweep, a directory of
+    another sweep and a database that cannot be used.
+    """
+    console = console or Console()
+    check_numbers(workers, per_gpu)
+    plan, folder, crew = prepare(sweep, out=out, train=train, **reading)
+    database = Database(folder, storage)
+    database.probe()
+    folder.prepare(plan)
+    database.say = lambda line: console.print(line, markup=False, soft_wrap=True)
+    with folder.owner() as owner:
+        study = Study(plan, folder, owner, database)
+        with database.guard():
+            study.plan(retry_failed, finish_pruned)
+            session = Session(study, crew, make_view(plan, console))
+            waiting, running = study.open()
+            if waiting or running:
+                trials = waiting if plan.points else plan.total or sys.maxsize
+                _announce(plan)
+                crew.divide(look(), workers, trials, per_gpu, plan.devices)
+                session.work()
+            failed = session.failed | study.ended(TrialState.FAIL, "reason")
+            pruned = study.ended(TrialState.PRUNED, "pruned_at")
+            trials = study.trials()
+    results = {
+        name: found
+        for name, point in study.points.items()
+        if (found := folder.results(point)) is not None
+    }
+    failed |= diverged(plan.recipe.objectives, results)
+    if not session.stopped:
+        report(Ending(plan, folder, study.points, results, failed, pruned, trials), console)
+    return Outcome(folder.path, results, failed, session.stopped)

@@ -1,0 +1,215 @@
+"""The sweep's directory: its runs, its plan and the locks of the commands that work in it.
+
+<run>/          one run directory per point (dtr_lightning.runs.run)
+sweep.yaml      whose sweep this is: its name in a database, metrics, base config
+study.db        Optuna's study, unless --storage names another database
+logs/           what the trials printed
+figures/, results.csv, table.csv, table.md, table.tex    written by analysis
+"""
+
+__all__ = ["Folder"]
+
+import contextlib
+import fcntl
+import socket
+import uuid
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from dtr_lightning.errors import UserError
+from dtr_lightning.runs.atomic import write_text
+from dtr_lightning.runs.naming import identity
+from dtr_lightning.runs.run import NO_LOCKS, Run, steps_of
+from dtr_lightning.runs.yaml_values import DUMPER, LOADER
+from sweeps.engine.plan import Point, Sweep
+
+
+class Folder:
+    """A sweep's directory; constructing one touches nothing on the disk."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.sweep_file = self.path / "sweep.yaml"
+        self.database = self.path / "study.db"
+        self.logs = self.path / "logs"
+        self.figures = self.path / "figures"
+        self.table = self.path / "results.csv"
+        self._owners = self.path / ".owners"
+        self._databases = self.path / ".databases"
+
+    @property
+    def study(self) -> str:
+        """What the names of this directory's studies begin with, in any database."""
+        return self.stored()["study"]
+
+    def stored(self) -> dict[str, Any]:
+        """Returns what sweep.yaml holds; UserError if there is none or it is damaged."""
+        try:
+            stored = yaml.load(self.sweep_file.read_text(), Loader=LOADER)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{self.path} holds no sweep (yet)") from None
+        except (yaml.YAMLError, ValueError, OSError) as error:
+            raise UserError(f"{self.sweep_file} is damaged; choose another --out") from error
+        kinds = {"study": str, "metric": dict, "config": dict}
+        if not isinstance(stored, dict) or not all(
+            isinstance(stored.get(key), kind) for key, kind in kinds.items()
+        ):
+            raise UserError(f"{self.sweep_file} is damaged; choose another --out")
+        return stored
+
+    def run(self, point: Point) -> Run:
+        """Returns the run of a point, which may not exist yet."""
+        return Run(self.path / point.name)
+
+    def results(self, point: Point) -> dict[str, Any] | None:
+        """Returns the final numbers of a point, None while it is not done.
+
+        UserError if it is trained for more steps than the plan has.
+        """
+        run = self.run(point)
+        results = run.results
+        if results is None or point.config is None or "diverged_at" in results:
+            return results
+        if (reached := steps_of(results)) > (steps := point.config["trainer"]["max_steps"]):
+            raise UserError(
+                f"{run.path} is at step {reached:,} already, past trainer.max_steps {steps:,}; "
+                f"give --set trainer.max_steps={reached}, or choose another --out"
+            )
+        return run.finished(point.config)
+
+    def prepare(self, sweep: Sweep) -> None:
+        """Makes the directory this sweep's own; UserError if it is another's or not writable.
+
+        More points or seeds of the same sweep are welcome.
+        """
+        try:
+            for directory in (self.logs, self._owners):
+                directory.mkdir(parents=True, exist_ok=True)
+            with self.lock():
+                self.check(sweep)
+                stored = self.stored() if self.sweep_file.exists() else {}
+                content = {
+                    "name": sweep.name,
+                    "kind": sweep.recipe.kind,
+                    "study": stored.get("study") or f"{sweep.name}-{uuid.uuid4().hex[:6]}",
+                    "metric": sweep.recipe.objectives,
+                    "config": sweep.config,
+                }
+                if content != stored:  # a sweep may become longer
+                    text = yaml.dump(content, Dumper=DUMPER, sort_keys=False)
+                    write_text(self.sweep_file, text)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+
+    def check(self, sweep: Sweep) -> None:
+        """Raises UserError if the directory is another sweep's; an empty one is anybody's."""
+        if not self.sweep_file.exists():
+            return
+        stored = self.stored()
+        try:
+            theirs = {key: stored.get(key) for key in ("name", "kind", "metric")}
+            theirs |= identity(stored["config"])
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"{self.sweep_file} is damaged; choose another --out") from error
+        recipe = sweep.recipe
+        mine = {"name": sweep.name, "kind": recipe.kind, "metric": recipe.objectives}
+        mine |= identity(sweep.config)
+        if differ := [key for key in mine | theirs if mine.get(key) != theirs.get(key)]:
+            key = differ[0]
+            raise UserError(
+                f"{self.path} belongs to another sweep: {key} is {theirs.get(key)!r} there and "
+                f"{mine.get(key)!r} here; choose another --out"
+            )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Waits for, then holds the right to change the plan; one command at a time."""
+        with (self.path / ".lock").open("a") as file:
+            _flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def owner(self) -> Iterator[str]:
+        """Yields a name for this command that is `alive` for as long as its process."""
+        path = self._owners / uuid.uuid4().hex[:12]
+        with path.open("w") as file:
+            _flock(file, fcntl.LOCK_EX)
+            file.write(socket.gethostname())
+            file.flush()
+            try:
+                yield path.name
+            finally:
+                self._forget(path.name)
+
+    def alive(self, owner: str) -> bool:
+        """Returns whether a command of this machine still runs; a dead one's trace is removed."""
+        try:
+            with (self._owners / owner).open("r") as file:
+                _flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (FileNotFoundError, IsADirectoryError):
+            return False
+        except BlockingIOError:
+            return True
+        self._forget(owner)
+        return False
+
+    def _may_live(self, owner: Path) -> bool:
+        """Returns whether a command may run: one of another machine cannot be seen from here."""
+        try:
+            elsewhere = owner.read_text() != socket.gethostname()
+        except (OSError, UnicodeDecodeError):
+            return False
+        return elsewhere or self.alive(owner.name)
+
+    def _forget(self, owner: str) -> None:
+        for name in (owner, f"{owner}.stop"):
+            (self._owners / name).unlink(missing_ok=True)
+
+    def knows(self, url: str) -> bool:
+        """Returns whether the sweep was in this database before."""
+        try:
+            return _digest(url) in self._databases.read_text().split()
+        except OSError:
+            return False
+
+    def remember(self, url: str) -> None:
+        """Notes that the sweep is in this database; the URL itself may hold a password."""
+        if not self.knows(url):
+            with self._databases.open("a") as file:
+                file.write(f"{_digest(url)}\n")
+
+    def ask_to_stop(self, save: bool) -> int:
+        """Asks all commands to leave, when their trials end or have saved; returns how many."""
+        found = [path for path in self._owners.glob("*") if path.suffix == ""]
+        owners = [path for path in found if self._may_live(path)]
+        for path in owners:
+            path.with_suffix(".stop").write_text("save" if save else "finish")
+        return len(owners)
+
+    def asked_to_stop(self, owner: str) -> str | None:
+        """Returns `finish` or `save` if a person asked this command to leave."""
+        try:
+            return (self._owners / f"{owner}.stop").read_text()
+        except OSError:
+            return None
+
+
+def _flock(file: IO[str], operation: int) -> None:
+    """Locks a file; UserError where the file system cannot: commands could take the same point."""
+    try:
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise UserError(
+            f"the file system of {file.name} has no locks ({error.strerror}), which a sweep needs; "
+            "choose --out on another, such as a local disk"
+        ) from error
+
+
+def _digest(url: str) -> str:
+    return sha256(url.encode()).hexdigest()[:16]

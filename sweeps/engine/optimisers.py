@@ -1,0 +1,103 @@
+"""Optuna's samplers and pruners by the names that a sweep's YAML has for them."""
+
+__all__ = ["make_pruner", "make_sampler"]
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from hashlib import sha256
+from types import NoneType
+from typing import Any
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    SuccessiveHalvingPruner,
+)
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
+
+from dtr_lightning.errors import UserError, choices
+from sweeps.engine.recipe import Recipe
+from sweeps.engine.values import one_line, shown
+
+SAMPLERS: dict[str, type[BaseSampler]] = {
+    "random": RandomSampler,
+    "tpe": TPESampler,
+    "cmaes": CmaEsSampler,
+    "nsga2": NSGAIISampler,
+}
+PRUNERS: dict[str, type[BasePruner]] = {
+    "median": MedianPruner,
+    "halving": SuccessiveHalvingPruner,
+    "hyperband": HyperbandPruner,
+}
+# Options of one axis depend on another, and several trials run at once.
+DEFAULTS = {"tpe": {"multivariate": True, "group": True, "constant_liar": True}}
+KINDS = {"bool": bool, "int": int, "float": int | float, "str": str, "None": NoneType}
+GENERATIONS = 5  # of a genetic search, if its budget is in trials
+
+
+def make_sampler(recipe: Recipe, number: int) -> BaseSampler:
+    """Returns the sampler for one trial: its seed is of that trial alone.
+
+    A sampler that is seeded once would propose the same again when a sweep goes on. CMA-ES begins
+    at the first start, in the middle of the axes that it leaves out. UserError for an option that
+    Optuna's sampler does not have.
+    """
+    options = DEFAULTS.get(recipe.kind, {}) | recipe.sampler
+    if recipe.kind == "nsga2" and recipe.trials:
+        options = {"population_size": max(2, recipe.trials // GENERATIONS)} | options
+    digest = sha256(f"{recipe.name} {number}".encode()).digest()
+    options |= {"seed": int.from_bytes(digest[:4], "big")}
+    begin = {"x0": _first(recipe)} if recipe.kind == "cmaes" and recipe.assignments else {}
+    return _make(SAMPLERS[recipe.kind], options, "sampler", **begin)
+
+
+def _first(recipe: Recipe) -> dict[str, Any]:
+    """Returns Optuna's parameters of the first start."""
+    params: dict[str, Any] = {}
+    for key, axis in recipe.space.items():
+        start = recipe.assignments[0]
+        params |= axis.params(key, start[key]) if key in start else axis.middle(key)
+    return params
+
+
+def make_pruner(recipe: Recipe) -> BasePruner:
+    """Returns the pruner of a sweep; UserError for an option that Optuna's does not have."""
+    if recipe.pruning is None:
+        return NopPruner()
+    options = {key: value for key, value in recipe.pruning.items() if key != "kind"}
+    return _make(PRUNERS[recipe.pruning["kind"]], options, "pruning")
+
+
+def _make(cls: type, options: Mapping[str, Any], what: str, **own: Any) -> Any:
+    """Returns an object of Optuna's from options of a person, which are checked, and from ours."""
+    takes = inspect.signature(cls.__init__).parameters
+    for key, value in options.items():
+        if key not in (valid := [name for name in takes if name != "self"]):
+            raise choices(f"option of {what}", key, valid)
+        # Optuna itself would find out in the middle of a sweep
+        hint = takes[key].annotation
+        hint = hint if isinstance(hint, str) else inspect.formatannotation(hint)
+        words = [word for word in hint.split(" | ") if word in KINDS]
+        if not any(
+            isinstance(value, KINDS[w]) and (w == "bool") == isinstance(value, bool) for w in words
+        ):
+            wanted = " or ".join(words) or "left out"
+            raise UserError(f"{what}: {key} is to be {wanted}, not {shown(value)}")
+    try:
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            # x0 and sigma0 are to go in Optuna 6
+            warnings.filterwarnings("ignore", "`(x0|sigma0)`", FutureWarning)
+            return cls(**options, **own)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} {shown(dict(options))}: {one_line(error)}") from error

@@ -1,0 +1,259 @@
+"""What a search did, from Optuna's numbers: history, parameters, importances, Pareto front."""
+
+__all__ = ["draw"]
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from analysis.drawing.attempt import attempt
+from analysis.drawing.fonts import short
+from analysis.drawing.style import (
+    NARROW,
+    WIDE,
+    Drawing,
+    caption,
+    legend,
+    log_ticks,
+    new_figure,
+    of_seeds,
+    save,
+    score_axis,
+    styled,
+)
+from sweeps.engine.values import is_number
+
+COLORS = ("#0072B2", "#D55E00")
+LEAST = 2  # complete trials, and values of a parameter, that can be compared
+COLUMNS = 4  # of parameters
+WORDS = 12  # of a parameter that are named
+NONE = "-"  # of a word that a choice does not have
+Axes = Mapping[str, tuple[str, BaseDistribution]]
+
+
+def draw(
+    trials: Sequence[FrozenTrial], objectives: Mapping[str, str], directory: Path
+) -> list[Path]:
+    """Draws what complete trials show, as optuna_*.pdf, .png and .csv; returns their paths.
+
+    objectives: {metric: minimize | maximize}. One: its history, and a slice along every parameter
+    that varies; two or three: their Pareto front. Importances of the parameters for each. Fewer
+    than two complete trials: nothing. Every CSV has the numbers of its own picture.
+    """
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    sound = [trial for trial in complete if all(map(is_number, trial.values))]
+    sound.sort(key=lambda trial: trial.number)
+    written: list[Path] = []
+    if len(sound) < LEAST:
+        return written
+    for name, picture in _pictures(sound, objectives).items():
+
+        def work(name: str = name, picture: Callable[[], Drawing] = picture) -> None:
+            written.extend(save(picture(), directory, name))
+
+        if failed := attempt(name, directory, work):
+            logging.getLogger(__name__).warning("%s: %s", name, failed)
+    return written
+
+
+def _pictures(
+    trials: Sequence[FrozenTrial], objectives: Mapping[str, str]
+) -> dict[str, Callable[[], Drawing]]:
+    """Returns what draws each picture, by its name."""
+    axes, metrics = _axes(trials), list(objectives)
+    found: dict[str, Callable[[], Drawing]] = {}
+    if len(metrics) == 1:
+        found["optuna_history"] = partial(_history, trials, objectives)
+        if axes:
+            found["optuna_slice"] = partial(_slice, trials, axes, metrics[0])
+    elif len(metrics) <= 3:
+        found["optuna_pareto_front"] = partial(_front, trials, objectives)
+    for i, metric in enumerate(metrics):
+        if axes and len({trial.values[i] for trial in trials}) > 1:
+            name = f"optuna_importances{f'_{metric}' if len(metrics) > 1 else ''}"
+            found[name] = partial(_importances, trials, axes, objectives, i)
+    return found
+
+
+def _axes(trials: Sequence[FrozenTrial]) -> Axes:
+    """Returns {parameter: (label, space)} of those that vary; a label is a name's last part."""
+    found: dict[str, list[Any]] = {}
+    logs: set[str] = set()
+    for trial in trials:
+        for key, value in trial.params.items():
+            found.setdefault(key, []).append(value)
+            if getattr(trial.distributions[key], "log", False):
+                logs.add(key)
+    found = {k: v for k, v in found.items() if k != "seed" and len(set(v)) >= LEAST}
+    last = [key.rpartition(".")[2] for key in found]
+    return {
+        key: (
+            label if last.count(label) == 1 else key,
+            FloatDistribution(min(values), max(values), log=key in logs)
+            if all(map(is_number, values))
+            else CategoricalDistribution([*dict.fromkeys(map(str, values)), NONE]),
+        )
+        for label, (key, values) in zip(last, found.items(), strict=True)
+    }
+
+
+def _study(
+    trials: Sequence[FrozenTrial],
+    axes: Axes,
+    objectives: Mapping[str, str],
+    fill: bool = False,
+) -> optuna.Study:
+    """Returns a study of these axes alone.
+
+    `fill` gives a trial the middle of a range, or no word, where its choice lacks the parameter:
+    importances are of trials that have all parameters.
+    """
+    study = optuna.create_study(directions=list(objectives.values()))
+    for trial in trials:
+        params, spaces = {}, {}
+        for key, (label, space) in axes.items():
+            words = isinstance(space, CategoricalDistribution)
+            if key in trial.params:
+                params[label] = str(trial.params[key]) if words else float(trial.params[key])
+            elif fill:
+                params[label] = NONE if words else _middle(space)
+            if label in params:
+                spaces[label] = space
+        study.add_trial(create_trial(params=params, distributions=spaces, values=trial.values))
+    return study
+
+
+def _middle(space: BaseDistribution) -> float:
+    return (space.low * space.high) ** 0.5 if space.log else (space.low + space.high) / 2
+
+
+def _numbers(trials: Sequence[FrozenTrial]) -> list[int]:
+    """Returns what the study calls the trials."""
+    return [trial.number for trial in trials]
+
+
+def _seeds(trials: Sequence[FrozenTrial]) -> str:
+    """Returns the caption: every point is one training, of one seed."""
+    seeds = sorted({trial.params["seed"] for trial in trials if "seed" in trial.params})
+    several = f", of seeds {', '.join(f'{seed:g}' for seed in seeds)}" if len(seeds) > 1 else ""
+    return f"every trial is one training{several}; of {of_seeds([1])}"
+
+
+@styled
+def _history(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> Drawing:
+    """Draws the metric of every trial, and the best one so far."""
+    ((metric, direction),) = objectives.items()
+    values = pd.Series([trial.values[0] for trial in trials])
+    best = values.cummin() if direction == "minimize" else values.cummax()
+    numbers = pd.DataFrame({"trial": _numbers(trials), metric: values, "best_so_far": best})
+    figure = new_figure(NARROW, 2.3)
+    ax = figure.subplots()
+    ax.scatter(values.index, values, s=14, color=COLORS[0], label=metric, zorder=3)
+    ax.plot(best.index, best, color=COLORS[1], drawstyle="steps-post", label="best so far")
+    log = score_axis(ax, [*values])
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="complete trial", ylabel=f"{metric}{' (log scale)' if log else ''}")
+    legend(figure)
+    caption(figure, _seeds(trials))
+    return Drawing(figure, numbers)
+
+
+@styled
+def _slice(trials: Sequence[FrozenTrial], axes: Axes, metric: str) -> Drawing:
+    """Draws the metric over each parameter, a point per trial that has it, later ones darker."""
+    columns = min(COLUMNS, len(axes))
+    rows = -(-len(axes) // columns)
+    figure = new_figure(WIDE if columns > 1 else NARROW, 0.4 + 1.9 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for ax in grid.flat[len(axes) :]:
+        ax.set_visible(False)
+    numbers = []
+    for ax, (key, (label, space)) in zip(grid.flat, axes.items(), strict=False):
+        place = [i for i, trial in enumerate(trials) if key in trial.params]
+        own = [trials[i] for i in place]
+        words = isinstance(space, CategoricalDistribution)
+        x = [str(trial.params[key]) if words else trial.params[key] for trial in own]
+        y = [trial.values[0] for trial in own]
+        rows_of_one = {"parameter": key, "trial": _numbers(own), "value": x, metric: y}
+        numbers.append(pd.DataFrame(rows_of_one))
+        if words:
+            there = [word for word in space.choices if word in x]
+            named = range(0, len(there), -(-len(there) // WORDS))
+            ax.set_xticks(named, [short(there[i], 20) for i in named], rotation=90)
+            ax.set_xlim(-0.5, len(there) - 0.5)
+            x = [there.index(word) for word in x]
+        points = {"s": 14, "edgecolors": "0.3", "linewidths": 0.4, "zorder": 3}
+        shown = ax.scatter(x, y, c=place, cmap="Blues", vmin=0, vmax=len(trials) - 1, **points)
+        if not words and space.log:
+            ax.set_xlim(0.8 * space.low, 1.25 * space.high)
+            log_ticks(ax, "x")
+        ax.set_xlabel(label)
+    log = score_axis(grid[0, 0], [trial.values[0] for trial in trials])
+    for ax in grid[:, 0]:
+        ax.set_ylabel(f"{metric}{' (log scale)' if log else ''}")
+    bar = figure.colorbar(shown, ax=grid, aspect=15 * rows, pad=0.01)
+    bar.set_label("complete trial")
+    bar.locator = MaxNLocator(integer=True)
+    caption(figure, _seeds(trials))
+    return Drawing(figure, pd.concat(numbers, ignore_index=True))
+
+
+@styled
+def _front(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> Drawing:
+    """Draws every pair of metrics; what no trial beats in all metrics is the Pareto front."""
+    study = _study(trials, {}, objectives)
+    best = {trial.number for trial in study.best_trials}
+    metrics = list(objectives)
+    front = np.array([i in best for i in range(len(trials))])
+    values = pd.DataFrame([trial.values for trial in trials], columns=metrics)
+    pairs = list(combinations(metrics, 2))
+    figure = new_figure(NARROW if len(pairs) == 1 else WIDE, 2.4)
+    grid = figure.subplots(1, len(pairs), squeeze=False)[0]
+    for ax, (x, y) in zip(grid, pairs, strict=True):
+        for own, color, label in (
+            (~front, COLORS[0], "others"),
+            (front, COLORS[1], "Pareto front"),
+        ):
+            ax.scatter(values[x][own], values[y][own], s=14, color=color, label=label, zorder=3)
+        log = score_axis(ax, [*values[y]])
+        ax.set(xlabel=x, ylabel=f"{y}{' (log scale)' if log else ''}")
+    legend(figure)
+    caption(figure, _seeds(trials))
+    return Drawing(figure, values.assign(pareto_front=front, trial=_numbers(trials)))
+
+
+@styled
+def _importances(
+    trials: Sequence[FrozenTrial], axes: Axes, objectives: Mapping[str, str], objective: int
+) -> Drawing:
+    """Draws how much of a metric's variance each parameter explains: Optuna's fANOVA, seed 0."""
+    metric = list(objectives)[objective]
+    with warnings.catch_warnings(action="ignore"):  # Optuna's of experimental parts
+        found = get_param_importances(
+            _study(trials, axes, objectives, fill=True),
+            evaluator=FanovaImportanceEvaluator(seed=0),
+            target=lambda trial: trial.values[objective],
+        )
+    numbers = pd.DataFrame({"parameter": [*found], "importance": [*found.values()]})
+    figure = new_figure(NARROW, 0.7 + 0.25 * len(numbers))
+    ax = figure.subplots()
+    names = [short(name, 30) for name in numbers.parameter]
+    bars = ax.barh(range(len(numbers)), numbers.importance, color=COLORS[0])
+    ax.bar_label(bars, fmt=" {:.2f}", fontsize=7)
+    ax.set_yticks(range(len(numbers)), names)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1.15), xlabel=f"importance for {metric} (shares of its variance)")
+    caption(figure, f"{len(trials)} trials; {_seeds(trials)}")
+    return Drawing(figure, numbers)

@@ -1,0 +1,90 @@
+"""The look before a sweep: points, what is done, and what the rest will cost."""
+
+__all__ = ["preview"]
+
+import logging
+import warnings
+from typing import Any
+
+from rich.console import Console
+
+from sweeps.engine.folder import Folder
+from sweeps.engine.plan import Sweep
+from sweeps.engine.workers import Workers, look
+
+COPIES = 4  # of the weights in a checkpoint: raw, average, and two moments of the optimiser
+FLOAT = 4  # bytes
+
+
+def preview(
+    sweep: Sweep,
+    folder: Folder,
+    workers: Workers,
+    number: int | None,
+    console: Console,
+    per_gpu: int | None = None,
+) -> None:
+    """Prints the points or the space, what is done, and the cost of the rest.
+
+    The time follows from a measured training step, or from the steps per second that the sweep
+    states of the machine it is meant for.
+    """
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    folder.check(sweep)
+    states = []
+    for point in sweep.points:
+        run = folder.run(point)
+        done = folder.results(point) is not None
+        states.append("done" if done else "running" if run.in_use() else "waiting")
+        say(f"{states[-1]:<8} {point.label}")
+    waiting = [p.config for p, s in zip(sweep.points, states, strict=True) if s == "waiting"]
+    if states:
+        done = f"{states.count('done')} of {len(states)} points done, {len(waiting)} waiting"
+        say(f"{done}, in {folder.path}")
+    for key, axis in sweep.recipe.space.items():
+        say(f"{key}: {axis}")
+    if sweep.recipe.space:
+        seeds, trials = sweep.recipe.seeds, sweep.recipe.trials
+        budget = f"{trials} settings" if trials else f"{sweep.recipe.hours:g} hours of training"
+        say(f"{sweep.recipe.kind}: {budget}, {seeds} {'seeds' if seeds > 1 else 'seed'} of each")
+        waiting = [sweep.config] * ((trials or 0) * seeds)
+    if waiting:
+        workers.divide(look(), number, len(waiting), per_gpu, sweep.devices)
+        for line in _cost(sweep, waiting, workers):
+            say(line)
+
+
+def _cost(sweep: Sweep, configs: list[dict[str, Any]], workers: Workers) -> list[str]:
+    import torch
+
+    from dtr_lightning.experiment.experiment import Experiment
+    from dtr_lightning.experiment.fit import seconds_per_step
+
+    experiment = Experiment(sweep.config)
+    size = experiment.parameters() * COPIES * FLOAT
+    evaluated = experiment.work() / experiment.training_work()
+    stated, source = sweep.recipe.steps_per_second, "stated in the sweep"
+    if stated is None:
+        torch.set_num_threads(workers.threads)
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        with warnings.catch_warnings(action="ignore"):
+            stated, source = 1 / seconds_per_step(sweep.config), "measured here"
+    steps = copies = 0
+    for config in configs:
+        networks = config.get("experts", 1)
+        networks = networks if isinstance(networks, int) else len(networks)
+        length = config["trainer"]["max_steps"] * networks
+        steps += length
+        every = config["checkpoint"]["milestones"]
+        copies += networks + (length // every if every else 0)
+    hours = steps / stated * evaluated / 3600
+    unit = "GPU-hours" if workers.gpus or source != "measured here" else "hours of a worker"
+    return [
+        f"about {60 * hours / workers.number:.1f} min with {workers.number} workers of "
+        f"{workers.threads} threads: {stated:.3g} steps/s, {source}, and {evaluated - 1:.0%} more "
+        f"for sampling; {hours:.3g} {unit} in all, and some seconds a run to start and to score",
+        f"about {copies * size / 1e9:.2g} GB of checkpoints in {len(configs)} runs",
+    ]

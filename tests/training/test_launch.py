@@ -1,0 +1,146 @@
+"""Who leads, what a scheduler's variables mean, and how processes stop together."""
+
+import errno
+import fcntl
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from dtr_lightning.errors import UserError
+from dtr_lightning.runs.run import Run
+from dtr_lightning.training.launch import forget_launcher, is_leader, make_trainer
+from tests.conftest import ROOT, TINY
+
+ONE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "accelerator": "cpu"}
+TWO = ONE | {"devices": 2, "strategy": "ddp"}
+SHELL = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_NODELIST": "a"}
+BATCH = SHELL | {"SLURM_STEP_ID": str(0xFFFFFFFB)}
+STEP = SHELL | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+
+
+@pytest.fixture
+def variables(monkeypatch):
+    """Returns a function that sets variables and clears those of every launcher."""
+
+    def use(**values):
+        for name in [*os.environ]:
+            if name.startswith("SLURM_"):
+                monkeypatch.delenv(name)
+        forget_launcher()
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "leads"),
+    [
+        ({}, ONE, True),
+        ({}, TWO, True),
+        ({"LOCAL_RANK": "1"}, TWO, False),
+        ({"NODE_RANK": "1"}, TWO | {"num_nodes": 2}, False),
+        ({"NODE_RANK": "0"}, TWO | {"num_nodes": 2}, True),
+        (TORCHRUN, TWO, False),
+        (TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0"}, TWO, True),
+        (SHELL, ONE, True),
+        (BATCH, TWO, True),
+        (STEP | {"SLURM_PROCID": "1"}, TWO, False),
+        (STEP, TWO, True),
+    ],
+)
+def test_the_first_process_leads_whatever_started_it(variables, values, options, leads):
+    variables(**values)
+    assert is_leader(options) is leads
+
+
+@pytest.mark.parametrize("values", [SHELL, BATCH])
+def test_variables_of_a_scheduler_change_nothing(variables, values):
+    variables(**values)
+    trainer = make_trainer(ONE, logger=False, enable_checkpointing=False)
+    assert (trainer.world_size, trainer.global_rank) == (1, 0)
+    assert trainer.default_root_dir == os.devnull  # where Lightning looks for hpc_ckpt_*.ckpt
+
+
+def test_processes_that_are_not_as_many_as_asked_for_are_refused(variables):
+    variables(**STEP)
+    with pytest.raises(UserError, match=r"srun started 2 processes.* is 1 x 1"):
+        make_trainer(ONE, logger=False)
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook", "fsdp", "deepspeed"])
+def test_strategies_that_cannot_work_are_refused(tiny, strategy):
+    with pytest.raises(
+        UserError, match=rf"unknown trainer.strategy '{strategy}'; valid: auto, ddp"
+    ):
+        tiny(trainer__strategy=strategy)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_costs_a_line(tmp_path, monkeypatch, caplog, number):
+    def refuse(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with Run(tmp_path).lock():
+        pass
+    assert "has no locks" in caplog.text and caplog.text.count("\n") == 1
+    assert not Run(tmp_path).in_use()
+
+
+def interrupted(out, ranks, number, group, delay):
+    """Runs a training that gets a signal after its first record; returns its exit code."""
+    options = TINY | {"trainer.accelerator": "cpu", "evaluation.every": 0}
+    options |= {"trainer.max_steps": 2000, "checkpoint.every": 9999}
+    options |= {"trainer.log_every_n_steps": 5}
+    if ranks > 1:
+        options |= {"trainer.devices": ranks, "trainer.strategy": "ddp"}
+    words = [f"--{key}={value}" for key, value in options.items()]
+    command = [
+        sys.executable,
+        "train.py",
+        "--config",
+        "configs/digits.yaml",
+        *words,
+        f"--out={out}",
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    for _ in range(1200):
+        if Run(out).metrics_file.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    time.sleep(delay)
+    (os.killpg if group else os.kill)(process.pid, number)
+    return process.wait(120)
+
+
+@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
+def test_a_signal_saves_in_all_processes(tmp_path, ranks, number):
+    assert interrupted(tmp_path, ranks, number, group=ranks == 1, delay=0.1) == 130
+    step = torch.load(Run(tmp_path).last, weights_only=True)["global_step"]
+    assert 0 < step < 2000 and Run(tmp_path).meta["status"] == "stopped"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_twenty_signals_at_random_steps_save_twenty_times(tmp_path, ranks):
+    chance = random.Random(ranks)
+    for i in range(20):
+        number = chance.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+        out = tmp_path / str(i)
+        assert interrupted(out, ranks, number, chance.random() < 0.5, chance.uniform(0, 2)) == 130
+        assert torch.load(Run(out).last, weights_only=True)["global_step"] > 0
