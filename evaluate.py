@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtr_lightning.cli.commands import Options, check_file, command, loading, stop_on_signals
 from dtr_lightning.errors import Diverged, Stopped, UserError, refuse_diverged
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.run import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ def main() -> int:
 
     from dtr_lightning.cli.summary import summary
     from dtr_lightning.experiment.notes import print_notes
-    from dtr_lightning.runs.run import finite, to_json
+    from dtr_lightning.rundir.run import finite, to_json
 
     results = finite(results)
     print(to_json(results), flush=True)

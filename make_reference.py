@@ -68,14 +68,14 @@ def main() -> int:
 
 def source(path: str, size: int | None, workers: int) -> "tuple[Iterable[Tensor], int]":
     """Returns batches of images uint8 (n, C, H, W) of a run's training split or of a folder."""
-    from dtr_lightning.config.registry import build
+    from dtr_lightning.config.registry import instantiate
     from dtr_lightning.data import Data, ImageFolder
-    from dtr_lightning.runs.run import Run
+    from dtr_lightning.rundir.run import Run
 
     if (Path(path) / "config.yaml").is_file():
         if size is not None:
             raise UserError(f"{path} is a run: its images have a size; leave --size out")
-        data = build(Data, Run.existing(path).config["data"])
+        data = instantiate(Data, Run.existing(path).config["data"])
         data.announce()
         parts = [data.train_images()]
     else:
@@ -84,8 +84,8 @@ def source(path: str, size: int | None, workers: int) -> "tuple[Iterable[Tensor]
         data = ImageFolder(
             path, size, class_folders=False, split_folders=False, flip=False, workers=workers
         )
-        parts = [data.train_images(), data.heldout_images()]
-    n = len(data.split("train")) + (len(data.split("held_out")) if len(parts) > 1 else 0)
+        parts = [data.train_images(), data.val_images()]
+    n = len(data.split("train")) + (len(data.split("val")) if len(parts) > 1 else 0)
     if len(parts) > 1:
         print(f"data: {n:,} images{data.left_out}", file=sys.stderr)
     return (images for images, _ in itertools.chain(*parts)), n

@@ -5,16 +5,11 @@ Another sampler: --sampler DDPM --sampler.steps 250.
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dtr_lightning.cli.commands import Options, check_file, command, loading, stop_on_signals
-from dtr_lightning.errors import Stopped, UserError, refuse_diverged
-from dtr_lightning.runs.run import Run
-
-if TYPE_CHECKING:
-    from dtr_lightning.data import Data
+from dtr_lightning.errors import Stopped, UserError
+from dtr_lightning.rundir.run import Run
 
 
 @command
@@ -39,30 +34,23 @@ def main() -> int:
     for option, value in (("seed", given.seed), ("guidance", given.guidance)):
         if value is not None:
             options.append(f"--evaluation.{option}={value}")
-    run = Run.existing(given.run)
-    check_file("--out", given.out or str(run.samples / "NAME.png"), ".png")
+    samples = Run.existing(given.run).samples
+    check_file("--out", given.out or str(samples / "NAME.png"), ".png")
     if given.npz:
         check_file("--npz", given.npz, ".npz")
     loading(sys.stderr)
 
     import numpy as np
-    import torch
 
     from dtr_lightning.cli.progress_bar import Bar
-    from dtr_lightning.experiment.evaluation import sample
-    from dtr_lightning.experiment.load import TrainedRun, other_protocol
-    from dtr_lightning.runs.atomic import replacing
+    from dtr_lightning.experiment.api import StoredRun
+    from dtr_lightning.rundir.atomic import replacing
     from dtr_lightning.training.pictures import save_sheet
 
-    if given.checkpoint == "last":
-        refuse_diverged(run.path, run.results)
     stop = stop_on_signals()
-    trained = TrainedRun(run, other_protocol(run, options), given.checkpoint)
-    data, protocol = trained.experiment.data, trained.experiment.protocol
-    classes = class_numbers(data, given.classes)
-    labels = torch.tensor([classes[i % len(classes)] for i in range(given.n)])
-    shape = (data.in_channels, data.image_size, data.image_size)
-    total, done = trained.experiment.sampling_work(given.n), 0
+    run = StoredRun(given.run, given.checkpoint, options)
+    experiment, labels = run.trained.experiment, run.labels(given.n, given.classes)
+    total, done = experiment.sampling_work(given.n), 0
     with Bar("sample") as bar:
 
         def count(images: int) -> None:
@@ -72,14 +60,14 @@ def main() -> int:
             if stop.is_set():
                 raise Stopped
 
-        sampler = trained.experiment.sampler
-        parts = sample(trained.module, sampler, labels, range(given.n), shape, protocol, count)
-        images = torch.cat([images.cpu() for images, _ in parts])
+        images = run.sample(given.n, given.classes, report=count)
+    classes = list(dict.fromkeys(labels.tolist()))
+    guidance = experiment.protocol.guidance
     which = "all" if given.classes is None else "+".join(map(str, classes))
-    how = f"{trained.experiment.sampler_steps}-guidance={protocol.guidance:g}-step={trained.step}"
-    sampler = f"{type(trained.experiment.sampler).__name__.lower()}{how}"
-    name = f"class={which[:60]}-n={given.n}-seed={protocol.seed}-{sampler}.png"
-    out = Path(given.out or run.samples / name)
+    how = f"{experiment.sampler_steps}-guidance={guidance:g}-step={run.trained.step}"
+    sampler = f"{type(experiment.sampler).__name__.lower()}{how}"
+    name = f"class={which[:60]}-n={given.n}-seed={experiment.protocol.seed}-{sampler}.png"
+    out = Path(given.out or run.files.samples / name)
     save_sheet(str(out), images, len(classes))
     print(out)
     if given.npz:
@@ -88,25 +76,6 @@ def main() -> int:
             np.savez_compressed(part, **arrays)
         print(given.npz)
     return 0
-
-
-def class_numbers(data: "Data", names: Sequence[str] | None) -> list[int]:
-    """Returns the labels of classes given by name or number; UserError for one out of range."""
-    if names is None:
-        return list(range(data.num_classes))
-    if data.num_classes == 1:
-        raise UserError("the run is unconditional: it has no --classes")
-    numbers = []
-    for name in names:
-        if name in data.class_names:
-            numbers.append(data.class_names.index(name))
-        elif name.isdecimal() and int(name) < data.num_classes:
-            numbers.append(int(name))
-        else:
-            shown = ", ".join(data.class_names[:20]) + (" ..." if data.num_classes > 20 else "")
-            last = data.num_classes - 1
-            raise UserError(f"unknown class {name!r}; valid: 0 to {last}, or by name: {shown}")
-    return numbers
 
 
 if __name__ == "__main__":

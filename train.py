@@ -26,7 +26,7 @@ def main() -> int:
     from dtr_lightning.experiment.fit import run
     from dtr_lightning.experiment.notes import print_notes
     from dtr_lightning.experiment.progress import Progress
-    from dtr_lightning.runs.run import Run
+    from dtr_lightning.rundir.run import Run
     from dtr_lightning.training.launch import is_leader
 
     parser = make_parser(description=__doc__)

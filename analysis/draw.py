@@ -15,7 +15,7 @@ from analysis.report.page import write_report
 from analysis.tables.paper_tables import write_paper_tables
 from analysis.tables.tables import table, write_tables
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.run import find_runs
+from dtr_lightning.rundir.run import find_runs
 
 
 class Drawn(NamedTuple):

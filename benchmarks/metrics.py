@@ -32,7 +32,7 @@ from dtr_lightning.metrics import (
     precision_recall,
 )
 from dtr_lightning.metrics.copies import SIDE, TRAIN
-from dtr_lightning.runs.run import to_json
+from dtr_lightning.rundir.run import to_json
 
 
 def measured(function: Callable[[], object]) -> dict[str, float]:

@@ -29,8 +29,8 @@ from dtr_lightning.errors import UserError, choices
 from dtr_lightning.models import DiT
 from dtr_lightning.objectives import Constant
 from dtr_lightning.routing import FixedMasks, NoRouting, Router
-from dtr_lightning.runs.provenance import provenance
-from dtr_lightning.runs.run import to_json
+from dtr_lightning.rundir.provenance import provenance
+from dtr_lightning.rundir.run import to_json
 from dtr_lightning.training.module import DiffusionModule
 
 ROUTERS = {

@@ -33,8 +33,8 @@ from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.models import DiT
 from dtr_lightning.objectives import Constant
 from dtr_lightning.routing import DTR, NoRouting
-from dtr_lightning.runs.provenance import provenance
-from dtr_lightning.runs.run import to_json
+from dtr_lightning.rundir.provenance import provenance
+from dtr_lightning.rundir.run import to_json
 from dtr_lightning.training.ema import EMA
 from dtr_lightning.training.module import DiffusionModule
 

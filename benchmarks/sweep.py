@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import scale
 from dtr_lightning.cli.commands import Options, command
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.run import Run, find_runs, to_json
+from dtr_lightning.rundir.run import Run, find_runs, to_json
 from sweeps.engine.folder import Folder
 from sweeps.engine.plan import Point, Sweep
 from sweeps.engine.recipe import read

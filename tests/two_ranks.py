@@ -13,7 +13,7 @@ from dtr_lightning.config.parser import Config
 from dtr_lightning.errors import Stopped
 from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.fit import read_checkpoint, run
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.run import Run
 from tests.experiment.test_fit import STATE, assert_equal
 
 
@@ -55,7 +55,7 @@ def measure(config: Config) -> dict[str, object]:
     """Returns the held-out loss, score and first samples of a network that is not trained."""
     experiment = Experiment(config)
     trainer, module = experiment.trainer([], []), experiment.module
-    losses = experiment.held_out(trainer, module)
+    losses = experiment.val_losses(trainer, module)
     scores, images, labels = experiment.evaluate(trainer, module, 15, 12)
     sums = images.flatten(1).sum(1).tolist()
     return {**losses, "score": scores["score"], "images": sums, "labels": labels.tolist()}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from matplotlib.animation import FFMpegWriter, PillowWriter
 from matplotlib.figure import Figure
 
-from dtr_lightning.runs.atomic import replacing
+from dtr_lightning.rundir.atomic import replacing
 
 PER_SECOND = 10
 DPI = 100

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from analysis.drawing.style import task_ticks
 from analysis.read.runs import Finished
-from analysis.read.settings import ALPHA, Setting, chosen, settings
-from dtr_lightning.config.registry import build
+from analysis.read.settings import ALPHA, Setting, highlighted, settings
+from dtr_lightning.config.registry import instantiate
 from dtr_lightning.errors import UserError
 from dtr_lightning.routing import MaxRoaming, Router, masks
 
@@ -87,7 +87,7 @@ def _made(run: Finished) -> list[tuple[Tensor, str, bool]]:
         return MADE[run]
     width, tasks = _width(run) or 768, int(run.flat.get("diffusion.T", 1000))
     steps = int(run.flat.get("trainer.max_steps", 1))
-    router = build(Router, run.config["router"], seed=run.seed, steps=steps)
+    router = instantiate(Router, run.config["router"], seed=run.seed, steps=steps)
     router.bind(tasks, [width] * 2, width)
     table = router.table(0)
     if table is None:
@@ -136,7 +136,7 @@ def mask_tables(runs: Sequence[Finished]) -> tuple[list[Masks], str]:
             left.append(f"left out {setting.label}: its masks cannot be made again ({reason})")
     tables = [of_one for of_one in tables if of_one]
     if len(tables) > MOST:
-        few = chosen([of_one[0].setting for of_one in tables])
+        few = highlighted([of_one[0].setting for of_one in tables])
         kept = [of_one for of_one in tables if any(of_one[0].setting is s for s in few)]
         left.append(f"{len(tables) - len(kept)} other masks not shown: name single runs to see")
         tables = kept

@@ -10,10 +10,10 @@ __all__ = [
     "count_images",
     "count_seeds",
     "legend",
+    "line_style",
     "lines",
     "log_bounds",
     "log_ticks",
-    "look",
     "new_figure",
     "of_one",
     "of_seeds",
@@ -48,7 +48,7 @@ from analysis.drawing.animation import Film, write_film
 from analysis.drawing.fonts import FAMILY, families, give_fonts, short, width_of
 from analysis.read.runs import Recorded
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.atomic import replacing
+from dtr_lightning.rundir.atomic import replacing
 
 NARROW, WIDE = 3.25, 6.75  # inches: one column and two columns of a paper
 GREY = {"color": "0.72", "linewidth": 0.6}
@@ -133,7 +133,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def look(router: str, rank: int = 0) -> dict[str, Any]:
+def line_style(router: str, rank: int = 0) -> dict[str, Any]:
     """Returns how a router's line looks, always the same; further lines of it are paler, dashed."""
     color, marker = ROUTERS.get(router) or OTHERS[zlib.crc32(router.encode()) % len(OTHERS)]
     pale = min(0.25 * rank, 0.6)
@@ -149,7 +149,7 @@ def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
     No two routers look alike, and no two of up to eight lines of one router do.
     """
     counts, seen = Counter(routers), Counter()
-    own = {router: look(router) for router in counts}
+    own = {router: line_style(router) for router in counts}
     taken = [(style["color"], style["marker"]) for style in own.values()]
     looks = ((to_rgb(color), marker) for marker in MARKERS for color, _ in OTHERS)
     free = [pair for pair in looks if pair not in taken]
@@ -160,7 +160,7 @@ def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
     for router in routers:
         rank, count = seen[router], counts[router]
         seen[router] += 1
-        style = look(router, rank)
+        style = line_style(router, rank)
         if count > SHADES:
             shade = matplotlib.colormaps["viridis"](0.9 * rank / (count - 1))[:3]
             marker = MARKERS[rank % len(MARKERS)]

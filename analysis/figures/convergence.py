@@ -23,7 +23,7 @@ from analysis.drawing.style import (
     styled,
 )
 from analysis.read.runs import Finished
-from analysis.read.settings import Setting, chosen, largest, settings
+from analysis.read.settings import Setting, highlighted, largest, settings
 from analysis.read.statistics import t_interval
 
 TITLE = "Score over training (Figure 5)"
@@ -121,7 +121,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     kept, note = largest(evaluated, _protocol, what)
     name, n = _protocol(kept[0])
     found = settings(kept)
-    front = chosen(found)
+    front = highlighted(found)
     styles = lines([setting.router for setting in front])
     looks = {id(setting): style for setting, style in zip(front, styles, strict=True)}
 

@@ -23,7 +23,7 @@ from analysis.drawing.style import (
     task_ticks,
 )
 from analysis.read.runs import Finished
-from analysis.read.settings import chosen
+from analysis.read.settings import highlighted
 
 TITLE = "Channels of one part of the timeline"
 TENTHS = 10
@@ -70,7 +70,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     numbers = [_numbers(one) for one in found]
     figure = new_figure(WIDE, 2.5)
     axes = figure.subplots(1, 2, sharey=True)
-    front = {id(setting) for setting in chosen([one.setting for one in found])}
+    front = {id(setting) for setting in highlighted([one.setting for one in found])}
     looks = iter(lines([one.setting.router for one in found if id(one.setting) in front]))
     for one, rows in zip(found, numbers, strict=True):
         style = GREY | {"zorder": 1}

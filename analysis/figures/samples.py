@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.drawing.fonts import short, width_of
 from analysis.drawing.style import WIDE, Drawing, caption, new_figure, of_one, styled
 from analysis.read.runs import Finished
-from analysis.read.settings import chosen, largest, settings
+from analysis.read.settings import highlighted, largest, settings
 
 TITLE = "Samples from the same noise (Figures 9-15)"
 GAP = 1  # pixels of white between two samples
@@ -78,7 +78,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
 
     kept, note = largest(shown, start, "its samples do not start from the others' noise and labels")
     found = settings(kept)
-    rows = chosen(found)
+    rows = highlighted(found)
     hidden = f"{len(found) - len(rows)} other settings are not shown; name their runs to do so"
     hidden = hidden * (len(found) > len(rows))
     images, labels = arrays[kept[0].path]

@@ -23,7 +23,7 @@ from analysis.drawing.style import (
     styled,
 )
 from analysis.read.runs import Finished
-from analysis.read.settings import chosen, settings
+from analysis.read.settings import highlighted, settings
 from analysis.read.statistics import t_interval
 
 TITLE = "Where on the timeline routing helps"
@@ -98,7 +98,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     pairs = _pairs(runs)
     relative = _relative(pairs)
     found = settings([run for run, _ in pairs])
-    front = chosen(found)
+    front = highlighted(found)
     numbers = []
     for setting in found:
         rows = relative[relative.run.isin([run.path for run in setting.runs])]

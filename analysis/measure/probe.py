@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from analysis.read.runs import Finished
-from analysis.read.settings import Setting, chosen, settings
+from analysis.read.settings import Setting, highlighted, settings
 from dtr_lightning.cli.commands import quiet
 from dtr_lightning.cli.progress_bar import Bar
 from dtr_lightning.config.evaluation import LARGEST_SEED
 from dtr_lightning.errors import UserError
 from dtr_lightning.models import evaluation_mode
-from dtr_lightning.runs.atomic import replacing
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.atomic import replacing
+from dtr_lightning.rundir.run import Run
 
 Arrays = dict[str, np.ndarray]
 Report = Callable[[float], None]  # is told the share of the work that is done, in 0..1
@@ -97,7 +97,7 @@ def shown(runs: Sequence[Finished]) -> tuple[list[Setting], list[str]]:
     if left := len(single) - len(sound):
         lines.append(f"left out, diverged or without a checkpoint: {left}")
     found = settings(sound)
-    kept = chosen(found)
+    kept = highlighted(found)
     if left := len(found) - len(kept):
         lines.append(f"{left} other settings are not measured; name their runs to do so")
     return kept, lines

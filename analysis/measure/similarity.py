@@ -5,7 +5,16 @@ with linear kernels: HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) of Gram matrices K
 The unbiased HSIC is that of Song et al., *Feature Selection via Dependence Maximization*, 2012.
 """
 
-__all__ = ["Estimator", "Minibatches", "Projection", "cka", "cosines", "gram", "hsic", "spread"]
+__all__ = [
+    "Estimator",
+    "Minibatches",
+    "Projection",
+    "cka",
+    "cosines",
+    "gram",
+    "hsic",
+    "interpolated",
+]
 
 from collections.abc import Iterable
 from typing import Literal, get_args
@@ -109,7 +118,7 @@ class Projection:
         return found
 
 
-def spread(affinity: Tensor, at: Tensor, tasks: int) -> Tensor:
+def interpolated(affinity: Tensor, at: Tensor, tasks: int) -> Tensor:
     """Returns the cosines (tasks, tasks) of all tasks from those (m, m) of the tasks `at` (m,).
 
     Between two measured tasks the unit gradient is interpolated linearly in t, beyond the last ones

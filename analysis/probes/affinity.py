@@ -30,7 +30,7 @@ from analysis.drawing.style import (
     task_ticks,
 )
 from analysis.measure.probe import Probe, Report, artifact, at_least, measured, shown, write
-from analysis.measure.similarity import PARTS, Projection, cosines, spread
+from analysis.measure.similarity import PARTS, Projection, cosines, interpolated
 from analysis.read.runs import Finished
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.models import evaluation_mode
@@ -149,7 +149,7 @@ def draw(runs: Sequence[Finished], protocol: AffinityConfig | None = None) -> Dr
     """Draws the affinity of every setting (its lowest seed), over t and below over log-SNR.
 
     Every run gets artifacts/affinity.npy, float32 [T, T]: between measured timesteps the unit
-    gradient is interpolated linearly (`similarity.spread`). The numbers hold t <= t2.
+    gradient is interpolated linearly (`similarity.interpolated`). The numbers hold t <= t2.
     """
     protocol = protocol or AffinityConfig()
     kept, lines = shown(runs)
@@ -168,7 +168,7 @@ def draw(runs: Sequence[Finished], protocol: AffinityConfig | None = None) -> Dr
         run = setting.runs[0]
         own = found[run.path]
         affinity, t, log_snr = own["affinity"], own["t"], own["log_snr"]
-        full = spread(torch.from_numpy(affinity), torch.from_numpy(t), len(log_snr)).float()
+        full = interpolated(torch.from_numpy(affinity), torch.from_numpy(t), len(log_snr)).float()
         write(artifact(run, FILE), lambda file, full=full: np.save(file, full.numpy()))
         over_t, over_snr = grid[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
         image = _panel(over_t, t, affinity, (0, len(log_snr)))

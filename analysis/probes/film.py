@@ -20,7 +20,7 @@ from analysis.drawing.style import WIDE, Drawing, caption, new_figure, of_one, s
 from analysis.figures.samples import rgb
 from analysis.read.runs import Finished
 from analysis.read.settings import settings
-from dtr_lightning.config.registry import build
+from dtr_lightning.config.registry import instantiate
 from dtr_lightning.data import to_uint8
 from dtr_lightning.diffusion import FlowMatching, Process
 from dtr_lightning.diffusion.samplers import DDIM, Euler, IndexedNoise, guided
@@ -93,7 +93,7 @@ def _routed(run: Finished) -> bool:
     if run.choice("router") in ("", "NoRouting") or "data" not in config:
         return False
     steps = int(run.flat.get("trainer.max_steps", 1))
-    router: Router = build(Router, config["router"], seed=run.seed, steps=steps)
+    router: Router = instantiate(Router, config["router"], seed=run.seed, steps=steps)
     router.bind(int(run.flat.get("diffusion.T", 1000)), [64], 64)
     return router.table(BLOCK) is not None
 

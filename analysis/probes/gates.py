@@ -39,10 +39,10 @@ EXPERTS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 class Gates(NamedTuple):
-    """p [tasks, blocks, M], the k chosen bool[tasks, N M], the prior, and the matched prior."""
+    """p [tasks, blocks, M], the k selected bool[tasks, N M], the prior, and the matched prior."""
 
     p: Tensor
-    chosen: Tensor
+    selected: Tensor
     prior: Tensor
     matched: Tensor
 
@@ -79,13 +79,13 @@ def _read(run: Finished) -> Gates:
     if not p or assignment is None:
         raise UserError(f"{run.last} holds no gates")
     gates = torch.stack(p, 1)
-    chosen = torch.zeros_like(gates).scatter(-1, gates.topk(k, -1).indices, 1.0).bool().flatten(1)
+    selected = torch.zeros_like(gates).scatter(-1, gates.topk(k, -1).indices, 1.0).bool().flatten(1)
     prior = masks.dtr(tasks, block * experts, float(options["alpha"] or 4.0), k / experts)
-    return Gates(gates, chosen, prior, prior[:, assignment])
+    return Gates(gates, selected, prior, prior[:, assignment])
 
 
 def _numbers(run: Finished, label: str, found: Gates) -> pd.DataFrame:
-    """Returns a row per timestep (every 20th), block and expert: p, chosen, prior, matched."""
+    """Returns a row per timestep (every 20th), block and expert: p, selected, prior, matched."""
     tasks, blocks, experts = found.p.shape
     t = np.arange(0, tasks, max(1, tasks // 50))
     at, block, expert = (
@@ -93,18 +93,18 @@ def _numbers(run: Finished, label: str, found: Gates) -> pd.DataFrame:
     )
     column = block * experts + expert
     row = {"setting": label, "seed": run.seed, "steps": run.results.get("steps")}
-    row |= {"differ_before": _differ(found.chosen, found.prior)}
-    row |= {"differ_matched": _differ(found.chosen, found.matched)}
+    row |= {"differ_before": _differ(found.selected, found.prior)}
+    row |= {"differ_matched": _differ(found.selected, found.matched)}
     row |= {"t": at, "block": block, "expert": expert, "p": found.p.numpy()[at, block, expert]}
-    tables = {"chosen": found.chosen, "prior": found.prior, "matched": found.matched}
+    tables = {"selected": found.selected, "prior": found.prior, "matched": found.matched}
     return pd.DataFrame(
         row | {n: table.numpy()[at, column].astype(int) for n, table in tables.items()}
     )
 
 
-def _differ(chosen: Tensor, prior: Tensor) -> float:
+def _differ(selected: Tensor, prior: Tensor) -> float:
     """Returns the share of (task, column) at which the gates chose otherwise than a prior."""
-    return float((chosen != prior).double().mean())
+    return float((selected != prior).double().mean())
 
 
 def _readable(runs: Sequence[Finished]) -> tuple[list[tuple[Setting, Gates]], list[str]]:
@@ -143,10 +143,10 @@ def _draw_gates(axes: Sequence[Axes], p: Tensor, shown: Sequence[int]) -> None:
 
 
 def _draw_tables(axes: Sequence[Axes], found: Gates) -> None:
-    """Draws the chosen experts, the prior and the matched prior, with lines between blocks."""
+    """Draws the selected experts, the prior and the matched prior, with lines between blocks."""
     _, blocks, experts = found.p.shape
-    before, after = (_differ(found.chosen, table) for table in (found.prior, found.matched))
-    titles = {"gates: the k largest p": found.chosen}
+    before, after = (_differ(found.selected, table) for table in (found.prior, found.matched))
+    titles = {"gates: the k largest p": found.selected}
     titles |= {f"prior before matching: {before:.0%} differ": found.prior}
     titles |= {f"prior after matching: {after:.0%} differ": found.matched}
     for ax, (title, table) in zip(axes, titles.items(), strict=True):
@@ -166,7 +166,7 @@ def _draw_tables(axes: Sequence[Axes], found: Gates) -> None:
 
 @styled
 def draw(runs: Sequence[Finished]) -> Drawing:
-    """Draws p of every expert over t, a panel per block, and the chosen experts beside the prior.
+    """Draws p of every expert over t, a panel per block, and the selected experts beside the prior.
 
     Below are the k largest p of every block, the prior (DTR's table over all N M columns) as it is
     and in the order of the last matching; the share of entries that differ is told. The setting of
@@ -183,7 +183,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     _draw_gates(axes, gates.p, shown)
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     _draw_tables(below.subplots(1, 3), gates)
-    above.suptitle(f"{setting.label}; yellow below: chosen, active", fontsize=8)
+    above.suptitle(f"{setting.label}; yellow below: selected, active", fontsize=8)
     if len(found) > 1:
         left.append(f"drawn for {setting.label}; {len(found) - 1} more in the CSV")
     numbers = [_numbers(s.runs[0], s.label, own) for s, own in found]

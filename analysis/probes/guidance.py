@@ -23,7 +23,7 @@ from analysis.drawing.style import (
     styled,
 )
 from analysis.read.runs import Finished
-from analysis.read.settings import Setting, chosen, largest, settings
+from analysis.read.settings import Setting, highlighted, largest, settings
 from dtr_lightning.cli.progress_bar import Bar
 from dtr_lightning.errors import UserError
 
@@ -187,7 +187,7 @@ def draw(runs: Sequence[Finished], protocol: GuidanceConfig | None = None) -> Dr
 
     kept, note = largest(usable, scoring, "they are scored under another protocol")
     everything = settings(kept)
-    shown = everything if len(everything) <= MOST else chosen(everything)
+    shown = everything if len(everything) <= MOST else highlighted(everything)
     left = len(everything) - len(shown)
     hidden = [f"{left} other settings are not shown; name their runs to do so"] if left else []
     found, failed = _measure([run for s in shown for run in s.runs], protocol)

@@ -21,7 +21,7 @@ from analysis.figures.samples import arrays_of, rgb
 from analysis.read.runs import Finished
 from analysis.read.settings import Setting, settings
 from dtr_lightning.cli.progress_bar import Bar
-from dtr_lightning.config.registry import build
+from dtr_lightning.config.registry import instantiate
 from dtr_lightning.data import Data
 from dtr_lightning.metrics import BoundedRows, Copies, Features, copies
 
@@ -46,18 +46,18 @@ class Reference(NamedTuple):
     @classmethod
     def of(cls, run: Finished) -> "Reference":
         """Returns those of a run; UserError where its data or features cannot be had."""
-        data: Data = build(Data, run.config["data"])
-        features: Features = build(Features, run.config["features"])
+        data: Data = instantiate(Data, run.config["data"])
+        features: Features = instantiate(Features, run.config["features"])
         features.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         limit = int(run.flat.get("evaluation.reference") or 0) or None
-        train, held_out = BoundedRows(copies.TRAIN), BoundedRows()
+        train, val = BoundedRows(copies.TRAIN), BoundedRows()
         for kept, images in (
             (train, data.train_images(limit)),
-            (held_out, data.heldout_images(limit)),
+            (val, data.val_images(limit)),
         ):
             for part, _ in images:
                 kept.update(copies.thumbnails(part))
-        return cls(data, limit, features, Copies(train.compute(), held_out.compute()))
+        return cls(data, limit, features, Copies(train.compute(), val.compute()))
 
     @property
     def count(self) -> int:

@@ -20,7 +20,7 @@ from analysis.drawing.style import (
     WIDE,
     Drawing,
     caption,
-    look,
+    line_style,
     new_figure,
     of_seeds,
     panel_title,
@@ -34,7 +34,7 @@ from analysis.read.settings import settings
 from analysis.read.statistics import t_interval
 from dtr_lightning.cli.progress_bar import Bar
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.run import to_json
+from dtr_lightning.rundir.run import to_json
 
 TITLE = "Negative transfer by score"
 FILE = "transfer.json"  # in the artifacts of the run of experts: {what was drawn: score}
@@ -100,7 +100,7 @@ def _measure(pair: Pair, protocol: TransferConfig, bar: Bar) -> None:
     """Samples from the joint model, and with each expert in its range; stores each score."""
     # Lightning takes seconds to import; what is stored already does without.
     from dtr_lightning.experiment.load import TrainedRun, other_protocol
-    from dtr_lightning.models import Experts
+    from dtr_lightning.models import RangeExperts
 
     def trained(run: Finished) -> TrainedRun:
         options = [f"--evaluation.n={protocol.n}"] if protocol.n else []
@@ -126,7 +126,7 @@ def _measure(pair: Pair, protocol: TransferConfig, bar: Bar) -> None:
             low, high = interval
             parts = [(whole, (0, low)), (networks[i], interval), (whole, (high, T))]
             parts = [part for part in parts if part[1][0] < part[1][1]]
-            joint.module.model = Experts(*zip(*parts, strict=True)).to(joint.device)
+            joint.module.model = RangeExperts(*zip(*parts, strict=True)).to(joint.device)
         scores, *_ = joint.experiment.evaluate(joint.trainer, joint.module, n, 1, report)
         content = to_json(_stored(pair[0]) | {key: scores["score"]})
         write(artifact(pair[0], FILE), lambda file, content=content: file.write(content.encode()))
@@ -190,7 +190,7 @@ def draw(runs: Sequence[Finished], protocol: TransferConfig | None = None) -> Dr
             align="edge",
             alpha=0.5,
             edgecolor="white",
-            color=look("DTR", 0)["color"],
+            color=line_style("DTR", 0)["color"],
         )
         ax.vlines(table.t_first + wide / 2, table.low, table.high, color="black", linewidth=0.8)
         ax.axhline(0, color="black", linewidth=0.8)

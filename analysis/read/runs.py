@@ -18,8 +18,8 @@ from typing import Any
 
 from analysis.read.kinds import CONFIG, META, NEEDED, RESULTS, checked, checked_record
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.naming import flatten, settings
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.naming import flatten, settings
+from dtr_lightning.rundir.run import Run
 
 
 class Recorded(Run):

@@ -1,6 +1,6 @@
 """Runs that differ in their seed alone, and what figures choose among them."""
 
-__all__ = ["ALPHA", "Setting", "chosen", "largest", "settings"]
+__all__ = ["ALPHA", "Setting", "highlighted", "largest", "settings"]
 
 import math
 from collections import Counter, defaultdict
@@ -108,7 +108,7 @@ def settings(runs: Sequence[Recorded]) -> list[Setting]:
     return sorted(found, key=rank)
 
 
-def chosen(found: Sequence[Setting]) -> list[Setting]:
+def highlighted(found: Sequence[Setting]) -> list[Setting]:
     """Returns the settings to stand out: all of up to eight, else four that tell the story.
 
     These are no routing, R-TR at beta = 0.8 (the best R-TR if there is none), DTR's defaults

@@ -22,8 +22,8 @@ from analysis.report.doubts import called, doubts
 from analysis.tables.tables import below, cells, parts, table
 from analysis.tables.text import decimals, interval, p_value
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.atomic import write_text
-from dtr_lightning.runs.yaml_values import LOADER
+from dtr_lightning.rundir.atomic import write_text
+from dtr_lightning.rundir.yaml_values import LOADER
 
 HERE = Path(__file__).parent
 DPI, PIXELS = 300, 150  # of the PNGs; CSS pixels for an inch

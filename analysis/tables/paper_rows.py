@@ -20,7 +20,7 @@ from analysis.read.runs import Finished
 from analysis.read.settings import ALPHA, Setting, settings
 from analysis.read.statistics import over_seeds
 from analysis.tables.tables import table
-from dtr_lightning.runs.yaml_values import LOADER
+from dtr_lightning.rundir.yaml_values import LOADER
 
 Entry = Mapping[str, Any]  # of published.yaml
 SHARES = ["accuracy", "precision", "recall", "loss"]

@@ -49,7 +49,7 @@ from analysis.tables.text import (
     write_texts,
 )
 from dtr_lightning.experiment.notes import MEANINGLESS, notes_of
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.run import Run
 
 COLUMNS = [*SETTING, "seed", *MEASURED, *PROTOCOL, "status", "ended_at", "pruned_score", "run"]
 Format = Callable[[float], str]

@@ -25,7 +25,7 @@ import pandas as pd
 
 from analysis.read.statistics import parted
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.atomic import replacing
+from dtr_lightning.rundir.atomic import replacing
 
 DAGGER, PUBLISHED = "†", "published "
 SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"

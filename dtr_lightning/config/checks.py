@@ -7,14 +7,14 @@ import math
 from typing import Any
 
 from dtr_lightning.config.evaluation import LARGEST_SEED, EvaluationConfig
-from dtr_lightning.config.registry import build
+from dtr_lightning.config.registry import instantiate
 from dtr_lightning.diffusion import Process
 from dtr_lightning.diffusion import clusters as tasks
 from dtr_lightning.diffusion.samplers import Sampler
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.objectives import Gradients, LossWeight
 from dtr_lightning.routing import Router
-from dtr_lightning.runs.naming import flatten
+from dtr_lightning.rundir.naming import flatten
 
 Config = dict[str, Any]
 
@@ -25,17 +25,17 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 def check(config: Config) -> None:
     """Raises UserError for values out of range on the axes that are cheap to make."""
-    process: Process = build(Process, config["diffusion"])
+    process: Process = instantiate(Process, config["diffusion"])
     seed, steps = config["seed"], config["trainer"]["max_steps"]
-    build(Router, config["router"], seed=seed, steps=steps)
-    loss_weight: LossWeight = build(LossWeight, config["loss_weight"])
-    loss_weight.build(process)
-    gradients: Gradients = build(Gradients, config["gradients"], seed=seed)
-    gradients.build(process.log_snr(), process.tasks)
+    instantiate(Router, config["router"], seed=seed, steps=steps)
+    loss_weight: LossWeight = instantiate(LossWeight, config["loss_weight"])
+    loss_weight.bind(process)
+    gradients: Gradients = instantiate(Gradients, config["gradients"], seed=seed)
+    gradients.bind(process.log_snr(), process.tasks)
     if batch_size := (config["data"]["init_args"] or {}).get("batch_size"):
         loss_weight.check(batch_size)
         gradients.check(batch_size)
-    sampler: Sampler = build(Sampler, config["sampler"])
+    sampler: Sampler = instantiate(Sampler, config["sampler"])
     sampler.check(process)
     sampler.evaluations(process)
     EvaluationConfig(**config["evaluation"])
@@ -77,7 +77,7 @@ def expert_configs(config: Config) -> list[Config]:
     """
     if config["experts"] == 1:
         return []
-    process: Process = build(Process, config["diffusion"])
+    process: Process = instantiate(Process, config["diffusion"])
     ranges = tasks.ranges(process.T, config["experts"])
     if len(ranges) == 1:
         return []

@@ -13,7 +13,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from dtr_lightning.config.registry import build, path_options, source_file
+from dtr_lightning.config.registry import instantiate, path_options, source_file
 from dtr_lightning.data import Data
 from dtr_lightning.errors import UserError
 
@@ -51,7 +51,7 @@ def contents(
             continue
         choice = json.dumps(config["data"], sort_keys=True)
         if choice not in digests:
-            digests[choice] = (data or build(Data, config["data"])).digest()
+            digests[choice] = (data or instantiate(Data, config["data"])).digest()
         found[key] = digests[choice]
     for axis in axes:
         if axis in config and (file := source_file(config[axis]["class_path"])):

@@ -8,10 +8,10 @@ __all__ = [
     "AXES",
     "Config",
     "Parser",
-    "build",
     "check",
     "contents_of",
     "expert_configs",
+    "instantiate",
     "make_parser",
     "parse",
     "resolve",
@@ -39,7 +39,7 @@ from dtr_lightning.config.contents import contents, with_absolute_paths
 from dtr_lightning.config.evaluation import EvaluationConfig
 from dtr_lightning.config.messages import explain, explain_choice
 from dtr_lightning.config.recipes import expand, parts
-from dtr_lightning.config.registry import build, options, valid_choices
+from dtr_lightning.config.registry import instantiate, options, valid_choices
 from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
 from dtr_lightning.diffusion.samplers import Sampler
@@ -48,7 +48,7 @@ from dtr_lightning.metrics import Features
 from dtr_lightning.models import Denoiser
 from dtr_lightning.objectives import Gradients, LossWeight
 from dtr_lightning.routing import Router
-from dtr_lightning.runs.naming import slug
+from dtr_lightning.rundir.naming import slug
 from dtr_lightning.training.module import DiffusionModule
 
 # Of the images and of the network's output, under the names of DiT and of guided-diffusion.

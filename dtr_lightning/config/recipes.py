@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.yaml_values import DUMPER, TEXT_LOADER
+from dtr_lightning.rundir.yaml_values import DUMPER, TEXT_LOADER
 
 
 def expand(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

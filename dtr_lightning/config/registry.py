@@ -1,6 +1,6 @@
 """From a choice, a name and its arguments, to the object: classes are found by what they extend."""
 
-__all__ = ["build", "class_of", "options", "path_options", "source_file", "valid_choices"]
+__all__ = ["class_of", "instantiate", "options", "path_options", "source_file", "valid_choices"]
 
 import importlib
 import inspect
@@ -8,6 +8,11 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
+
+from dtr_lightning.errors import UserError
+
+# methods that a person's own class may still have under their old names
+RENAMED = {"build": "bind", "spread": "timesteps_at", "factors": "loss_conversion"}
 
 
 def valid_choices(base: type) -> dict[str, type]:
@@ -20,7 +25,7 @@ def valid_choices(base: type) -> dict[str, type]:
     return dict(sorted(found.items()))
 
 
-def build(base: type, choice: Mapping[str, Any], **linked: Any) -> Any:
+def instantiate(base: type, choice: Mapping[str, Any], **linked: Any) -> Any:
     """Returns the object of a choice {class_path, init_args}, with the linked ones it takes."""
     linked = {k: value for k, value in linked.items() if k in options(base, choice["class_path"])}
     return class_of(base, choice["class_path"])(**(choice.get("init_args") or {}), **linked)
@@ -62,8 +67,15 @@ def _arguments(cls: type) -> set[str]:
 
 
 def class_of(base: type, path: str) -> type:
-    """Returns the class of a choice, by its name or import path."""
+    """Returns the class of a choice, by its name or import path.
+
+    UserError for an own class with a method under a name that it had before.
+    """
     if "." not in path:
         return valid_choices(base)[path]
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    cls = getattr(importlib.import_module(module), name)
+    for before, now in RENAMED.items():
+        if before in vars(cls) and hasattr(base, now) and not hasattr(base, before):
+            raise UserError(f"{path}: {base.__name__}.{before} is called {now} now; rename yours")
+    return cls

@@ -5,7 +5,7 @@ nor of where a run was interrupted. The paper fixes only batch size and flip (Ap
 order is ours, so that comparisons between routers are paired.
 """
 
-__all__ = ["Batch", "Data", "Draws", "Split", "to_float", "to_uint8"]
+__all__ = ["Batch", "Data", "ResumableSampler", "Split", "to_float", "to_uint8"]
 
 import itertools
 import json
@@ -26,7 +26,7 @@ from dtr_lightning.cli.commands import STOPS
 from dtr_lightning.data.captions import Captions
 from dtr_lightning.errors import UserError
 
-Split = Literal["train", "held_out"]
+Split = Literal["train", "val"]
 Batch = tuple[Tensor, Tensor]
 
 REFERENCE_BATCH = 512
@@ -45,7 +45,7 @@ def to_uint8(images: Tensor) -> Tensor:
 Draw = tuple[Tensor, Tensor | None]
 
 
-class Draws(Sampler[Draw]):
+class ResumableSampler(Sampler[Draw]):
     """The infinite stream of draws: epoch after epoch, each a permutation drawn from (seed, epoch).
 
     Batch s is positions [sB, (s+1)B) of the stream; this rank's share is a contiguous slice of it.
@@ -214,7 +214,7 @@ class Data(LightningDataModule, ABC):
 
     def describe(self) -> str:
         """Returns what is read, in one line: images, classes, held out, and what is passed over."""
-        sizes = [len(self.split(name)) for name in ("train", "held_out")]
+        sizes = [len(self.split(name)) for name in ("train", "val")]
         classes = "1 class" if self.num_classes == 1 else f"{self.num_classes:,} classes"
         return (
             f"{sum(sizes):,} images, {classes}, {sizes[1]:,} held out{self.source}{self.left_out}"
@@ -226,7 +226,7 @@ class Data(LightningDataModule, ABC):
 
     def check(self, world: int = 1) -> None:
         """Raises UserError where the batch size fits neither the data nor `world` ranks."""
-        size, held_out = len(self.split("train")), len(self.split("held_out"))
+        size, val = len(self.split("train")), len(self.split("val"))
         if self.batch_size > size:
             raise UserError(
                 f"batch size {self.batch_size} is larger than the training set; "
@@ -237,8 +237,8 @@ class Data(LightningDataModule, ABC):
                 f"batch size {self.batch_size} (of all ranks together) is not divisible by the "
                 f"{world} ranks; give a multiple of {world}"
             )
-        if held_out < world:
-            raise UserError(f"{held_out} held-out images cannot be shared by {world} ranks")
+        if val < world:
+            raise UserError(f"{val} held-out images cannot be shared by {world} ranks")
 
     def train_dataloader(self) -> DataLoader:
         """Returns the endless batches (float32 in [-1, 1] (n, C, H, W), int64 (n,)) of this rank.
@@ -248,14 +248,16 @@ class Data(LightningDataModule, ABC):
         rank, world = self._place()
         self.check(world)
         size = len(self.split("train"))
-        draws = Draws(size, self.batch_size, self.seed, self.flip, rank, world, self._step)
+        draws = ResumableSampler(
+            size, self.batch_size, self.seed, self.flip, rank, world, self._step
+        )
         return self._loader("train", draws)
 
     def val_dataloader(self) -> DataLoader:
         """Returns the held-out batches in order, each shared out among the ranks in slices."""
         rank, world = self._place()
         self.check(world)
-        size = len(self.split("held_out"))
+        size = len(self.split("val"))
         edges = list(range(0, size, self.batch_size))
         if size - edges[-1] < world:  # a rest too small to share joins the batch before
             edges.pop()
@@ -264,7 +266,7 @@ class Data(LightningDataModule, ABC):
         for first, stop in itertools.pairwise(edges):
             cuts = [first + (stop - first) * r // world for r in (rank, rank + 1)]
             draws.append((torch.arange(*cuts), None))
-        return self._loader("held_out", draws)
+        return self._loader("val", draws)
 
     def train_images(self, limit: int | None = None, rank: int = 0, world: int = 1) -> DataLoader:
         """Returns uint8 batches of the training split, fixed order, unflipped, with labels.
@@ -273,9 +275,9 @@ class Data(LightningDataModule, ABC):
         """
         return self._in_order("train", limit, rank, world)
 
-    def heldout_images(self, limit: int | None = None, rank: int = 0, world: int = 1) -> DataLoader:
+    def val_images(self, limit: int | None = None, rank: int = 0, world: int = 1) -> DataLoader:
         """Returns the same of the held-out split."""
-        return self._in_order("held_out", limit, rank, world)
+        return self._in_order("val", limit, rank, world)
 
     def _in_order(self, name: Split, limit: int | None, rank: int, world: int) -> DataLoader:
         size = len(self.split(name))

@@ -38,7 +38,7 @@ class Digits(Data):
         parts = train_test_split(indices, test_size=0.2, random_state=0, stratify=source.target)
         self.splits = {
             name: TensorDataset(images[sorted(part)], labels[sorted(part)])
-            for name, part in zip(("train", "held_out"), parts, strict=True)
+            for name, part in zip(("train", "val"), parts, strict=True)
         }
 
     def split(self, name: Split) -> TensorDataset:

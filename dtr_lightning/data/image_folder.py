@@ -71,12 +71,12 @@ class ImageFolder(Data):
         train = folder / splits.train
         if splits.held_out is None:
             (known,) = _select(folder, found, splits.train)
-            paths = dict(zip(("train", "held_out"), _hold_out(known, train, held_out), strict=True))
+            paths = dict(zip(("train", "val"), _hold_out(known, train, held_out), strict=True))
             folders = dict.fromkeys(paths, train)
         else:
             known, others = _select(folder, found, splits.train, splits.held_out)
-            paths = {"train": known, "held_out": others}
-            folders = {"train": train, "held_out": folder / splits.held_out}
+            paths = {"train": known, "val": others}
+            folders = {"train": train, "val": folder / splits.held_out}
         self.class_names = _classes(known, train) if class_folders else ()
         number = {name: i for i, name in enumerate(self.class_names)}
         self.files = {}
@@ -116,7 +116,7 @@ class ImageFolder(Data):
         if splits.unread:
             parts.append(f"not read: {few(splits.unread)}")
         if self.class_names:
-            held_out = set(self.files["held_out"].labels.tolist())
+            held_out = set(self.files["val"].labels.tolist())
             absent = [name for i, name in enumerate(self.class_names) if i not in held_out]
             start = os.path.join(splits.train, "")
             inside = {f.removeprefix(start) for f in found.folders if f.startswith(start)} - {""}

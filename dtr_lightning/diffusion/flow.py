@@ -5,7 +5,7 @@ __all__ = ["FlowMatching"]
 import torch
 from torch import Tensor
 
-from dtr_lightning.diffusion.process import Factors, Process
+from dtr_lightning.diffusion.process import LossConversion, Process
 
 
 class FlowMatching(Process):
@@ -31,7 +31,7 @@ class FlowMatching(Process):
         """Draws fractional tasks (n,) of [low, high) uniformly from the global generator."""
         return self._within(torch.rand(n, device=device), tasks or self.tasks)
 
-    def spread(self, u: Tensor) -> Tensor:
+    def timesteps_at(self, u: Tensor) -> Tensor:
         """Returns the fractional tasks float32 (n,) at the shares u (n,) in [0, 1) of the range."""
         return self._within(u.float(), self.tasks)
 
@@ -48,10 +48,10 @@ class FlowMatching(Process):
         mse = (output.float() - (noise - x0)).square().mean((1, 2, 3))
         return mse, torch.zeros_like(mse)
 
-    def factors(self, t: Tensor) -> Factors:
+    def loss_conversion(self, t: Tensor) -> LossConversion:
         """Returns ((1 - tau) / tau)^2 (inf at tau = 0), tau^2 and (1 - tau)^2, each (N,)."""
         tau = self.tau(t)
-        return Factors(((1 - tau) / tau).square(), tau.square(), (1 - tau).square())
+        return LossConversion(((1 - tau) / tau).square(), tau.square(), (1 - tau).square())
 
     def log_snr(self) -> Tensor:
         """Returns log SNR in the middle of T equal parts of [0, 1], float64[T]."""

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from dtr_lightning.diffusion.process import Factors, Process
+from dtr_lightning.diffusion.process import LossConversion, Process
 from dtr_lightning.diffusion.schedules import SCHEDULES, space
 from dtr_lightning.errors import choices
 
@@ -134,14 +134,14 @@ class Diffusion(Process):
         """Draws integer tasks (n,) of [low, high) uniformly from the global generator."""
         return torch.randint(*(tasks or self.tasks), (n,), device=device)
 
-    def spread(self, u: Tensor) -> Tensor:
+    def timesteps_at(self, u: Tensor) -> Tensor:
         """Returns the tasks int64 (n,) at the shares u (n,) in [0, 1) of the range."""
         low, high = self.tasks
         return (low + u * (high - low)).long()
 
-    def factors(self, t: Tensor) -> Factors:
+    def loss_conversion(self, t: Tensor) -> LossConversion:
         """Returns SNR_t, |x_0 error|^2 and |eps error|^2 per |prediction's error|^2, each (N,)."""
-        return Factors(*self.factor_table[t].unbind(1))
+        return LossConversion(*self.factor_table[t].unbind(1))
 
     def log_snr(self) -> Tensor:
         """Returns log SNR of all tasks, float64[T], decreasing."""

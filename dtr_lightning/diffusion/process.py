@@ -1,6 +1,6 @@
 """What every process of corruption has in common: T denoising tasks from clean to noise."""
 
-__all__ = ["Factors", "Process"]
+__all__ = ["LossConversion", "Process"]
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dtr_lightning.errors import UserError
 
 
-class Factors(NamedTuple):
+class LossConversion(NamedTuple):
     """What turns a squared error of the prediction into one of x_0 or eps; each (N,)."""
 
     snr: Tensor
@@ -49,7 +49,7 @@ class Process(nn.Module, ABC):
         """Draws tasks (n,) of [low, high) uniformly from the global generator."""
 
     @abstractmethod
-    def spread(self, u: Tensor) -> Tensor:
+    def timesteps_at(self, u: Tensor) -> Tensor:
         """Returns the tasks (n,) at the shares u (n,) in [0, 1) of the range that is trained."""
 
     @abstractmethod
@@ -61,7 +61,7 @@ class Process(nn.Module, ABC):
         """Returns per-sample mse and variational bound (N,) of the network's output at x_t."""
 
     @abstractmethod
-    def factors(self, t: Tensor) -> Factors:
+    def loss_conversion(self, t: Tensor) -> LossConversion:
         """Returns the signal-to-noise ratio at t (N,), and the factors from mse to x_0 and eps."""
 
     @abstractmethod

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from dtr_lightning.config.evaluation import EvaluationConfig
-from dtr_lightning.config.parser import Config, build
+from dtr_lightning.config.parser import Config, instantiate
 from dtr_lightning.data import Data, to_float
 from dtr_lightning.diffusion import Process
 from dtr_lightning.diffusion import clusters as tasks
@@ -25,24 +25,24 @@ from dtr_lightning.experiment.own_classes import check_own, check_own_data
 from dtr_lightning.experiment.planning import check_captions, network_options
 from dtr_lightning.metrics import Features
 from dtr_lightning.metrics.scorer import Scorer
-from dtr_lightning.models import Denoiser, Experts
+from dtr_lightning.models import Denoiser, RangeExperts
 from dtr_lightning.models.macs import count_macs, on_meta
 from dtr_lightning.objectives import Gradients, LossWeight
 from dtr_lightning.routing import Router
 from dtr_lightning.routing.masks import mean_overlap
-from dtr_lightning.runs.naming import protocol
+from dtr_lightning.rundir.naming import protocol
 from dtr_lightning.training.callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
-    by_task,
-    over_ranks,
+    all_reduce_sum,
+    loss_per_timestep_bin,
     scalars,
 )
 from dtr_lightning.training.launch import make_trainer
 from dtr_lightning.training.module import DiffusionModule
 
 HELD_OUT_BATCH = 128
-HELD_OUT_IMAGES = 2048  # of the held-out loss; smaller splits are repeated at other tasks
+VAL_IMAGES = 2048  # of the held-out loss; smaller splits are repeated at other tasks
 
 
 class Experiment:
@@ -60,43 +60,43 @@ class Experiment:
     ) -> None:
         self.config = config
         self.planned_steps = planned_steps or config["trainer"]["max_steps"]
-        self.data: Data = data or build(Data, config["data"])
+        self.data: Data = data or instantiate(Data, config["data"])
         self.data.seed = config["seed"]
         check_own_data(self.data)
         self.data.check()
-        process: Process = build(Process, config["diffusion"])
+        process: Process = instantiate(Process, config["diffusion"])
         seed, captions = config["seed"], self.data.captions
         ranges = tasks.ranges(process.T, config["experts"])
         networks = [self._network(process) for _ in ranges]
-        model = Experts(networks, ranges) if len(networks) > 1 else networks[0]
+        model = RangeExperts(networks, ranges) if len(networks) > 1 else networks[0]
         self.networks = len(networks)
         check_captions(networks[0], self.data)
         self.module = DiffusionModule(
             model,
             process,
-            build(LossWeight, config["loss_weight"]),
-            build(Gradients, config["gradients"], seed=seed),
+            instantiate(LossWeight, config["loss_weight"]),
+            instantiate(Gradients, config["gradients"], seed=seed),
             captions,
             seed=seed,
             **config["module"],
         )
-        self.sampler: Sampler = build(Sampler, config["sampler"])
+        self.sampler: Sampler = instantiate(Sampler, config["sampler"])
         self.sampler.check(process)
         self.protocol = EvaluationConfig(**config["evaluation"])
         check_guidance(model, self.protocol.guidance)
         self.sampler_steps = self.sampler.evaluations(process)
-        self.features: Features = build(Features, config["features"])
+        self.features: Features = instantiate(Features, config["features"])
         self._scorer: Scorer | None = None
 
     def _network(self, process: Process) -> Denoiser:
         config = self.config
         seed, steps = config["seed"], self.planned_steps
         torch.manual_seed(seed)
-        model: Denoiser = build(
+        model: Denoiser = instantiate(
             Denoiser,
             config["model"],
             **network_options(self.data, process),
-            router=build(Router, config["router"], seed=seed, steps=steps),
+            router=instantiate(Router, config["router"], seed=seed, steps=steps),
         )
         if model.router.tasks != process.T:
             raise UserError(
@@ -187,16 +187,16 @@ class Experiment:
         )
         return {"score_name": scores.pop("name"), **scores}, images, labels
 
-    def held_out(self, trainer: Trainer, module: DiffusionModule) -> dict[str, float]:
+    def val_losses(self, trainer: Trainer, module: DiffusionModule) -> dict[str, float]:
         """Returns the unweighted held-out loss, over all tasks and per eighth of the timeline.
 
         Image i of N is measured as i, i + N, i + 2N ...: equally by any number of processes.
         """
         rank, world = trainer.global_rank, trainer.world_size
-        loader = self.data.heldout_images(HELD_OUT_IMAGES, rank, world)
+        loader = self.data.val_images(VAL_IMAGES, rank, world)
         images, labels = map(torch.cat, zip(*loader, strict=True))
-        count = min(len(self.data.split("held_out")), HELD_OUT_IMAGES)
-        passes = torch.arange(max(1, HELD_OUT_IMAGES // count))
+        count = min(len(self.data.split("val")), VAL_IMAGES)
+        passes = torch.arange(max(1, VAL_IMAGES // count))
         indices = (torch.arange(count)[rank::world] + count * passes[:, None]).flatten()
         order = torch.arange(len(labels)).repeat(len(passes))
         batches = (
@@ -205,8 +205,8 @@ class Experiment:
                 order.split(HELD_OUT_BATCH), indices.split(HELD_OUT_BATCH), strict=True
             )
         )
-        losses = module.held_out_losses(batches, seed=self.protocol.seed)
-        sums = over_ranks(trainer, by_task(losses, module.diffusion.T))
+        losses = module.val_losses(batches, seed=self.protocol.seed)
+        sums = all_reduce_sum(trainer, loss_per_timestep_bin(losses, module.diffusion.T))
         return scalars(sums, module.diffusion.T, "val")
 
     def work(self, upto: int | None = None) -> int:
@@ -241,7 +241,7 @@ class Experiment:
     def network(self) -> Denoiser:
         """The network, or the first of several experts."""
         model = self.module.model
-        return model.networks[0] if isinstance(model, Experts) else model
+        return model.networks[0] if isinstance(model, RangeExperts) else model
 
     def overlap(self) -> float | None:
         """Returns the share of channels that two tasks both read: |A_i and A_j| / C over i != j.
@@ -294,7 +294,7 @@ class Experiment:
         """
         if not (n := self.protocol.n):
             return {}
-        sizes = [len(self.data.split(name)) for name in ("train", "held_out")]
+        sizes = [len(self.data.split(name)) for name in ("train", "val")]
         reference_n, floor_n = (min(size, self.protocol.reference or size) for size in sizes)
         counts = {"reference_n": reference_n, "floor_n": floor_n, "held_out_n": sizes[1]}
         return {"n": n, **counts, **self.features.describe()}

@@ -13,7 +13,7 @@ from dtr_lightning.config.parser import Config, expert_configs
 from dtr_lightning.errors import Diverged, Stopped
 from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.progress import Progress
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.run import Run
 
 Report = Callable[[Progress], None]
 Train = Callable[[Config, Path, Report, Event], dict[str, Any]]

@@ -24,9 +24,14 @@ from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.experts import train_experts
 from dtr_lightning.experiment.notes import notes_of
 from dtr_lightning.experiment.progress import Progress, Reporter
-from dtr_lightning.runs.provenance import provenance
-from dtr_lightning.runs.run import Run, finite
-from dtr_lightning.training.callbacks import Checkpoints, EvaluateOnTheWay, JSONLLogger, Record
+from dtr_lightning.rundir.provenance import provenance
+from dtr_lightning.rundir.run import Run, finite
+from dtr_lightning.training.callbacks import (
+    Checkpoints,
+    JSONLLogger,
+    MetricLogger,
+    PeriodicEvaluation,
+)
 from dtr_lightning.training.ema import EMA
 from dtr_lightning.training.launch import is_leader
 from dtr_lightning.training.pictures import by_class, image_grid, log_masks, save_samples
@@ -140,7 +145,7 @@ def _train_and_evaluate(
     scores: dict[str, Any] = {"tasks": list(module.diffusion.tasks)}
     if n := experiment.protocol.n:
         scores, images, labels = experiment.evaluate(trainer, module, n, KEPT_SAMPLES, stoppable)
-    losses = experiment.held_out(trainer, module)
+    losses = experiment.val_losses(trainer, module)
     scores |= {"loss": losses["val/loss"], **steps}
     if diverged := Diverged.of(scores):
         raise diverged
@@ -169,7 +174,7 @@ def _train(
     start = read_checkpoint(directory.last, module)["global_step"] if resumed else 0
 
     def evaluate_on_the_way(trainer: Trainer) -> dict[str, float]:
-        losses, scores = experiment.held_out(trainer, ema.module), {}
+        losses, scores = experiment.val_losses(trainer, ema.module), {}
         if experiment.protocol.n:
             n = experiment.protocol.every_n
             scores, images, labels = experiment.evaluate(
@@ -198,10 +203,10 @@ def _train(
             timed_steps=earlier.get("timed_steps", 0) + step - start,
         )
 
-    on_the_way = EvaluateOnTheWay(experiment.protocol.every, evaluate_on_the_way)
+    on_the_way = PeriodicEvaluation(experiment.protocol.every, evaluate_on_the_way)
     callbacks = [
         ema,
-        Record(config["trainer"]["log_every_n_steps"], directory),
+        MetricLogger(config["trainer"]["log_every_n_steps"], directory),
         on_the_way,
         reporter,
         Checkpoints(directory, **config["checkpoint"], stop=stop, saved=saved),

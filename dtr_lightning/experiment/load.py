@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dtr_lightning.config.parser import Config, contents_of, make_parser, parse
-from dtr_lightning.config.registry import build, path_options
+from dtr_lightning.config.registry import instantiate, path_options
 from dtr_lightning.data import Data
 from dtr_lightning.data.base import Split
 from dtr_lightning.data.scan import few
@@ -20,8 +20,8 @@ from dtr_lightning.experiment.evaluation import Report, silent
 from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.fit import KEPT_SAMPLES
 from dtr_lightning.experiment.notes import notes_of
-from dtr_lightning.runs.naming import evaluation_name, flatten
-from dtr_lightning.runs.run import Run, finite
+from dtr_lightning.rundir.naming import evaluation_name, flatten
+from dtr_lightning.rundir.run import Run, finite
 from dtr_lightning.training.weights import load_average
 
 OPTIONS = ("sampler", "features", "evaluation", "trainer.accelerator", "data.workers")
@@ -67,7 +67,7 @@ class _StoredData(Data):
     @cached_property
     def data(self) -> Data:
         """The images, checked to be of the classes that the run was trained on."""
-        data: Data = build(Data, self.config["data"])
+        data: Data = instantiate(Data, self.config["data"])
         if data.class_names != self.class_names:
             raise UserError(
                 f"the images have the classes {few(data.class_names)}; {self.run.path} was trained "

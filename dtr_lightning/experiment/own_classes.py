@@ -17,7 +17,7 @@ from dtr_lightning.diffusion.samplers import Sampler
 from dtr_lightning.errors import UserError
 from dtr_lightning.expect import expect, is_own
 from dtr_lightning.metrics import Features
-from dtr_lightning.models import Experts
+from dtr_lightning.models import RangeExperts
 from dtr_lightning.training.module import DiffusionModule
 
 N = 2  # images of a trial
@@ -36,8 +36,12 @@ def check_own_data(data: Data) -> None:
     if len(data.class_names) != data.num_classes:
         names = len(data.class_names)
         raise UserError(f"{name} has {names} class_names for {data.num_classes} num_classes")
-    for part in ("train", "held_out"):
-        split, source = data.split(part), f"{name}.split({part!r})"
+    for part in ("train", "val"):
+        source = f"{name}.split({part!r})"
+        try:
+            split = data.split(part)
+        except KeyError as error:
+            raise UserError(f"{source} has no {error}; the splits are 'train' and 'val'") from error
         if not hasattr(split, "__len__") or not hasattr(split, "__getitem__"):
             kind = type(split).__name__
             raise UserError(f"{source} gives {kind}; expected a map-style Dataset with a length")
@@ -76,7 +80,7 @@ def _pairs(data: Data, pairs: list[Any], source: str) -> tuple[torch.Tensor, tor
 @torch.no_grad()
 def check_own(data: Data, module: DiffusionModule, sampler: Sampler, features: Features) -> None:
     """Raises UserError if a person's own class on any other axis gives something else."""
-    model = module.model.networks[0] if isinstance(module.model, Experts) else module.model
+    model = module.model.networks[0] if isinstance(module.model, RangeExperts) else module.model
     process, weight, rule = module.diffusion, module.loss_weight, module.gradients
     if not any(map(is_own, (model, model.router, process, weight, rule, sampler, features))):
         return
@@ -88,7 +92,7 @@ def check_own(data: Data, module: DiffusionModule, sampler: Sampler, features: F
         if is_own(features):
             _check_features(features, images)
         if any(map(is_own, (model, model.router, process, weight))):
-            t = process.spread(torch.tensor([0.25, 0.75]))
+            t = process.timesteps_at(torch.tensor([0.25, 0.75]))
             y = module.condition(torch.arange(N) % data.num_classes, torch.arange(N))
             _check_router(model, t)
             output = model.forward(torch.randn(images.shape), t, y)  # not what is compiled

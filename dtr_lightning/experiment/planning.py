@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from dtr_lightning.cli.commands import quiet
-from dtr_lightning.config.registry import build
+from dtr_lightning.config.registry import instantiate
 from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
 from dtr_lightning.errors import UserError
@@ -73,31 +73,31 @@ def check_parts(configs: Mapping[str, Mapping[str, Any]], here: bool = False) ->
         return made[key]
 
     def data(choice: Mapping[str, Any]) -> Data:
-        found: Data = build(Data, choice)
+        found: Data = instantiate(Data, choice)
         check_own_data(found)
         found.check()
         return found
 
     def process(choice: Mapping[str, Any]) -> Process:
-        return build(Process, choice)
+        return instantiate(Process, choice)
 
     def network(config: Mapping[str, Any]) -> tuple[Denoiser, _Sizes]:
         images, sizes = once(data, config["data"]), _Sizes()
         options = network_options(images, once(process, config["diffusion"]))
         own = "." in config["model"]["class_path"]
         with torch.device("cpu" if own else "meta"):
-            made = build(Denoiser, config["model"], **options, router=sizes)
+            made = instantiate(Denoiser, config["model"], **options, router=sizes)
         check_captions(made, images)
         return made, sizes
 
     def router(config: Mapping[str, Any], steps: int) -> None:
         _, sizes = once(network, config["network"])
-        found = build(Router, config["router"], seed=0, steps=steps)
+        found = instantiate(Router, config["router"], seed=0, steps=steps)
         found.bind(*sizes.sizes, **sizes.named)
 
     def features(choice: Mapping[str, Any], images: Mapping[str, Any]) -> None:
         of = once(data, images)
-        build(Features, choice)(torch.zeros(1, of.in_channels, *[of.image_size] * 2).byte())
+        instantiate(Features, choice)(torch.zeros(1, of.in_channels, *[of.image_size] * 2).byte())
 
     def module(options: Mapping[str, Any], config: Mapping[str, Any], diffusion: Any) -> None:
         made, _ = once(network, config)

@@ -46,9 +46,9 @@ class Copies:
     training image: unseen real images are called copies with a share of about 0.01.
     """
 
-    def __init__(self, train: Tensor, held_out: Tensor) -> None:
+    def __init__(self, train: Tensor, val: Tensor) -> None:
         self.train = train
-        self.threshold = nearest(held_out, train).quantile(QUANTILE)
+        self.threshold = nearest(val, train).quantile(QUANTILE)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Returns bool (N,): which thumbnails (N, D) copy a training image."""

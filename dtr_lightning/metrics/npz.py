@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.atomic import replacing
+from dtr_lightning.rundir.atomic import replacing
 
 IMAGES = "arr_0"
 STATISTICS = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}

@@ -150,15 +150,15 @@ class Scorer:
         rank, world = 0, 1
         if distributed.is_available() and distributed.is_initialized():
             rank, world = distributed.get_rank(), distributed.get_world_size()
-        sizes = [len(self.data.split(name)) for name in ("train", "held_out")]
+        sizes = [len(self.data.split(name)) for name in ("train", "val")]
         self.reference_n, self.floor_n = (min(size, self.limit or size) for size in sizes)
         if self.reference_n < 2:
             raise UserError("a score needs at least 2 training images to compare with")
         train = self._take(self.data.train_images(self.limit, rank, world), True, rank, world)
-        held_out = self._take(self.data.heldout_images(self.limit, rank, world), False, rank, world)
+        val = self._take(self.data.val_images(self.limit, rank, world), False, rank, world)
         self.floor = float(self.metrics["score"].compute()) if self.floor_n > 1 else None
         self.metrics["score"].reset()
-        self.copies = Copies(train, held_out)
+        self.copies = Copies(train, val)
 
     def _take(self, batches: Iterable[Batch], real: bool, rank: int, world: int) -> Tensor:
         """Takes this rank's training (real) or held-out images: every world-th from its own on.

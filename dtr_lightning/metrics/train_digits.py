@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from dtr_lightning.data import Digits, to_float
 from dtr_lightning.metrics.digits import DigitsFeatures, DigitsNet
-from dtr_lightning.runs.run import to_json
+from dtr_lightning.rundir.run import to_json
 
 RECIPE = {
     "seed": 0,
@@ -89,7 +89,7 @@ def train() -> tuple[DigitsNet, float]:
     net.eval()
     with torch.no_grad():
         _standardise(net, images)
-        images, labels = data.split("held_out").tensors
+        images, labels = data.split("val").tensors
         right = net.logits(net(to_float(images))).argmax(1) == labels
     return net, right.float().mean().item()
 

@@ -3,7 +3,7 @@
 from dtr_lightning.models.adm import ADM
 from dtr_lightning.models.base import Denoiser, evaluation_mode
 from dtr_lightning.models.dit import DiT, DiT_B, DiT_L, DiT_S, DiT_XL
-from dtr_lightning.models.range_experts import Experts
+from dtr_lightning.models.range_experts import RangeExperts
 from dtr_lightning.models.text_dit import TextDiT
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "DiT_L",
     "DiT_S",
     "DiT_XL",
-    "Experts",
+    "RangeExperts",
     "TextDiT",
     "evaluation_mode",
 ]

@@ -1,6 +1,6 @@
 """Several networks as one, each an expert for a range of the timesteps (Appendix D)."""
 
-__all__ = ["Experts"]
+__all__ = ["RangeExperts"]
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from dtr_lightning.routing import Router
 
 
 @Denoiser.register  # used like any network, but no choice of `--model`
-class Experts(nn.Module):
+class RangeExperts(nn.Module):
     """Asks, for every sample, the network that was trained on its original t.
 
     intervals are the half-open ranges of the networks: in order, without gap from 0 to T. The

@@ -42,7 +42,7 @@ class Gradients(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
 
-    def build(self, log_snr: Tensor, within: tasks.Interval | None = None) -> None:
+    def bind(self, log_snr: Tensor, within: tasks.Interval | None = None) -> None:
         """Takes log SNR float64[T] of all tasks, and the range [low, high) that is trained."""
 
     def check(self, n: int) -> None:
@@ -83,7 +83,7 @@ class PerCluster(Gradients, ABC):
         tasks.check_use(clustering, affinity)
         self.clusters, self.clustering, self.affinity = clusters, clustering, affinity
 
-    def build(self, log_snr: Tensor, within: tasks.Interval | None = None) -> None:
+    def bind(self, log_snr: Tensor, within: tasks.Interval | None = None) -> None:
         """Divides the tasks into clusters."""
         bounds = tasks.bounds(self.clustering, self.clusters, log_snr, self.affinity, within)
         self.register_buffer("bounds", bounds, persistent=False)

@@ -1,7 +1,7 @@
 """Loss weights: how the losses of single samples become one scalar.
 
 Min-SNR and P2 weight the mse and not vb, and hold for every prediction: SNR-weighted losses of
-x_0, eps and v are one loss up to the factors that `Process.factors` gives.
+x_0, eps and v are one loss up to the factors that `Process.loss_conversion` gives.
 """
 
 __all__ = ["P2", "Constant", "LossWeight", "MinSNR"]
@@ -19,13 +19,13 @@ from dtr_lightning.errors import UserError
 class LossWeight(nn.Module, ABC):
     """Combines per-sample losses; a subclass is a choice of `--loss_weight` by its name.
 
-    Constructor arguments are its hyperparameters; `build` gives it the process once. Learned
+    Constructor arguments are its hyperparameters; `bind` gives it the process once. Learned
     weights are parameters of it and trained with `optimizer_options` (AdamW's, such as lr).
     """
 
     optimizer_options: ClassVar[dict[str, Any]] = {}
 
-    def build(self, process: Process) -> None:
+    def bind(self, process: Process) -> None:
         """Takes the process, which draws tasks and knows their signal-to-noise ratio."""
         self.process = process
 
@@ -77,7 +77,7 @@ class MinSNR(_OfSNR):
 
     def weight(self, t: Tensor) -> Tensor:
         """Returns the weight (N,) of the mse at tasks t (N,)."""
-        snr, x0, _ = self.process.factors(t)
+        snr, x0, _ = self.process.loss_conversion(t)
         return snr.clamp(max=self.gamma) * x0
 
 
@@ -101,5 +101,5 @@ class P2(_OfSNR):
 
     def weight(self, t: Tensor) -> Tensor:
         """Returns the weight (N,) of the mse at tasks t (N,)."""
-        snr, _, eps = self.process.factors(t)
+        snr, _, eps = self.process.loss_conversion(t)
         return eps / (self.k + snr) ** self.gamma

@@ -43,9 +43,9 @@ class UW(LossWeight):
         self.clusters, self.clustering, self.affinity = clusters, clustering, affinity
         self.s = nn.Parameter(torch.zeros(clusters))
 
-    def build(self, process: Process) -> None:
+    def bind(self, process: Process) -> None:
         """Takes the process and divides its tasks into clusters."""
-        super().build(process)
+        super().bind(process)
         bounds = tasks.bounds(
             self.clustering, self.clusters, process.log_snr(), self.affinity, process.tasks
         )

@@ -24,7 +24,7 @@ EPS = 1e-6  # added inside the logarithms of the divergence
 MASKS = ("residual", "sum")
 
 
-class Experts(nn.Module):
+class LinearExperts(nn.Module):
     """M linear maps E_j(z) = z w_j + b_j with w [M, C_in, C_out] zero and b [M, C] constant."""
 
     def __init__(self, experts: int, channels: int, bias: float) -> None:
@@ -64,7 +64,7 @@ class Mixture(nn.Module):
         nn.init.xavier_uniform_(linear.weight, generator=generator)
         nn.init.zeros_(linear.bias)
         self.f_gate = nn.Sequential(nn.SiLU(), linear)
-        self.experts = Experts(experts, channels, bias)
+        self.experts = LinearExperts(experts, channels, bias)
 
 
 class Switch(Router):
@@ -147,7 +147,7 @@ class Switch(Router):
             for block, router in enumerate(self.routers)
         ]
 
-    def _route(self, experts: Experts, gates: Tensor) -> Route:
+    def _route(self, experts: LinearExperts, gates: Tensor) -> Route:
         def route(z: Tensor) -> Tensor:
             mask = experts(z, gates, self.channel_dim).to(z.dtype)
             return torch.addcmul(z, z, mask) if self.mask == "residual" else z * mask

@@ -5,7 +5,7 @@ checkpoint of step s comes after everything that was recorded of s: a run killed
 started again repeats nothing in its record.
 """
 
-__all__ = ["Checkpoints", "EvaluateOnTheWay", "JSONLLogger", "Record"]
+__all__ = ["Checkpoints", "JSONLLogger", "MetricLogger", "PeriodicEvaluation"]
 
 import math
 import os
@@ -26,8 +26,8 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from dtr_lightning.errors import Diverged, Stopped
-from dtr_lightning.runs.atomic import replacing
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.atomic import replacing
+from dtr_lightning.rundir.run import Run
 from dtr_lightning.training.launch import CommonStop
 from dtr_lightning.training.module import Losses
 
@@ -51,7 +51,7 @@ class JSONLLogger(Logger):
         """Does nothing: config.yaml holds them."""
 
 
-def by_task(losses: Losses, tasks: int, parts: int = 8) -> Tensor:
+def loss_per_timestep_bin(losses: Losses, tasks: int, parts: int = 8) -> Tensor:
     """Returns (parts + 1, 4): sums of loss, mse, vb and the count per part of time, and of all."""
     t, mse, vb = (part.cpu() for part in losses)
     values = torch.stack([mse + vb, mse, vb, torch.ones_like(mse)], dim=1).double()  # (N, 4)
@@ -61,7 +61,7 @@ def by_task(losses: Losses, tasks: int, parts: int = 8) -> Tensor:
     return sums
 
 
-def over_ranks(trainer: Trainer, sums: Tensor) -> Tensor:
+def all_reduce_sum(trainer: Trainer, sums: Tensor) -> Tensor:
     """Returns sums that were added up over all processes."""
     if trainer.world_size == 1:
         return sums
@@ -80,7 +80,7 @@ def scalars(sums: Tensor, tasks: int, name: str) -> dict[str, float]:
     return logged
 
 
-class Record(Callback):
+class MetricLogger(Callback):
     """Logs training losses since the last time, per task too, every n steps and at the last step.
 
     The window and the gradient norm are part of a checkpoint, so a resumed run logs the same
@@ -124,10 +124,10 @@ class Record(Callback):
         step, tasks = trainer.global_step, pl_module.diffusion.T
         if not self._due(trainer, step):
             return
-        sums = by_task(Losses(*map(torch.cat, zip(*self.window, strict=True))), tasks)
+        sums = loss_per_timestep_bin(Losses(*map(torch.cat, zip(*self.window, strict=True))), tasks)
         if step % self.every == 0:  # else the run ends here, unless it is trained longer
             self.window.clear()
-        sums = over_ranks(trainer, sums)
+        sums = all_reduce_sum(trainer, sums)
         logged = scalars(sums, tasks, "train") | {"train/grad_norm": self.grad_norm}
         before, then = self.last
         self.last = now = (step, time.perf_counter())
@@ -157,7 +157,7 @@ class Record(Callback):
         self.window = [Losses(*(part.to(device) for part in window))] if window else []
 
 
-class EvaluateOnTheWay(Callback):
+class PeriodicEvaluation(Callback):
     """Evaluates the average weights every n steps; `evaluate` does it and returns the scalars."""
 
     def __init__(self, every: int, evaluate: Callable[[Trainer], Mapping[str, float]]) -> None:

@@ -80,8 +80,8 @@ class DiffusionModule(LightningModule):
             raise UserError(f"ema_decay must lie in [0, 1); got {ema_decay}")
         self.model, self.diffusion, self.loss_weight = model, diffusion, loss_weight
         self.gradients, self.captions = gradients or Joint(), captions
-        self.loss_weight.build(diffusion)
-        self.gradients.build(diffusion.log_snr(), diffusion.tasks)
+        self.loss_weight.bind(diffusion)
+        self.gradients.bind(diffusion.log_snr(), diffusion.tasks)
         self.automatic_optimization = self.gradients.joint
         self.clip: float | None = None  # of the gradient's norm under manual optimisation
         self.seed, self.lr, self.betas, self.weight_decay = seed, lr, tuple(betas), weight_decay
@@ -156,11 +156,11 @@ class DiffusionModule(LightningModule):
             done.append(Losses(losses.t, losses.mse.detach(), losses.vb.detach()))
             return loss
 
-        def over_ranks(gradient: Tensor) -> Tensor:
+        def all_reduce_mean(gradient: Tensor) -> Tensor:
             return self.trainer.strategy.reduce(gradient, reduce_op="mean")
 
         network, own = _trained(self.model), _trained(self.loss_weight)
-        loss = self.gradients.combine(network, own, cluster_loss, over_ranks, self.global_step)
+        loss = self.gradients.combine(network, own, cluster_loss, all_reduce_mean, self.global_step)
         if self.clip:
             nn.utils.clip_grad_norm_(network, self.clip)
         self.optimizers().step()
@@ -177,9 +177,7 @@ class DiffusionModule(LightningModule):
             nn.utils.clip_grad_norm_(_trained(self.model), gradient_clip_val)
 
     @torch.no_grad()
-    def held_out_losses(
-        self, batches: Iterable[tuple[Tensor, Tensor, Tensor]], seed: int
-    ) -> Losses:
+    def val_losses(self, batches: Iterable[tuple[Tensor, Tensor, Tensor]], seed: int) -> Losses:
         """Returns the losses of images, labels and indices i, at tasks spread evenly over time.
 
         Task, noise and caption of image i are a function of (seed, i) alone, not of its batch or
@@ -188,7 +186,7 @@ class DiffusionModule(LightningModule):
         parts: list[Losses] = []
         with evaluation_mode(self):
             for x0, y, i in batches:
-                t = self.diffusion.spread((i.double() * GOLDEN_RATIO) % 1).to(self.device)
+                t = self.diffusion.timesteps_at((i.double() * GOLDEN_RATIO) % 1).to(self.device)
                 noise = IndexedNoise(seed, i.tolist(), x0.shape[1:])().to(self.device)
                 y = self.condition(y.to(self.device), i.to(self.device))
                 parts.append(self.losses(x0.to(self.device), t, y, noise))

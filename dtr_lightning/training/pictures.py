@@ -12,8 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 from dtr_lightning.routing import Router
-from dtr_lightning.runs.atomic import replacing
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.atomic import replacing
+from dtr_lightning.rundir.run import Run
 
 
 def image_grid(images: Tensor, columns: int, least: int = 32) -> Tensor:

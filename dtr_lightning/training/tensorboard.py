@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from dtr_lightning.runs.naming import settings
+from dtr_lightning.rundir.naming import settings
 
 # The view opens with the first five metrics in the order of their names: capitals come first.
 SHOWN = ("accuracy", "copies", "loss", "score", "seconds")

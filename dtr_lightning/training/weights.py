@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dtr_lightning.errors import UserError, choices
-from dtr_lightning.models import Experts
-from dtr_lightning.runs.run import Run
+from dtr_lightning.models import RangeExperts
+from dtr_lightning.rundir.run import Run
 from dtr_lightning.training.module import DiffusionModule
 
 
@@ -63,7 +63,7 @@ def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _networks(run: Run, module: DiffusionModule) -> list[tuple[Run, nn.Module]]:
     """Returns the network of a run, or those of its experts, and the run that trained each."""
-    if not isinstance(module.model, Experts):
+    if not isinstance(module.model, RangeExperts):
         return [(run, module.model)]
     runs = map(run.expert, module.model.intervals)
     return list(zip(runs, module.model.networks, strict=True))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from dtr_lightning.cli.commands import STOPS, quiet
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.run import Run
 
 # Trains a config in a run directory and returns its results; None if it was stopped.
 Train = Callable[

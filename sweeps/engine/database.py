@@ -1,6 +1,6 @@
 """The database of a sweep: Optuna's storage, waited for while it is away and locked for a plan."""
 
-__all__ = ["Database", "patient"]
+__all__ = ["Database", "retry_while_unavailable"]
 
 import contextlib
 import sqlite3
@@ -153,7 +153,7 @@ def _advisory(engine: Engine, name: str) -> Iterator[Connection]:
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), key)
 
 
-def patient(method: Callable[..., R]) -> Callable[..., R]:
+def retry_while_unavailable(method: Callable[..., R]) -> Callable[..., R]:
     """Wraps a method, of an object with a `database`, that may be repeated: it is, while away."""
 
     @wraps(method)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from optuna.trial import TrialState
 from rich.console import Console
 
-from dtr_lightning.runs.run import find_runs
+from dtr_lightning.rundir.run import find_runs
 from sweeps.engine.child import Train, train_run
 from sweeps.engine.database import Database
 from sweeps.engine.folder import Folder
@@ -24,7 +24,7 @@ from sweeps.engine.recipe import read
 from sweeps.engine.session import Session
 from sweeps.engine.study import Study
 from sweeps.engine.view import make_view
-from sweeps.engine.workers import Workers, check_numbers, look
+from sweeps.engine.workers import Workers, check_numbers, this_machine
 
 
 class Outcome(NamedTuple):
@@ -85,11 +85,11 @@ def _announce(plan: Sweep) -> None:
     if choice is None:
         return
     from dtr_lightning.config.parser import takes
-    from dtr_lightning.config.registry import build
+    from dtr_lightning.config.registry import instantiate
     from dtr_lightning.data import Data
 
     if takes("data", choice["class_path"], "root"):
-        build(Data, choice).announce()
+        instantiate(Data, choice).announce()
 
 
 def default_folder(name: str, reading: Mapping[str, Any]) -> Path:
@@ -135,7 +135,7 @@ def run_sweep(
             if waiting or running:
                 trials = waiting if plan.points else plan.total or sys.maxsize
                 _announce(plan)
-                crew.divide(look(), workers, trials, per_gpu, plan.devices)
+                crew.divide(this_machine(), workers, trials, per_gpu, plan.devices)
                 session.work()
             failed = session.failed | study.ended(TrialState.FAIL, "reason")
             pruned = study.ended(TrialState.PRUNED, "pruned_at")

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dtr_lightning.errors import UserError, choices
-from dtr_lightning.runs.run import OBJECTIVES
+from dtr_lightning.rundir.run import OBJECTIVES
 from sweeps.engine.space import Axis
 from sweeps.engine.values import is_number, is_word, named, plain, shown
 

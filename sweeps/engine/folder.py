@@ -1,6 +1,6 @@
 """The sweep's directory: its runs, its plan and the locks of the commands that work in it.
 
-<run>/          one run directory per point (dtr_lightning.runs.run)
+<run>/          one run directory per point (dtr_lightning.rundir.run)
 sweep.yaml      whose sweep this is: its name in a database, metrics, base config
 study.db        Optuna's study, unless --storage names another database
 logs/           what the trials printed
@@ -21,10 +21,10 @@ from typing import IO, Any
 import yaml
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.atomic import write_text
-from dtr_lightning.runs.naming import identity
-from dtr_lightning.runs.run import NO_LOCKS, Run, steps_of
-from dtr_lightning.runs.yaml_values import DUMPER, LOADER
+from dtr_lightning.rundir.atomic import write_text
+from dtr_lightning.rundir.naming import identity
+from dtr_lightning.rundir.run import NO_LOCKS, Run, steps_of
+from dtr_lightning.rundir.yaml_values import DUMPER, LOADER
 from sweeps.engine.plan import Point, Sweep
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sweeps.engine.folder import Folder
 from sweeps.engine.plan import Sweep
-from sweeps.engine.workers import Workers, look
+from sweeps.engine.workers import Workers, this_machine
 
 COPIES = 4  # of the weights in a checkpoint: raw, average, and two moments of the optimiser
 FLOAT = 4  # bytes
@@ -52,7 +52,7 @@ def preview(
         say(f"{sweep.recipe.kind}: {budget}, {seeds} {'seeds' if seeds > 1 else 'seed'} of each")
         waiting = [sweep.config] * ((trials or 0) * seeds)
     if waiting:
-        workers.divide(look(), number, len(waiting), per_gpu, sweep.devices)
+        workers.divide(this_machine(), number, len(waiting), per_gpu, sweep.devices)
         for line in _cost(sweep, waiting, workers):
             say(line)
 

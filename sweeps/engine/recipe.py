@@ -35,7 +35,7 @@ from typing import Any
 import yaml
 
 from dtr_lightning.errors import UserError, choices
-from dtr_lightning.runs.yaml_values import LOADER
+from dtr_lightning.rundir.yaml_values import LOADER
 from sweeps.engine import fields
 from sweeps.engine.space import Axis, axes
 from sweeps.engine.values import is_word, named, one_line

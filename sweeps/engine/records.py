@@ -18,9 +18,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dtr_lightning.errors import Diverged
-from dtr_lightning.runs.naming import config_hash, settings
-from dtr_lightning.runs.run import Run
-from sweeps.engine.database import Database, patient
+from dtr_lightning.rundir.naming import config_hash, settings
+from dtr_lightning.rundir.run import Run
+from sweeps.engine.database import Database, retry_while_unavailable
 from sweeps.engine.folder import Folder
 from sweeps.engine.optimisers import make_pruner
 from sweeps.engine.plan import Point, Sweep
@@ -59,7 +59,7 @@ class Records:
         with database.guard():
             self.storage, self.study = self._open()
 
-    @patient
+    @retry_while_unavailable
     def _open(self) -> tuple[RDBStorage, optuna.Study]:
         storage = self.database.open()
         # Optuna holds the choices of a study fixed: a grid with new ones gets a study beside.
@@ -164,7 +164,7 @@ class Records:
         trial = self.storage.get_trial(trial_id)
         return trial.state == TrialState.RUNNING and trial.user_attrs.get("owner") == self.owner
 
-    @patient
+    @retry_while_unavailable
     def beat(self, trial_id: int, number: int) -> bool:
         """Records a sign of life; returns whether the trial is still this command's."""
         if not self._mine(trial_id):
@@ -172,7 +172,7 @@ class Records:
         self._set(trial_id, beat=number)
         return True
 
-    @patient
+    @retry_while_unavailable
     def report(self, trial_id: int, step: int, value: float) -> bool:
         """Records a score on the way; returns whether the trial is to be pruned."""
         if not self._mine(trial_id) or not number(value):
@@ -182,7 +182,7 @@ class Records:
         pruning = self.sweep.recipe.pruning and "whole" not in trial.user_attrs
         return bool(pruning) and self.study.pruner.prune(self.study, trial)
 
-    @patient
+    @retry_while_unavailable
     def finish(self, trial_id: int, results: dict[str, Any]) -> None:
         """Records the results of a trial; a metric that is not finite marks it as diverged."""
         with contextlib.suppress(UpdateFinishedTrialError):  # another machine gave it up
@@ -196,7 +196,7 @@ class Records:
             self._set(trial_id, diverged=True)
             self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
-    @patient
+    @retry_while_unavailable
     def end(self, trial_id: int, state: TrialState, **attributes: Any) -> None:
         """Ends a trial of this command without results, or lets it wait again.
 

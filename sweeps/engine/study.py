@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from optuna.trial import FrozenTrial, TrialState
 
 from dtr_lightning.errors import UserError
-from sweeps.engine.database import patient
+from sweeps.engine.database import retry_while_unavailable
 from sweeps.engine.optimisers import make_sampler
 from sweeps.engine.plan import Point
 from sweeps.engine.records import Records
@@ -33,7 +33,7 @@ class Claim(NamedTuple):
 class Study(Records):
     """The plan of a sweep: what waits, who takes it, what a search tries next."""
 
-    @patient
+    @retry_while_unavailable
     def plan(self, retry: bool = False, whole: bool = False) -> None:
         """Brings the study up to date with the run directories.
 
@@ -61,7 +61,7 @@ class Study(Records):
                 elif (retry and state == TrialState.FAIL) or (whole and state == TrialState.PRUNED):
                     self._add(point, like=trial, **({"whole": True} if whole else {}))
 
-    @patient
+    @retry_while_unavailable
     def claim(self, mine: set[int]) -> Claim | None:
         """Takes one point for this command, whose trials are `mine`; None if nothing waits."""
         with self.database.lock():
@@ -142,7 +142,7 @@ class Study(Records):
         spent = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
         return spent < 3600 * recipe.hours
 
-    @patient
+    @retry_while_unavailable
     def recover(self) -> None:
         """Gives back the trials whose owner is dead; those with results are finished."""
         with self.database.lock():
@@ -160,7 +160,7 @@ class Study(Records):
             else:
                 self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
-    @patient
+    @retry_while_unavailable
     def open(self) -> tuple[int, int]:
         """Returns how many points wait, one for a search that goes on, and how many are trained."""
         trials = self.trials()

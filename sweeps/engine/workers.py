@@ -4,7 +4,7 @@ The processes are forked from a server that has imported torch and lightning onc
 in a tenth of a second. A slot has its share of the CPU cores, or one GPU.
 """
 
-__all__ = ["Machine", "Workers", "look"]
+__all__ = ["Machine", "Workers", "this_machine"]
 
 import contextlib
 import multiprocessing
@@ -41,7 +41,7 @@ class Machine(NamedTuple):
     gpus: tuple[str, ...]
 
 
-def look() -> Machine:
+def this_machine() -> Machine:
     """Returns what this process may use; a GPU is counted, never initialised."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.run import Run
 
 EIGHTHS = [f"val_tasks/t{125 * i:03d}-{125 * i + 124:03d}" for i in range(8)]
 FOUR = [("NoRouting", {}), ("RTR", {"beta": 0.8}), ("DTR", {"alpha": 1.0, "beta": 0.8})]

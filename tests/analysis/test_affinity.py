@@ -9,7 +9,7 @@ import torch
 
 from analysis.__main__ import main
 from analysis.measure.probe import Probe
-from analysis.measure.similarity import PARTS, Projection, cosines, spread
+from analysis.measure.similarity import PARTS, Projection, cosines, interpolated
 from analysis.probes.affinity import FILE, AffinityConfig, draw, measure
 from analysis.read.runs import read
 from dtr_lightning.config.parser import resolve
@@ -21,7 +21,7 @@ from dtr_lightning.experiment.fit import run
 from dtr_lightning.models import DiT
 from dtr_lightning.objectives import UW, Constant, PCGrad
 from dtr_lightning.routing import DTR, Switch
-from dtr_lightning.runs.run import find_runs
+from dtr_lightning.rundir.run import find_runs
 from dtr_lightning.training.module import DiffusionModule
 from tests.conftest import ROOT, TINY
 
@@ -116,7 +116,7 @@ def test_spread_keeps_measured_ones_and_fills_by_unit_gradients():
     gradients = torch.randn(5, 3, generator=generator, dtype=torch.float64)
     unit = gradients / gradients.norm(dim=1, keepdim=True)
     at = torch.tensor([2, 5, 6, 11, 17])
-    full = spread(cosines(gradients @ gradients.T), at, 20)
+    full = interpolated(cosines(gradients @ gradients.T), at, 20)
     torch.testing.assert_close(full[at][:, at], unit @ unit.T)
     torch.testing.assert_close(full.diagonal(), torch.ones(20, dtype=torch.float64))
     between = torch.cosine_similarity(2 * unit[0] + unit[1], unit[4], dim=0)
@@ -165,10 +165,10 @@ def test_clusters_read_what_a_run_was_measured_to_have(tmp_path, capsys):
 
     log_snr = Diffusion().log_snr()
     weight = UW(clusters=5, clustering="affinity", affinity=path)
-    weight.build(Diffusion())
+    weight.bind(Diffusion())
     assert len(weight.intervals) == 5
     rule = PCGrad(clusters=3, clustering="affinity", affinity=path)
-    rule.build(log_snr)
+    rule.bind(log_snr)
     assert len(rule.intervals) == 3 and rule.intervals[-1][1] == 1000
     clustered = TINY | {"evaluation.every": 0, "gradients": "PCGrad", "gradients.clusters": 3}
     clustered |= {"gradients.clustering": "affinity", "gradients.affinity": path}

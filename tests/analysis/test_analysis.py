@@ -13,10 +13,10 @@ from analysis import draw_all
 from analysis.catalog import FIGURES, figure
 from analysis.figures import ablation, convergence, masks, samples, tasks
 from analysis.read.runs import groups, mixed, read
-from analysis.read.settings import chosen, settings
+from analysis.read.settings import highlighted, settings
 from analysis.tables.tables import markdown, table
 from dtr_lightning.routing.masks import dtr
-from dtr_lightning.runs.run import Run, find_runs
+from dtr_lightning.rundir.run import Run, find_runs
 from tests.analysis.synthetic_runs import FOUR, GRID, make_run, make_sweep, score_of
 
 # these need more than FOUR: see test_figures.py
@@ -66,7 +66,7 @@ def test_fifteen_runs_are_drawn_in_ten_seconds(tmp_path):
     runs = finished(root)
     assert all(f.needs(runs) or f.draw(runs) for f in map(figure, FIGURES))
     assert time.perf_counter() - start < 10
-    assert len(chosen(settings(runs))) == 4
+    assert len(highlighted(settings(runs))) == 4
 
 
 def test_files_lie_in_the_sweep_or_in_out(four, tmp_path):

@@ -19,7 +19,7 @@ from dtr_lightning.experiment.fit import run
 from dtr_lightning.models import ADM, DiT
 from dtr_lightning.objectives import Constant
 from dtr_lightning.routing import DTR, Switch
-from dtr_lightning.runs.run import find_runs
+from dtr_lightning.rundir.run import find_runs
 from dtr_lightning.training.module import DiffusionModule
 from tests.analysis.synthetic_runs import make_run
 from tests.conftest import golden

@@ -27,7 +27,7 @@ from analysis.figures import (
 )
 from analysis.probes import affinity, cka
 from analysis.read.runs import read
-from dtr_lightning.runs.run import find_runs
+from dtr_lightning.rundir.run import find_runs
 from tests.analysis.synthetic_runs import EIGHTHS, FOUR, GRID, make_run, make_sweep
 
 ODD = ["Ba$$in", "a$x^$b", "_under_", "a\\b{%", "猫と犬", "собака", "עברית", "x🙂y", "tab\tname"]

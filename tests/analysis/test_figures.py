@@ -31,7 +31,7 @@ from analysis.read.statistics import t_interval
 from dtr_lightning.models.layers import TimestepEmbedder
 from dtr_lightning.routing import MaxRoaming, Switch
 from dtr_lightning.routing.masks import dtr, ercdt
-from dtr_lightning.runs.run import find_runs
+from dtr_lightning.rundir.run import find_runs
 from tests.analysis.synthetic_runs import EIGHTHS, FOUR, GRID, make_run, make_sweep, score_of
 
 DTR4 = {"alpha": 4.0, "beta": 0.8}

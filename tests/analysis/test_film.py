@@ -21,7 +21,7 @@ from dtr_lightning.diffusion.samplers import DDIM, Euler, IndexedNoise
 from dtr_lightning.experiment import fit
 from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.load import TrainedRun
-from dtr_lightning.runs.run import Run, find_runs
+from dtr_lightning.rundir.run import Run, find_runs
 from tests.analysis.synthetic_runs import make_run
 from tests.conftest import ROOT, TINY
 

@@ -11,7 +11,7 @@ from analysis.probes.guidance import SCALES, GuidanceConfig
 from analysis.read.runs import read
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment import fit
-from dtr_lightning.runs.run import Run, find_runs
+from dtr_lightning.rundir.run import Run, find_runs
 from tests.analysis.synthetic_runs import make_run
 
 ROUTERS = {"NoRouting": {}, "DTR": {"alpha": 4.0, "beta": 0.8}}

@@ -12,7 +12,7 @@ from dtr_lightning.config.parser import resolve
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment import fit
 from dtr_lightning.metrics.copies import thumbnails
-from dtr_lightning.runs.run import Run, find_runs
+from dtr_lightning.rundir.run import Run, find_runs
 from tests.analysis.synthetic_runs import make_run
 from tests.conftest import ROOT, TINY
 
@@ -48,7 +48,7 @@ def test_reference_is_that_of_the_score(reference):
 @pytest.mark.parametrize("batch", [512, 64, 2])
 def test_nearest_equals_brute_force(reference, batch, monkeypatch):
     monkeypatch.setattr("dtr_lightning.data.base.REFERENCE_BATCH", batch)
-    images = torch.cat([x for x, _ in reference.data.heldout_images(12)])
+    images = torch.cat([x for x, _ in reference.data.val_images(12)])
     found = nearest(images, reference, 3)
     train = images_of(reference, list(range(200)))
     vectors, others = (reference.features(x).double() for x in (images, train))
@@ -72,7 +72,7 @@ def test_a_copy_is_its_own_neighbour_at_distance_zero(reference):
 
 def test_copies_come_first_and_are_framed(tmp_path, reference):
     run = make_run(tmp_path / "r", "DTR", {"alpha": 4.0, "beta": 0.8}, **AXES)
-    images, labels = (x.numpy().copy() for x in next(iter(reference.data.heldout_images(30))))
+    images, labels = (x.numpy().copy() for x in next(iter(reference.data.val_images(30))))
     images[[4, 9]] = images_of(reference, [3, 77]).numpy()
     np.savez(run.sample_arrays, images=images, labels=labels)
     runs = finished(tmp_path)
@@ -92,7 +92,7 @@ def test_copies_come_first_and_are_framed(tmp_path, reference):
 
 def test_differences_are_root_mean_squares_over_pixels_and_channels(tmp_path, reference):
     run = make_run(tmp_path / "r", **AXES)
-    images, labels = (x.numpy() for x in next(iter(reference.data.heldout_images(12))))
+    images, labels = (x.numpy() for x in next(iter(reference.data.val_images(12))))
     np.savez(run.sample_arrays, images=images, labels=labels)
     numbers = neighbours.draw(finished(tmp_path)).numbers
     train = reference.data.split("train")

@@ -14,7 +14,7 @@ from analysis.read.settings import ALPHA
 from analysis.tables.paper_rows import needs, paper_rows, published, select
 from analysis.tables.paper_tables import write_paper_tables
 from analysis.tables.text import Text, p_value, published_cells
-from dtr_lightning.runs.run import Run, find_runs
+from dtr_lightning.rundir.run import Run, find_runs
 from tests.analysis.synthetic_runs import diverge, make_run
 
 REAL = {"experts": 1, "gradients": {"class_path": "Joint", "init_args": {}}}

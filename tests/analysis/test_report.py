@@ -11,7 +11,7 @@ from analysis.read.runs import read
 from analysis.report.doubts import doubts
 from analysis.tables.tables import over_seeds, table
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.run import Run, find_runs
+from dtr_lightning.rundir.run import Run, find_runs
 from tests.analysis import synthetic_runs
 
 
@@ -117,7 +117,7 @@ def test_what_could_not_be_drawn_is_a_list(page):
     text, _ = page
     part = text.split("What could not be drawn")[1].split("</ul>")[0]
     items = [line for line in part.splitlines() if line.startswith("<li>")]
-    assert len(items) == part.count("<li>") > 5
+    assert len(items) == part.count("<li>") > 1
     assert all(line.startswith("<li><b>") and line.endswith("</li>") for line in items)
 
 

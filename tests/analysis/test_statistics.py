@@ -13,7 +13,7 @@ from analysis.read import statistics
 from analysis.read.runs import read
 from analysis.read.statistics import EXACT, holm, least_p, over_seeds, paired, sign_flip, t_interval
 from analysis.tables.tables import table
-from dtr_lightning.runs.run import find_runs
+from dtr_lightning.rundir.run import find_runs
 from tests.analysis.synthetic_runs import make_run
 
 RNG = np.random.default_rng(0)

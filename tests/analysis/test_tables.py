@@ -20,7 +20,7 @@ from analysis.read.runs import read
 from analysis.read.statistics import t_interval
 from analysis.tables.tables import console_table, latex, markdown, over_seeds, table, write_tables
 from analysis.tables.text import Text
-from dtr_lightning.runs.run import Run, find_runs
+from dtr_lightning.rundir.run import Run, find_runs
 from tests.analysis.synthetic_runs import FOUR, diverge, make_run, make_sweep, prune, score_of
 
 

@@ -10,7 +10,7 @@ from analysis.read.runs import read
 from dtr_lightning.config.parser import resolve
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment import fit
-from dtr_lightning.runs.run import Run, find_runs
+from dtr_lightning.rundir.run import Run, find_runs
 from tests.conftest import ROOT, TINY
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from dtr_lightning.config.parser import (
     AXES,
-    build,
+    instantiate,
     make_parser,
     parse,
     resolve,
@@ -19,7 +19,7 @@ from dtr_lightning.config.parser import (
 from dtr_lightning.errors import UserError
 from dtr_lightning.objectives import LossWeight
 from dtr_lightning.routing import Router
-from dtr_lightning.runs.naming import flatten, identity
+from dtr_lightning.rundir.naming import flatten, identity
 from tests.conftest import ROOT
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
@@ -51,7 +51,7 @@ def test_options_override_the_file():
 
 def test_a_class_of_a_persons_own_by_its_import_path():
     config = given("--router", "tests.own_router.EveryOther", "--router.start=1")
-    router = build(Router, config["router"])
+    router = instantiate(Router, config["router"])
     router.bind(10, [4], 4)
     assert router.table(0)[0].tolist() == [False, True, False, True]
 

@@ -60,7 +60,7 @@ def test_attributes_and_splits(cls, folder):
     data = make(cls, folder)
     assert len(data.class_names) == data.num_classes
     seen = set()
-    for name in ("train", "held_out"):
+    for name in ("train", "val"):
         for image, label in data.split(name):
             assert image.dtype == torch.uint8
             assert image.shape == (data.in_channels, data.image_size, data.image_size)
@@ -68,7 +68,7 @@ def test_attributes_and_splits(cls, folder):
             assert image.numpy().tobytes() not in seen  # within and across splits
             seen.add(image.numpy().tobytes())
     again = make(cls, folder)
-    for a, b in zip(data.split("held_out"), again.split("held_out"), strict=True):
+    for a, b in zip(data.split("val"), again.split("val"), strict=True):
         assert torch.equal(a[0], b[0]) and int(a[1]) == int(b[1])
 
 
@@ -98,7 +98,7 @@ def test_ranks_share_the_batches_of_one(cls, folder):
         batches = [list(rank.val_dataloader()) for rank in ranks]
         assert len({len(b) for b in batches}) == 1  # a rank with fewer would hang the others
         images = torch.cat([b[0] for step in zip(*batches, strict=True) for b in step])
-        pairs = list(make(cls, folder).split("held_out"))
+        pairs = list(make(cls, folder).split("val"))
         assert torch.equal(images, to_float(torch.stack([image for image, _ in pairs])))
 
 
@@ -188,7 +188,7 @@ def test_levels_survive_the_way_to_float_and_back():
 
 
 def test_the_digits_are_split_for_good():
-    train, held_out = (Digits().split(name).tensors for name in ("train", "held_out"))
+    train, held_out = (Digits().split(name).tensors for name in ("train", "val"))
     assert len(train[0]) == 1437 and len(held_out[0]) == 360
     share = held_out[1].bincount() / (train[1].bincount() + held_out[1].bincount())
     assert (share - 0.2).abs().max() < 0.006  # stratified: within one image of 20 %

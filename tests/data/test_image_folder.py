@@ -15,14 +15,14 @@ def write(path, value=0, size=(4, 4)):
     Image.new("RGB", size, (value, value, value)).save(path)
 
 
-def build(root, **options):
+def instantiate(root, **options):
     return ImageFolder(str(root), 4, **{"held_out": 0.25, "batch_size": 1, "workers": 0} | options)
 
 
 def pairs(data):
     return {
         name: [(int(image[0, 0, 0]), label) for image, label in data.split(name)]
-        for name in ("train", "held_out")
+        for name in ("train", "val")
     }
 
 
@@ -33,55 +33,55 @@ def test_labels_are_the_sorted_class_names(tmp_path):
     write(tmp_path / "zebra" / ".hidden.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "Ant" / "notes.txt").write_text("no image")
-    data = build(tmp_path)
+    data = instantiate(tmp_path)
     assert data.class_names == ("Ant", "bee", "zebra") and data.num_classes == 3
     both = pairs(data)
-    assert len(both["held_out"]) == 6 and len(both["train"]) == 18
-    for value, label in both["train"] + both["held_out"]:
+    assert len(both["val"]) == 6 and len(both["train"]) == 18
+    for value, label in both["train"] + both["val"]:
         assert label == {0: 2, 1: 0, 2: 1}[value // 60]
-    plain = build(tmp_path, class_folders=False)
+    plain = instantiate(tmp_path, class_folders=False)
     assert plain.num_classes == 1 and {label for _, label in pairs(plain)["train"]} == {0}
 
 
 def test_a_flat_folder_is_unconditional_and_its_split_survives_additions(tmp_path):
     for j in range(40):
         write(tmp_path / f"{j}.png", j)
-    before = pairs(build(tmp_path))
-    assert build(tmp_path).num_classes == 1
-    assert {label for _, label in before["train"] + before["held_out"]} == {0}
-    assert sorted(v for v, _ in before["train"] + before["held_out"]) == list(range(40))
+    before = pairs(instantiate(tmp_path))
+    assert instantiate(tmp_path).num_classes == 1
+    assert {label for _, label in before["train"] + before["val"]} == {0}
+    assert sorted(v for v, _ in before["train"] + before["val"]) == list(range(40))
     for j in range(40, 44):
         write(tmp_path / f"{j}.png", j)
-    after = {v for v, _ in pairs(build(tmp_path))["held_out"]}
-    assert len(after & {v for v, _ in before["held_out"]}) >= 8
+    after = {v for v, _ in pairs(instantiate(tmp_path))["val"]}
+    assert len(after & {v for v, _ in before["val"]}) >= 8
 
 
 def test_train_and_test_folders_are_the_splits(tmp_path):
     for i, name in enumerate(["a", "b"]):
         write(tmp_path / "train" / name / "x.png", i)
         write(tmp_path / "test" / name / "x.png", 10 + i)
-    data = build(tmp_path)
+    data = instantiate(tmp_path)
     assert data.class_names == ("a", "b")
-    assert pairs(data) == {"train": [(0, 0), (1, 1)], "held_out": [(10, 0), (11, 1)]}
+    assert pairs(data) == {"train": [(0, 0), (1, 1)], "val": [(10, 0), (11, 1)]}
     write(tmp_path / "test" / "c" / "x.png")
     with pytest.raises(UserError, match=r"'c'.*valid: a, b"):
-        build(tmp_path)
+        instantiate(tmp_path)
 
 
 def test_bad_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        build(tmp_path / "nowhere")
+        instantiate(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no images"):
-        build(tmp_path)
+        instantiate(tmp_path)
     write(tmp_path / "a.png")
     with pytest.raises(UserError, match="two or more"):
-        build(tmp_path)
+        instantiate(tmp_path)
     write(tmp_path / "class" / "b.png")
     with pytest.raises(UserError, match="beside and inside"):
-        build(tmp_path)
+        instantiate(tmp_path)
     for options in ({"held_out": 0.0}, {"held_out": 1.0}, {"workers": -1}):
         with pytest.raises(UserError, match="not valid"):
-            build(tmp_path, **options)
+            instantiate(tmp_path, **options)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -90,7 +90,7 @@ def test_an_unreadable_image_is_named_in_one_line(tmp_path, workers):
     for j in range(6):
         pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{j}.jpg")
-    data = build(tmp_path, workers=workers)
+    data = instantiate(tmp_path, workers=workers)
     bad = tmp_path / data.files["train"].paths[2]
     bad.write_bytes(bad.read_bytes()[:1500])
     with pytest.raises(UserError) as caught:

@@ -29,14 +29,14 @@ def write(*paths, many=1):
             Image.fromarray(pixels).save(file, format="PNG")
 
 
-def build(root, **options):
+def instantiate(root, **options):
     return ImageFolder(str(root), 4, **{"held_out": 0.25, "batch_size": 1, "workers": 0} | options)
 
 
 def images(data):
     """Returns {(split, class): number of images}, after a look that no image is there twice."""
     counts, seen = {}, set()
-    for split in ("train", "held_out"):
+    for split in ("train", "val"):
         for image, label in data.split(split):
             assert image.numpy().tobytes() not in seen
             seen.add(image.numpy().tobytes())
@@ -68,11 +68,11 @@ def test_links_bring_no_image_twice_and_end(tmp_path, links):
     write(root / "a", root / "b", tmp_path / "outside", many=4)
     for name, target in links.items():
         (root / name).symlink_to(os.path.normpath(root / target))
-    data = build(root)
+    data = instantiate(root)
     outside = 4 if "a/outside" in links else 0
     assert total(data) == 8 + outside
     found = images(data)
-    assert found["train", "b"] + found.get(("held_out", "b"), 0) == 4
+    assert found["train", "b"] + found.get(("val", "b"), 0) == 4
     assert len(data.class_names) == 2 and "passed over: " in data.describe()
 
 
@@ -82,7 +82,7 @@ def test_a_hard_link_counts_once_and_a_real_file_before_a_link(tmp_path):
     write(tmp_path / "a" / "own.png")
     (tmp_path / "a" / "linked.png").symlink_to(tmp_path / "b" / "0.png")
     os.link(tmp_path / "b" / "1.png", tmp_path / "c" / "hard.png")
-    data = build(tmp_path)
+    data = instantiate(tmp_path)
     sizes = np.bincount(np.concatenate([files.labels for files in data.files.values()]))
     assert total(data) == 9 and sizes.tolist() == [1, 4, 4]
     assert "passed over: 2 repeated images" in data.describe()
@@ -94,31 +94,31 @@ def test_a_farm_of_links_is_a_data_set(tmp_path):
         link = tmp_path / "some" / "ab"[i % 2] / f"{i}.png"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(tmp_path / "all" / "x" / f"{i}.png")
-    data = build(tmp_path / "some")
+    data = instantiate(tmp_path / "some")
     assert total(data) == 6 and data.class_names == ("a", "b")
     (tmp_path / "linked").mkdir()
     for split in ("train", "val"):
         write(tmp_path / "far" / split / "cat", many=3)
         (tmp_path / "linked" / split).symlink_to(tmp_path / "far" / split)
-    assert images(build(tmp_path / "linked")) == {("train", "cat"): 3, ("held_out", "cat"): 3}
+    assert images(instantiate(tmp_path / "linked")) == {("train", "cat"): 3, ("val", "cat"): 3}
 
 
 def test_no_held_out_image_is_trained_on(tmp_path):
     write(tmp_path / "train" / "a", tmp_path / "val" / "a", many=3)
     os.link(tmp_path / "train" / "a" / "0.png", tmp_path / "val" / "a" / "same.png")
     (tmp_path / "train" / "a" / "more").symlink_to(tmp_path / "val" / "a")
-    assert images(build(tmp_path)) == {("train", "a"): 3, ("held_out", "a"): 3}
+    assert images(instantiate(tmp_path)) == {("train", "a"): 3, ("val", "a"): 3}
     other = tmp_path / "other"
     write(other / "train" / "a", many=3)
     (other / "val").symlink_to(other / "train")
     with pytest.raises(UserError, match=r"val holds no images of its own"):
-        build(other)
+        instantiate(other)
     (other / "val").unlink()
     (other / "val" / "a").mkdir(parents=True)
     for i in range(3):
         (other / "val" / "a" / f"{i}.png").symlink_to(other / "train" / "a" / f"{i}.png")
     with pytest.raises(UserError, match=r"val holds no images that .*train has not"):
-        build(other)
+        instantiate(other)
 
 
 def test_what_is_passed_over_is_counted_and_named(tmp_path):
@@ -134,7 +134,7 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path):
     (tmp_path / "heic").mkdir()
     (tmp_path / "heic" / "x.heic").touch()
     os.mkfifo(tmp_path / "cat" / "pipe.png")
-    data = build(tmp_path, held_out=0.1)
+    data = instantiate(tmp_path, held_out=0.1)
     assert data.class_names == ("cat", "dog", "eel")
     told = data.describe()
     start = "63 images, 3 classes, 6 held out (by a hash of their paths); passed over: 88 .txt, 3"
@@ -143,9 +143,9 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path):
     for kind in ("1 .db", "1 without extension", "2 of other kinds", "1 .heic", "1 special file"):
         assert kind in told or "more" in told
     write(tmp_path / "whole" / "a", many=4)
-    assert "; nothing passed over" in build(tmp_path / "whole" / "a").describe()
+    assert "; nothing passed over" in instantiate(tmp_path / "whole" / "a").describe()
     with pytest.raises(UserError, match=r"no images in .*heic \(passed over: 1 \.heic\)"):
-        build(tmp_path / "heic")
+        instantiate(tmp_path / "heic")
 
 
 NAMED = {
@@ -162,7 +162,7 @@ def test_the_usual_names_of_splits():
 
 
 @pytest.mark.parametrize(
-    ("folders", "train", "held_out", "told"),
+    ("folders", "train", "val", "told"),
     [
         (["train"], None, None, "by a hash of their paths"),
         (["Train", "Test"], 6, 6, "(from Test/)"),
@@ -173,17 +173,17 @@ def test_the_usual_names_of_splits():
         (["training_set/training_set", "test_set/test_set"], 6, 6, "(from test_set/test_set/)"),
     ],
 )
-def test_splits_are_recognised(tmp_path, folders, train, held_out, told):
+def test_splits_are_recognised(tmp_path, folders, train, val, told):
     for folder in folders:
         write(tmp_path / folder / "cat", tmp_path / folder / "dog", many=3)
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "val.json").touch()
-    data = build(tmp_path)
+    data = instantiate(tmp_path)
     assert data.class_names == ("cat", "dog") and told in data.describe()
-    sizes = [len(data.split(name)) for name in ("train", "held_out")]
-    assert sizes == ([train, held_out] if train else [4, 2])
-    assert build(tmp_path, class_folders=False).num_classes == 1
-    every = build(tmp_path, split_folders=False, class_folders=False)
+    sizes = [len(data.split(name)) for name in ("train", "val")]
+    assert sizes == ([train, val] if train else [4, 2])
+    assert instantiate(tmp_path, class_folders=False).num_classes == 1
+    every = instantiate(tmp_path, split_folders=False, class_folders=False)
     assert total(every) == 6 * len(folders)
 
 
@@ -203,16 +203,16 @@ def test_what_could_be_splits_or_classes_is_asked(tmp_path, folders, says):
     for folder in folders:
         write(tmp_path / folder, many=3)
     with pytest.raises(UserError, match=says) as error:
-        build(tmp_path)
+        instantiate(tmp_path)
     assert "split_folders false" in str(error.value) or "--data.root" in str(error.value)
     assert len(str(error.value)) < 500 and "\n" not in str(error.value)
-    data = build(tmp_path, split_folders=False)
+    data = instantiate(tmp_path, split_folders=False)
     assert data.class_names == tuple(sorted({folder.split("/")[0] for folder in folders}))
 
 
 def test_a_class_may_be_called_train(tmp_path):
     write(tmp_path / "train", tmp_path / "car", tmp_path / "bus", many=3)
-    assert build(tmp_path).class_names == ("bus", "car", "train")
+    assert instantiate(tmp_path).class_names == ("bus", "car", "train")
 
 
 @pytest.mark.parametrize(
@@ -229,17 +229,17 @@ def test_classes_that_do_not_fit_are_told_shortly(tmp_path, train, val, says):
     root = tmp_path / "r"
     write(*(root / "train" / name for name in train), *(root / "val" / name for name in val))
     with pytest.raises(UserError, match=says) as error:
-        build(root)
+        instantiate(root)
     assert len(str(error.value)) < 500
     if val == [""]:
-        assert build(root / "train").num_classes == len(train)
-        assert build(root, class_folders=False).num_classes == 1
+        assert instantiate(root / "train").num_classes == len(train)
+        assert instantiate(root, class_folders=False).num_classes == 1
 
 
 def test_a_class_without_held_out_images_is_named(tmp_path):
     write(tmp_path / "train" / "cat", tmp_path / "train" / "dog", tmp_path / "val" / "cat")
-    data = build(tmp_path)
-    assert images(data) == {("train", "cat"): 1, ("train", "dog"): 1, ("held_out", "cat"): 1}
+    data = instantiate(tmp_path)
+    assert images(data) == {("train", "cat"): 1, ("train", "dog"): 1, ("val", "cat"): 1}
     assert "; none held out of: dog" in data.describe()
 
 
@@ -254,7 +254,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"cannot list image folder \S*b: Permission denied"):
-        build(tmp_path)
+        instantiate(tmp_path)
 
 
 STRANGE = [
@@ -272,7 +272,7 @@ STRANGE = [
 def test_any_name_is_read(tmp_path):
     for name in STRANGE:
         write(tmp_path / name / f"{name}.png", tmp_path / name / "other.png")
-    data = build(tmp_path)
+    data = instantiate(tmp_path)
     assert data.class_names == tuple(sorted(STRANGE)) and total(data) == 2 * len(STRANGE)
     assert data.describe().isprintable()
 
@@ -291,7 +291,7 @@ def test_every_command_says_once_what_it_reads(tmp_path, tiny, capsys):
     write(tmp_path / "train" / "a", tmp_path / "val" / "a", many=2)
     (tmp_path / "readme.txt").touch()
     said = "data: 4 images, 1 class, 2 held out (from val/); passed over: 1 .txt\n"
-    build(tmp_path).announce()
+    instantiate(tmp_path).announce()
     assert capsys.readouterr() == ("", said)
     choice = {"class_path": "ImageFolder", "init_args": {"root": str(tmp_path), "size": 4}}
     driver._announce(SimpleNamespace(points=(), config={"data": choice}))
@@ -304,7 +304,7 @@ def test_every_command_says_once_what_it_reads(tmp_path, tiny, capsys):
 
 def test_images_of_any_depth_of_folders_keep_the_class_of_the_first(tmp_path):
     write(tmp_path / "a" / "x" / "y" / "z", tmp_path / "b", many=2)
-    data = build(tmp_path)
+    data = instantiate(tmp_path)
     assert data.class_names == ("a", "b")
     assert torch.equal(
         torch.tensor(sorted(label for s in data.files.values() for _, label in s)),

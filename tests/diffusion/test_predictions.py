@@ -54,7 +54,7 @@ def test_factors_turn_the_mse_into_that_of_x0_and_eps(prediction):
     diffusion = Diffusion("linear", prediction=prediction)
     x_t, output = outputs(diffusion, x0, noise, error, v)
     mse, _ = diffusion.losses(output[prediction], x0, T, noise)
-    snr, to_x0, to_eps = diffusion.factors(T)
+    snr, to_x0, to_eps = diffusion.loss_conversion(T)
     x0_hat = diffusion.p_mean_variance(output[prediction], x_t, T).x0
     torch.testing.assert_close(mse * to_eps, error.square().mean((1, 2, 3)), rtol=2e-2, atol=0)
     mse_x0 = (x0_hat - x0).square().mean((1, 2, 3))
@@ -86,7 +86,7 @@ def test_a_flow_predicts_its_velocity():
     torch.testing.assert_close(mse, error.square().mean((1, 2, 3)), rtol=1e-4, atol=0)
     assert not vb.any() and not flow.learns_variance
     x0_hat = x_t - column(flow.tau(t)) * (noise - x0 + error)
-    _, to_x0, to_eps = flow.factors(t)
+    _, to_x0, to_eps = flow.loss_conversion(t)
     torch.testing.assert_close(
         mse * to_x0, (x0_hat - x0).square().mean((1, 2, 3)), rtol=1e-3, atol=1e-9
     )
@@ -102,7 +102,7 @@ def test_an_expert_draws_from_its_range_only(process):
     expert = process(tasks=(250, 500))
     t = expert.timesteps(4000, torch.device("cpu"))
     assert t.min() >= 250 and t.max() < 500 and 370 < t.float().mean() < 380
-    spread = expert.spread(torch.linspace(0, 0.999, 500, dtype=torch.float64))
+    spread = expert.timesteps_at(torch.linspace(0, 0.999, 500, dtype=torch.float64))
     assert spread.min() == 250 and 499 <= spread.max() < 500
     everything = process().timesteps(4000, torch.device("cpu"))
     assert everything.max() > 990 and everything.min() < 10 and everything.max() <= 999

@@ -20,7 +20,7 @@ from dtr_lightning.errors import Stopped
 from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.fit import read_checkpoint, run
 from dtr_lightning.objectives import Constant
-from dtr_lightning.runs.run import Run, to_json
+from dtr_lightning.rundir.run import Run, to_json
 from sweeps.engine.records import Records
 from tests.conftest import ROOT, TINY
 
@@ -186,7 +186,7 @@ def test_a_final_number_that_is_not_finite(tiny, tmp_path, monkeypatch, what, va
     if what == "score":
         monkeypatch.setattr(Experiment, "evaluate", broken_score)
     else:
-        monkeypatch.setattr(Experiment, "held_out", lambda *a: held_out(*a) | {"val/loss": value})
+        monkeypatch.setattr(Experiment, "val", lambda *a: held_out(*a) | {"val/loss": value})
     results = run(tiny(evaluation__every=0), tmp_path / "run")
     ends(results, tmp_path / "run", f"{what} is")
 
@@ -202,7 +202,7 @@ def test_numbers_on_the_way_are_null_and_do_not_end_a_run(tiny, tmp_path):
     assert losses_of(finished) == {} and convergence.needs([finished])
 
 
-def test_the_last_held_out_losses_are_those_of_the_end():
+def test_the_last_val_losses_are_those_of_the_end():
     """A null there is no reason to take those from before."""
     good, bad = {"step": 3, "val_tasks/t000-124": 0.5}, {"step": 6, "val_tasks/t000-124": None}
     assert losses_of(SimpleNamespace(records=[good])) == {(0, 124): 0.5}

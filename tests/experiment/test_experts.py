@@ -22,9 +22,9 @@ from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.fit import Stopped, read_checkpoint, run
 from dtr_lightning.experiment.load import TrainedRun, other_protocol
 from dtr_lightning.experiment.progress import Reporter
-from dtr_lightning.models import Denoiser, DiT, Experts
+from dtr_lightning.models import Denoiser, DiT, RangeExperts
 from dtr_lightning.routing import DTR
-from dtr_lightning.runs.run import Run, find_runs
+from dtr_lightning.rundir.run import Run, find_runs
 from tests.conftest import ROOT, TINY
 
 QUARTERS = [(0, 250), (250, 500), (500, 750), (750, 1000)]
@@ -46,7 +46,7 @@ def networks(n):
 
 @pytest.fixture(scope="module")
 def experts():
-    return Experts(networks(4), QUARTERS)
+    return RangeExperts(networks(4), QUARTERS)
 
 
 def batch(n):
@@ -105,7 +105,7 @@ class TestNetwork:
 
     @torch.no_grad()
     def test_compiling_it_compiles_its_networks(self):
-        pair = Experts(networks(2), [(0, 500), (500, 1000)])
+        pair = RangeExperts(networks(2), [(0, 500), (500, 1000)])
         pair.compile(backend="eager", fullgraph=True)
         assert all(network._compiled_call_impl for network in pair.networks)
         x, y = batch(4)
@@ -170,7 +170,7 @@ class TestRanges:
             drawn = part.timesteps(4000, torch.device("cpu"))
             assert low <= drawn.min() < low + 5
             assert high - 5 <= drawn.max() < high
-            spread = part.spread(torch.linspace(0, 0.9999, 1000))
+            spread = part.timesteps_at(torch.linspace(0, 0.9999, 1000))
             assert low <= spread.min() <= spread.max() < high
 
 

@@ -23,7 +23,7 @@ from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.fit import Stopped, read_checkpoint, run
 from dtr_lightning.experiment.notes import notes_of, print_notes
 from dtr_lightning.routing.masks import dtr, mean_overlap
-from dtr_lightning.runs.run import OBJECTIVES, Run
+from dtr_lightning.rundir.run import OBJECTIVES, Run
 from tests.conftest import ROOT, TINY
 
 
@@ -410,7 +410,7 @@ class TestMistakes:
         def broken(*_):
             raise RuntimeError("a bug of ours")
 
-        monkeypatch.setattr(Experiment, "held_out", broken)
+        monkeypatch.setattr(Experiment, "val", broken)
         with pytest.raises(RuntimeError):
             run(tiny(), tmp_path / "run")
         meta = Run(tmp_path / "run").meta

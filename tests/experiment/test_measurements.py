@@ -18,7 +18,7 @@ from dtr_lightning.experiment import notes
 from dtr_lightning.experiment.evaluation import draw_labels, evaluate, sample
 from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.metrics import Features, Scorer
-from dtr_lightning.training.callbacks import Record
+from dtr_lightning.training.callbacks import MetricLogger
 from dtr_lightning.training.module import Losses
 from dtr_lightning.training.pictures import by_class
 from tests.conftest import ROOT, TINY
@@ -58,7 +58,7 @@ def filmed(experiment, trainer):
 
 
 MEASUREMENTS = {
-    "held-out loss": lambda e, trainer: list(e.held_out(trainer, e.module).values()),
+    "held-out loss": lambda e, trainer: list(e.val_losses(trainer, e.module).values()),
     "score": lambda e, trainer: [e.evaluate(trainer, e.module, 8, 0)[0]["score"]],
     "samples": drawn,
     "multiply-adds": lambda e, trainer: [e.macs()],
@@ -96,7 +96,7 @@ class Unfrozen(Features):
 
 def test_features_are_never_in_training():
     data = Digits()
-    images = data.split("held_out").tensors[0]
+    images = data.split("val").tensors[0]
     scorer = Scorer(Unfrozen(), data, kid_subsets=0)
     scorer.update(images)
     result = scorer.compute()
@@ -112,18 +112,18 @@ def as_rank(rank, world):
 @pytest.mark.parametrize("options", [{}, {"model": "TextDiT", "data": "DigitsCaptions"}])
 def test_the_held_out_loss_is_that_of_any_number_of_processes(images, options, monkeypatch):
     experiment, _ = made(**options)
-    whole = experiment.data.splits["held_out"].tensors
-    experiment.data.splits["held_out"] = TensorDataset(*(part[:images] for part in whole))
-    monkeypatch.setattr("dtr_lightning.experiment.experiment.HELD_OUT_IMAGES", 300)
+    whole = experiment.data.splits["val"].tensors
+    experiment.data.splits["val"] = TensorDataset(*(part[:images] for part in whole))
+    monkeypatch.setattr("dtr_lightning.experiment.experiment.VAL_IMAGES", 300)
     sums = {}
     for world in (1, 2, 3):
         parts = []
         monkeypatch.setattr(
-            "dtr_lightning.experiment.experiment.over_ranks",
+            "dtr_lightning.experiment.experiment.all_reduce_sum",
             lambda trainer, own, parts=parts: parts.append(own) or own,
         )
         for rank in range(world):
-            experiment.held_out(as_rank(rank, world), experiment.module)
+            experiment.val_losses(as_rank(rank, world), experiment.module)
         sums[world] = sum(parts)
     assert sums[1][-1, -1] == max(300 // images, 1) * min(images, 300)
     for world in (2, 3):
@@ -137,7 +137,7 @@ def test_a_held_out_loss_depends_on_index_and_seed_alone():
     order = torch.tensor([5, 3, 8, 0, 1, 7, 2, 4, 6])
 
     def losses(*parts, seed=0):
-        return module.held_out_losses(((images[i], labels[i], 100 + i) for i in parts), seed)
+        return module.val_losses(((images[i], labels[i], 100 + i) for i in parts), seed)
 
     whole, parts = losses(torch.arange(9)), losses(order[:2], order[2:])
     for a, b in zip(whole, parts, strict=True):
@@ -187,7 +187,7 @@ def test_the_window_of_the_record_is_of_all_processes(monkeypatch):
     )
 
     def record(rank, world):
-        found = Record(10, None)
+        found = MetricLogger(10, None)
         found.setup(as_rank(rank, world), None, "fit")
         return found
 
@@ -236,7 +236,7 @@ class Uneven(Digits):
         halves = labels, labels[::5]
         self.splits = {
             name: TensorDataset(self.images(own, seed), own)
-            for seed, (name, own) in enumerate(zip(("train", "held_out"), halves, strict=True))
+            for seed, (name, own) in enumerate(zip(("train", "val"), halves, strict=True))
         }
 
     def images(self, labels, seed):

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from dtr_lightning.cli.commands import Options, command
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.provenance import provenance
-from dtr_lightning.runs.run import to_json
+from dtr_lightning.rundir.provenance import provenance
+from dtr_lightning.rundir.run import to_json
 from tests.faults.kills import Tally, campaign, reference
 from tests.faults.mishaps import MISHAPS, eight_starts
 from tests.faults.postgres import Server

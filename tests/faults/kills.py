@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.run import find_runs
+from dtr_lightning.rundir.run import find_runs
 from tests.faults.postgres import Server
 from tests.faults.verdict import Verdict, Watch, judge
 from tests.faults.victims import Command, Lab, locks, stopped, writes

@@ -45,7 +45,7 @@ def main() -> int:
     sys.modules["dtr_lightning.config.parser"] = SimpleNamespace(
         resolve=standin.resolve, run_name=standin.run_name, takes=standin.takes
     )
-    driver.look = lambda: Machine(2, ())
+    driver.this_machine = lambda: Machine(2, ())
     driver.report = lambda *arguments: None
     driver.run_sweep = partial(driver.run_sweep, train=standin.train)
     if name := asked("FAULT_HOST"):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
-from dtr_lightning.runs.run import find_runs
+from dtr_lightning.rundir.run import find_runs
 from tests.faults.verdict import judge, trials, wait_for
 from tests.faults.victims import Command, Lab
 

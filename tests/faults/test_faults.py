@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.run import Run
 from sweeps.engine import plan, recipe
 from sweeps.engine.database import Database
 from sweeps.engine.folder import Folder

@@ -13,7 +13,7 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from dtr_lightning.runs.run import Run, find_runs
+from dtr_lightning.rundir.run import Run, find_runs
 from sweeps.engine.folder import Folder
 
 CLOCKS = ("seconds", "steps_per_second")  # of results.json: how long it took, not what came out

@@ -48,7 +48,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def held_out(data):
-    return data.split("held_out").tensors
+    return data.split("val").tensors
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +290,7 @@ class Many(Digits):
                 torch.randint(0, 256, (size, 1, 8, 8), generator=generator).to(torch.uint8),
                 torch.zeros(size, dtype=torch.long),
             )
-            for name, size in (("train", n), ("held_out", n // 2))
+            for name, size in (("train", n), ("val", n // 2))
         }
 
 

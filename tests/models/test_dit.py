@@ -72,7 +72,7 @@ class TestOfficialNumbers:
         variance = "learned_range" if config["learn_sigma"] else "fixed_large"
         diffusion = Diffusion(config["schedule"], config["taskcount"], variance)
         loss_weight = Constant() if weight == "constant" else MinSNR(5)
-        loss_weight.build(diffusion)
+        loss_weight.bind(diffusion)
         x_t = diffusion.q_sample(a["x"], a["t"], a["noise"])
         mse, vb = diffusion.losses(model(x_t, a["t"], a["y"]), a["x"], a["t"], a["noise"])
         expected = a[f"train_{weight}_loss_{routing}"]

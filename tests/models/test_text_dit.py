@@ -15,7 +15,7 @@ from dtr_lightning.experiment.fit import Stopped, read_checkpoint, run
 from dtr_lightning.models import TextDiT
 from dtr_lightning.models.text_dit import TextDiTBlock
 from dtr_lightning.routing import DTR, RTR, NoRouting
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.run import Run
 from tests.conftest import ROOT, TINY, counting_graphs, max_relative
 from tests.routing.test_routers import open_gates
 

@@ -308,12 +308,12 @@ def test_choices_and_clusters():
     assert Joint().joint and not any(rule.joint for rule in rules())
     log_snr = torch.linspace(9, -9, 100, dtype=torch.float64)
     for rule in rules(clustering="log_snr"):
-        rule.build(log_snr)
+        rule.bind(log_snr)
         assert rule.bounds.tolist() == [0, 25, 50, 75, 100]
         assert "bounds" not in rule.state_dict()
-        rule.build(log_snr, (20, 40))
+        rule.bind(log_snr, (20, 40))
         assert rule.intervals == [(20, 25), (25, 30), (30, 35), (35, 40)]
-    Joint().build(log_snr)
+    Joint().bind(log_snr)
 
 
 class TestBadInput:
@@ -326,7 +326,7 @@ class TestBadInput:
         with pytest.raises(UserError, match="needs affinity"):
             cls(clustering="affinity")
         with pytest.raises(UserError, match=r"must lie in 1\.\.5, the number of tasks; got 8"):
-            cls().build(torch.arange(5.0))
+            cls().bind(torch.arange(5.0))
 
     def test_batches(self):
         with pytest.raises(UserError, match=r"3 samples .* 4 clusters"):

@@ -10,7 +10,7 @@ from tests.conftest import golden, shipped
 
 
 def made(loss_weight, schedule="cosine", **options):
-    loss_weight.build(Diffusion(schedule, **options))
+    loss_weight.bind(Diffusion(schedule, **options))
     return loss_weight
 
 
@@ -37,7 +37,7 @@ class TestEveryLossWeight:
     def test_draws_tasks_of_the_range(self, cls, process):
         torch.manual_seed(0)
         loss_weight = cls()
-        loss_weight.build(process(tasks=(200, 900)))
+        loss_weight.bind(process(tasks=(200, 900)))
         t = loss_weight.timesteps(501, torch.device("cpu"))
         assert t.shape == (501,) and t.min() >= 200 and t.max() < 900
         assert t.min() < 210 and t.max() > 890
@@ -45,7 +45,7 @@ class TestEveryLossWeight:
     def test_works_in_continuous_time(self, cls):
         mse, vb, _ = batch(9)
         loss_weight = cls()
-        loss_weight.build(FlowMatching())
+        loss_weight.bind(FlowMatching())
         t = torch.linspace(0, 999, 9)
         loss = loss_weight(mse, torch.zeros_like(vb), t)
         loss.backward()
@@ -99,7 +99,7 @@ def test_p2_is_per_sample_and_not_the_official_product_of_means():
     diffusion = Diffusion("cosine", variance="fixed_large")
     mse, vb = diffusion.losses(g["model_output"], g["x0"], g["t"], g["noise"])
     p2 = P2(1, 1)
-    p2.build(diffusion)
+    p2.bind(diffusion)
     torch.testing.assert_close(mse, g["mse_per_sample"], rtol=1e-5, atol=0)
     loss = p2(mse, vb, g["t"]).double()
     torch.testing.assert_close(loss, g["correct_mean"].double(), rtol=1e-5, atol=0)

@@ -7,7 +7,7 @@ import yaml
 
 from analysis import draw_all
 from analysis.read.runs import read
-from dtr_lightning.runs.run import find_runs
+from dtr_lightning.rundir.run import find_runs
 from tests.analysis.synthetic_runs import FOUR, make_run, make_sweep, prune
 
 RESULTS = [("score", wrong) for wrong in ("3", [1], True, {}, 10**400)]

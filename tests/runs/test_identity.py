@@ -12,7 +12,7 @@ from dtr_lightning.config.parser import resolve, run_name
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.fit import run
 from dtr_lightning.experiment.load import TrainedRun, other_protocol
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.run import Run
 from tests.conftest import ROOT, TINY
 
 ROUTER = """

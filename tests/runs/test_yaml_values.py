@@ -10,8 +10,8 @@ import yaml
 
 from dtr_lightning.config.parser import make_parser, parse, resolve
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.run import Run
-from dtr_lightning.runs.yaml_values import DUMPER, LOADER
+from dtr_lightning.rundir.run import Run
+from dtr_lightning.rundir.yaml_values import DUMPER, LOADER
 from sweeps.engine import plan, recipe
 
 ROOT = Path(__file__).parent.parent.parent

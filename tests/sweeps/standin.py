@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import optuna
 from rich.console import Console
 
-from dtr_lightning.runs.naming import slug
-from dtr_lightning.runs.run import Run, find_runs
+from dtr_lightning.rundir.naming import slug
+from dtr_lightning.rundir.run import Run, find_runs
 from sweeps.engine import driver, session
 from sweeps.engine.workers import Machine
 
@@ -100,7 +100,7 @@ def install(monkeypatch):
     config = SimpleNamespace(resolve=resolve, run_name=run_name, takes=takes)
     monkeypatch.setitem(sys.modules, "dtr_lightning.config.parser", config)
     monkeypatch.setattr(driver, "report", lambda *arguments: None)
-    monkeypatch.setattr(driver, "look", lambda: Machine(2, ()))
+    monkeypatch.setattr(driver, "this_machine", lambda: Machine(2, ()))
     monkeypatch.setattr(session, "LOOK", 0.1)
 
 

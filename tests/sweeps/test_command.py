@@ -14,7 +14,7 @@ from sweeps.engine import outputs as report
 from sweeps.engine import plan, preview, recipe
 from sweeps.engine.folder import Folder
 from sweeps.engine.view import Bars
-from sweeps.engine.workers import Machine, Workers, look
+from sweeps.engine.workers import Machine, Workers, this_machine
 from tests.sweeps import standin
 from tests.sweeps.standin import run, write
 
@@ -51,7 +51,7 @@ def test_dry_run_writes_nothing_and_knows_what_is_done(light, tmp_path, monkeypa
     experiment = SimpleNamespace(Experiment=lambda config: work)
     monkeypatch.setitem(sys.modules, "dtr_lightning.experiment.fit", fit)
     monkeypatch.setitem(sys.modules, "dtr_lightning.experiment.experiment", experiment)
-    monkeypatch.setattr(preview, "look", lambda: Machine(2, ()))
+    monkeypatch.setattr(preview, "this_machine", lambda: Machine(2, ()))
     monkeypatch.setattr(sys, "argv", ["sweep.py", str(path), "--dry-run", "--out", str(out)])
     monkeypatch.chdir(tmp_path)
     assert command.main() == 0
@@ -131,7 +131,7 @@ def test_slots_share_the_cores_or_the_gpus(tmp_path, monkeypatch):
         workers.divide(machine, asked, trials_)
         assert (workers.number, workers.threads) == (number, threads)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert look().gpus == ()
+    assert this_machine().gpus == ()
 
 
 def test_a_terminal_has_a_bar_per_trial_and_the_best_so_far(light, tmp_path):

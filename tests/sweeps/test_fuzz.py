@@ -209,7 +209,7 @@ def preview_of(path, folder, real):
         for name, module in modules.items():
             replaced.setitem(sys.modules, name, module)
         replaced.setattr(driver, "resolve_all", first_two if real else resolve_all)
-        replaced.setattr(preview, "look", lambda: Machine(2, ()))
+        replaced.setattr(preview, "this_machine", lambda: Machine(2, ()))
         replaced.setattr(sys, "argv", arguments)
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(mistake):
             return command.main(), mistake.getvalue()

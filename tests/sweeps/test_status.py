@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.run import find_runs
+from dtr_lightning.rundir.run import find_runs
 from sweeps.engine import status
 from sweeps.engine.folder import Folder
 from tests.sweeps import standin

@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.run import Run, find_runs
+from dtr_lightning.rundir.run import Run, find_runs
 from sweeps.engine import session as session_module
 from sweeps.engine.session import Session
 from sweeps.engine.workers import Workers

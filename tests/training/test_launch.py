@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.run import Run
 from dtr_lightning.training.launch import forget_launcher, is_leader, make_trainer
 from tests.conftest import ROOT, TINY
 

@@ -15,7 +15,7 @@ import time
 import pytest
 import torch
 
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.run import Run
 from tests.conftest import ROOT, TINY
 
 pytestmark = [

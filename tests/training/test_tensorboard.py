@@ -14,7 +14,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 from dtr_lightning.config.parser import resolve
 from dtr_lightning.experiment.fit import Stopped, run
 from dtr_lightning.routing.masks import dtr
-from dtr_lightning.runs.run import Run
+from dtr_lightning.rundir.run import Run
 from dtr_lightning.training.pictures import mask_picture
 from tests.conftest import ROOT, TINY
 

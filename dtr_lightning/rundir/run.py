@@ -27,9 +27,9 @@ from typing import Any
 import yaml
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.runs.atomic import leftovers, write_text
-from dtr_lightning.runs.naming import evaluation_name, identity, is_protocol, protocol
-from dtr_lightning.runs.yaml_values import DUMPER, LOADER
+from dtr_lightning.rundir.atomic import leftovers, write_text
+from dtr_lightning.rundir.naming import evaluation_name, identity, is_protocol, protocol
+from dtr_lightning.rundir.yaml_values import DUMPER, LOADER
 
 # what flock raises on file systems that have no locks, as those of some clusters
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
