@@ -121,7 +121,13 @@ class _Loader(DataLoader):
     """Raises the UserError that a worker handed over as a batch."""
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in super().__iter__():
+        # a worker begins with these signals blocked, until `_ignore_signals` takes over
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        try:
+            batches = super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
