@@ -153,10 +153,11 @@ def test_a_signal_saves_in_all_processes(tmp_path, ranks, number):
 
 def test_two_processes_stop_in_an_evaluation_and_make_up_for_it(tmp_path):
     """The evaluation follows the first record; the second process has a batch of samples more."""
-    more = {"trainer.max_steps": 4, "trainer.log_every_n_steps": 3, "sampler.steps": 400}
-    more |= {"evaluation.every": 3, "evaluation.every_n": 257, "evaluation.batch_size": 128}
+    more = {"trainer.max_steps": 4, "trainer.log_every_n_steps": 3, "sampler.steps": 200}
+    more |= {"evaluation.every": 3, "evaluation.every_n": 9, "evaluation.n": 8}
+    more |= {"evaluation.batch_size": 4}
     parts, whole = Run(tmp_path / "parts"), Run(tmp_path / "whole")
-    assert interrupted(parts.path, 2, signal.SIGTERM, group=False, delay=0.8, **more) == 130
+    assert interrupted(parts.path, 2, signal.SIGTERM, group=False, delay=0.1, **more) == 130
     stopped = torch.load(parts.last, weights_only=True)
     assert stopped["global_step"] == 3 and stopped["callbacks"]["EvaluateOnTheWay"]["missing"]
     assert [record["step"] for record in parts.metrics()] == [3]
