@@ -6,8 +6,8 @@ The same command again goes on where it stopped, or prints the result of a finis
 import sys
 from pathlib import Path
 
-from dtr_lightning.cli.commands import command, loading, stop_on_signals
-from dtr_lightning.errors import Diverged, UserError
+from dtr_lightning.cli.commands import INTERRUPTED, command, loading, stop_on_signals
+from dtr_lightning.errors import Diverged, Stopped, UserError
 
 
 @command
@@ -36,7 +36,10 @@ def main() -> int:
         raise UserError("--out is empty; give a directory, or leave it out")
     out = out or Path("runs") / Path(files[-1]).stem / run_name(config, files[-1])
     if not is_leader(config["trainer"]):
-        return int(Diverged.of(run(config, out, stop=stop)) is not None)
+        try:
+            return int(Diverged.of(run(config, out, stop=stop)) is not None)
+        except Stopped:  # the first process says so
+            return INTERRUPTED
     print(f"run: {out}", flush=True)
     steps = config["trainer"]["max_steps"] * max(1, len(expert_configs(config)))
     with Bar("starting") as bar:

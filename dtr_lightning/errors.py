@@ -1,8 +1,9 @@
 """What is no bug: a person's mistake, a wish to stop, and a training that diverges."""
 
-__all__ = ["Diverged", "Stopped", "UserError", "choices", "refuse_diverged"]
+__all__ = ["Diverged", "Stopped", "UserError", "choices", "known_failure", "refuse_diverged"]
 
 import math
+import signal
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -55,3 +56,22 @@ def refuse_diverged(path: object, results: Mapping[str, Any] | None) -> None:
 def choices(what: str, given: object, valid: Iterable[object]) -> UserError:
     """Returns the error for a value that is not among the valid ones, which it lists."""
     return UserError(f"unknown {what} {given!r}; valid: {', '.join(map(str, valid))}")
+
+
+def known_failure(error: Exception) -> str | None:
+    """Returns one line for a failure that is not ours but the machine's; None for any other."""
+    text = str(error).strip()
+    first = text.partition("\n")[0]
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory on the GPU: {first}"
+    if text.startswith("DataLoader worker"):  # torch's words, wherever it was that one died
+        names = (s.name for s in signal.Signals if f"signal: {signal.strsignal(s)}" in text)
+        name = next(names, None)
+        return (
+            f"a data worker {f'was killed by {name}' if name else 'ended'}, mostly for lack of "
+            "memory or of /dev/shm; with a smaller --data.workers (0: none) the same command goes "
+            "on from the last checkpoint"
+        )
+    if any(f"Connection {how} by peer" in text for how in ("closed", "reset")):
+        return "another process of this run has ended; what it said tells why"
+    return None

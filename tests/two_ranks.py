@@ -18,13 +18,15 @@ from tests.experiment.test_fit import STATE, assert_equal
 
 
 class Later(Event):
-    """Is set the second time that somebody asks."""
+    """Is set from the n-th time on that somebody asks."""
 
-    asked = 0
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n, self.asked = n, 0
 
     def is_set(self) -> bool:
         self.asked += 1
-        return self.asked > 1
+        return self.asked >= self.n
 
 
 def train_three_steps(config: Config) -> dict[str, object]:
@@ -66,7 +68,7 @@ def stop_the_first_rank(config: Config, folder: Path) -> dict[str, object]:
     first = torch.distributed.get_rank() == 0
     whole = run(config, folder / "whole")
     try:
-        run(config, folder / "parts", stop=Later() if first else Event())
+        run(config, folder / "parts", stop=Later(2) if first else Event())
         left = False
     except Stopped:
         left = True
@@ -76,6 +78,7 @@ def stop_the_first_rank(config: Config, folder: Path) -> dict[str, object]:
     status = Run(folder / "parts").meta["status"]
     torch.distributed.barrier()
     parts = run(config, folder / "parts")
+    records = [Run(folder / name).metrics() for name in ("whole", "parts")]
     if first:
         a, b = (read_checkpoint(Run(folder / name).last) for name in ("whole", "parts"))
         for key in STATE:
@@ -85,6 +88,7 @@ def stop_the_first_rank(config: Config, folder: Path) -> dict[str, object]:
         "stopped at": stopped,
         "status": status,
         "same": [parts[key] == whole[key] for key in ("score", "loss", "steps")],
+        "same records": records[0] == records[1],
     }
 
 

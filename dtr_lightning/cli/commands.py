@@ -32,7 +32,7 @@ from threading import Event
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from dtr_lightning.errors import Diverged, Stopped, UserError
+from dtr_lightning.errors import Diverged, Stopped, UserError, known_failure
 
 MISTAKES = {
     errno.ENOSPC: "no space left on the device",
@@ -122,14 +122,9 @@ def command(main: Callable[[], int | None]) -> Callable[[], int | None]:
             print(f"stopped; go on with: {same_command()}", file=sys.stderr)
             return INTERRUPTED
         except RuntimeError as error:
-            if str(error).startswith("DataLoader worker"):
-                return _fail(
-                    f"{str(error).splitlines()[0]}: perhaps out of memory; give a smaller "
-                    "--data.workers or 0; what was saved before is untouched"
-                )
-            if type(error).__name__ != "OutOfMemoryError":
+            if (reason := known_failure(error)) is None:
                 raise
-            return _fail(f"out of memory on the GPU: {str(error).splitlines()[0]}")
+            return _fail(reason)
 
     return wrapped
 
@@ -175,7 +170,7 @@ def stop_on_signals() -> Event:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print("\nstopping after this step or evaluation; Ctrl-C again: at once", file=sys.stderr)
+        print("\nstopping after this step; Ctrl-C again: at once", file=sys.stderr)
 
     for number in STOPS:
         signal.signal(number, handle)

@@ -121,10 +121,22 @@ class _Loader(DataLoader):
     """Raises the UserError that a worker handed over as a batch."""
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in super().__iter__():
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        # a worker begins with these signals blocked, until `_ignore_signals` takes over
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        try:
+            batches = super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            for batch in batches:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            if not self.num_workers:
+                raise
+            # in torch's words, which `known_failure` reads wherever a worker's end is noticed
+            raise RuntimeError("DataLoader worker ended as it handed over a batch") from error
 
 
 def _ignore_signals(worker: int) -> None:

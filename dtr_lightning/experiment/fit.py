@@ -7,6 +7,7 @@ __all__ = ["Progress", "Stopped", "read_checkpoint", "run", "seconds_per_step"]
 
 import copy
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 
 from dtr_lightning.config.parser import Config, contents_of
 from dtr_lightning.errors import Diverged, Stopped
+from dtr_lightning.expect import is_own
 from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.experts import train_experts
 from dtr_lightning.experiment.notes import notes_of
@@ -33,7 +35,7 @@ from dtr_lightning.training.callbacks import (
     PeriodicEvaluation,
 )
 from dtr_lightning.training.ema import EMA
-from dtr_lightning.training.launch import is_leader
+from dtr_lightning.training.launch import CommonStop, is_leader
 from dtr_lightning.training.pictures import by_class, image_grid, log_masks, save_samples
 from dtr_lightning.training.tensorboard import TensorBoard, log_end, log_start
 from dtr_lightning.training.weights import are_finite, load_average, read_checkpoint, refuse_shorter
@@ -50,8 +52,8 @@ def run(
     """Trains and evaluates the run at a path, with its experts if any, and returns its results.
 
     Done already: returns them at once. Interrupted before: goes on from last.ckpt. Raises Stopped
-    when `stop` was set, at the end of the step or of an evaluation on the way, after saving
-    last.ckpt; several processes stop together, at a step that is logged, when that of any was set.
+    when `stop` was set, after saving last.ckpt: at the end of the step or in an evaluation, which a
+    resumed run makes up for. Several processes stop together, when that of any was set.
     A training loss, or at the end a weight, held-out loss or score, that is not finite ends the run
     as diverged, with neither score nor loss. UserError if the directory holds another run, one that
     is trained for longer already, or is in use. A run that ended is trained on where max_steps is
@@ -114,13 +116,7 @@ def _train_and_evaluate(
     config, module = experiment.config, experiment.module
     if leader:
         directory.update_meta(status="running", traceback=None, **provenance())
-    reporter = Reporter(experiment, report)
-
-    def stoppable(images: int) -> None:
-        reporter.sampled(images)
-        if stop.is_set() and trainer.world_size == 1:  # ranks must not leave one another waiting
-            raise Stopped
-
+    reporter, together = Reporter(experiment, report), CommonStop(stop)
     if experiment.networks > 1:
         times, diverged = train_experts(experiment, directory, run, report, stop)
         if leader:
@@ -134,7 +130,7 @@ def _train_and_evaluate(
         trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], [], stop)
         trainer.fit(module, datamodule=experiment.data)  # no step: starts devices and processes
     else:
-        tensorboard, trainer = _train(experiment, directory, leader, reporter, stop)
+        tensorboard, trainer = _train(experiment, directory, leader, reporter, together)
         if not are_finite(directory, module):
             raise Diverged("the weights are not finite", config["trainer"]["max_steps"])
     began, steps = time.perf_counter(), experiment.steps()
@@ -144,7 +140,8 @@ def _train_and_evaluate(
     reporter.tell(stage="evaluate", done=done, step=steps["steps"])
     scores: dict[str, Any] = {"tasks": list(module.diffusion.tasks)}
     if n := experiment.protocol.n:
-        scores, images, labels = experiment.evaluate(trainer, module, n, KEPT_SAMPLES, stoppable)
+        sampled = _stoppable(experiment, trainer, n, reporter, together)
+        scores, images, labels = experiment.evaluate(trainer, module, n, KEPT_SAMPLES, sampled)
     losses = experiment.val_losses(trainer, module)
     scores |= {"loss": losses["val/loss"], **steps}
     if diverged := Diverged.of(scores):
@@ -166,8 +163,30 @@ def _train_and_evaluate(
     return results
 
 
+def _stoppable(
+    experiment: Experiment, trainer: Trainer, n: int, reporter: Reporter, stop: CommonStop
+) -> Callable[[int], None]:
+    """Returns what counts the work of an evaluation of n samples; it raises Stopped if asked to.
+
+    All processes must ask equally often: as often as one with the smallest share of the samples. A
+    person's own sampler may report in another way: there several processes stop afterwards.
+    """
+    world = trainer.world_size
+    batches = math.ceil(n // world / experiment.protocol.batch_size)
+    left = 0 if is_own(experiment.sampler) else batches * experiment.sampler_steps
+
+    def sampled(images: int) -> None:
+        nonlocal left
+        reporter.sampled(images)
+        left -= 1
+        if (world == 1 or left >= 0) and stop.ask(trainer):
+            raise Stopped
+
+    return sampled
+
+
 def _train(
-    experiment: Experiment, directory: Run, leader: bool, reporter: Reporter, stop: Event
+    experiment: Experiment, directory: Run, leader: bool, reporter: Reporter, stop: CommonStop
 ) -> tuple[TensorBoard, Trainer]:
     config, module = experiment.config, experiment.module
     resumed = directory.last.exists()
@@ -177,8 +196,9 @@ def _train(
         losses, scores = experiment.val_losses(trainer, ema.module), {}
         if experiment.protocol.n:
             n = experiment.protocol.every_n
+            sampled = _stoppable(experiment, trainer, n, reporter, stop)
             scores, images, labels = experiment.evaluate(
-                trainer, ema.module, n, KEPT_SAMPLES, reporter.sampled
+                trainer, ema.module, n, KEPT_SAMPLES, sampled
             )
             if leader:
                 classes = experiment.data.num_classes
@@ -203,7 +223,7 @@ def _train(
             timed_steps=earlier.get("timed_steps", 0) + step - start,
         )
 
-    on_the_way = PeriodicEvaluation(experiment.protocol.every, evaluate_on_the_way)
+    on_the_way = PeriodicEvaluation(directory, experiment.protocol.every, evaluate_on_the_way)
     callbacks = [
         ema,
         MetricLogger(config["trainer"]["log_every_n_steps"], directory),
@@ -211,7 +231,7 @@ def _train(
         reporter,
         Checkpoints(directory, **config["checkpoint"], stop=stop, saved=saved),
     ]
-    trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], callbacks, stop)
+    trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], callbacks, stop.stop)
     if leader and not start:
         log_start(tensorboard.experiment, config, experiment.parameters())
         log_masks(tensorboard.experiment, module.model.router)
@@ -226,6 +246,7 @@ def _train(
         if leader:
             saved(error.step)  # its times alone: they count although no checkpoint is written
         raise
+    on_the_way.make_up(trainer)  # that of the last step
     return tensorboard, trainer
 
 

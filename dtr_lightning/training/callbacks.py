@@ -7,13 +7,13 @@ started again repeats nothing in its record.
 
 __all__ = ["Checkpoints", "JSONLLogger", "MetricLogger", "PeriodicEvaluation"]
 
+import contextlib
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import torch
@@ -158,23 +158,63 @@ class MetricLogger(Callback):
 
 
 class PeriodicEvaluation(Callback):
-    """Evaluates the average weights every n steps; `evaluate` does it and returns the scalars."""
+    """Evaluates the average weights every n steps; `evaluate` does it and returns the scalars.
 
-    def __init__(self, every: int, evaluate: Callable[[Trainer], Mapping[str, float]]) -> None:
-        self.every, self.evaluate = every, evaluate
+    Where it raises Stopped, the checkpoint of that step says that its evaluation is missing, and
+    the resumed run makes up for it.
+    """
+
+    def __init__(
+        self, run: Run, every: int, evaluate: Callable[[Trainer], Mapping[str, float]]
+    ) -> None:
+        self.run, self.every, self.evaluate = run, every, evaluate
         self.seconds = 0.0
+        self.missing = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes up for an evaluation that was stopped, before the next step."""
+        self.make_up(trainer)
+        self.seconds = 0.0  # the clock of the training starts after it
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Evaluates and logs."""
-        step = trainer.global_step
-        if self.every and step % self.every == 0:
-            began = time.perf_counter()
+        if self.every and trainer.global_step % self.every == 0:
+            self.missing = True
+            with contextlib.suppress(Stopped):  # Checkpoints saves the step, and stops
+                self._evaluate(trainer)
+
+    def make_up(self, trainer: Trainer) -> None:
+        """Evaluates and logs what the checkpoint says is missing; raises Stopped if asked to.
+
+        It may be in the record: the checkpoint stays as it is until the next one.
+        """
+        if self.missing:
+            step = trainer.global_step
+            records = self.run.metrics() if trainer.is_global_zero else ()
+            known = any(record["step"] == step and "val/loss" in record for record in records)
+            if not trainer.strategy.broadcast(known):
+                self._evaluate(trainer)
+            self.missing = False
+
+    def _evaluate(self, trainer: Trainer) -> None:
+        began = time.perf_counter()
+        try:
             logged = dict(self.evaluate(trainer))
+        finally:
             self.seconds += time.perf_counter() - began
-            for logger in trainer.loggers:
-                logger.log_metrics(logged, step)
+        self.missing = False
+        for logger in trainer.loggers:
+            logger.log_metrics(logged, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns whether the evaluation of this step is missing."""
+        return {"missing": self.missing}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it back."""
+        self.missing = state_dict["missing"]
 
 
 class Checkpoints(Checkpoint):
@@ -185,11 +225,11 @@ class Checkpoints(Checkpoint):
         run: Run,
         every: int,
         milestones: int,
-        stop: Event,
+        stop: CommonStop,
         saved: Callable[[int], None],
     ) -> None:
         self.run, self.every, self.milestones = run, every, milestones
-        self.stop, self.saved = CommonStop(stop), saved
+        self.stop, self.saved = stop, saved
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

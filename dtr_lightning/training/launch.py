@@ -218,7 +218,8 @@ class Ranks(DDPStrategy):
 class CommonStop:
     """Tells all processes at the same moment that any of them was asked to stop.
 
-    Between two steps the question goes round while the next step is computed: nobody waits for it.
+    The question goes round while the next step is computed, of a training or of a sampler: nobody
+    waits for it.
     """
 
     def __init__(self, stop: Event) -> None:
@@ -240,12 +241,12 @@ class CommonStop:
             work.wait()
             self._agree(trainer, bool(asked))
 
-    def now(self, trainer: Trainer) -> bool:
-        """Returns whether to stop, asked and answered at once."""
-        if trainer.world_size > 1:
+    def ask(self, trainer: Trainer) -> bool:
+        """Returns whether to stop, as the last question told, and if not, sends the next one."""
+        self.hear(trainer)
+        if not (stop := self.decided(trainer)):
             self.send(trainer)
-            self.hear(trainer)
-        return self.decided(trainer)
+        return stop
 
     def decided(self, trainer: Trainer) -> bool:
         """Returns whether to stop, as far as all know."""

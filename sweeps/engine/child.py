@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dtr_lightning.cli.commands import STOPS, quiet
-from dtr_lightning.errors import UserError
+from dtr_lightning.errors import UserError, known_failure
 from dtr_lightning.rundir.run import Run
 
 # Trains a config in a run directory and returns its results; None if it was stopped.
@@ -96,8 +96,9 @@ def main(
         connection.send(Message("failed", str(error)))
     except Exception as error:
         traceback.print_exc()
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        connection.send(Message("failed", f"{type(error).__name__}: {reason}"))
+        first = (str(error).strip().splitlines() or ["no reason given"])[0]
+        reason = known_failure(error) or f"{type(error).__name__}: {first}"
+        connection.send(Message("failed", reason))
     else:
         connection.send(Message("stopped") if results is None else Message("done", results))
 

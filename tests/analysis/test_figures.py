@@ -422,7 +422,7 @@ def test_gates_are_softmax_of_the_checkpoint_and_the_matched_prior(tmp_path):
         emb = F.silu(embedder(t))
         p = torch.stack([part.f_gate[1](emb).softmax(-1) for part in router.routers], 1)
     assert numbers.p.to_numpy() == pytest.approx(p.flatten().numpy(), abs=1e-6)
-    chosen = numbers.chosen.to_numpy().reshape(50, 2, 3)
+    chosen = numbers.selected.to_numpy().reshape(50, 2, 3)
     assert (chosen.sum(-1) == 2).all() and (chosen.argmin(-1) == p.argmin(-1).numpy()).all()
     prior = router.prior[t].int().numpy()
     assert (numbers.prior.to_numpy().reshape(50, 6) == prior).all()

@@ -177,7 +177,7 @@ def test_weights_that_break_in_the_last_step(tiny, tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("what", ["score", "loss"])
 def test_a_final_number_that_is_not_finite(tiny, tmp_path, monkeypatch, what, value):
-    evaluate, held_out = Experiment.evaluate, Experiment.held_out
+    evaluate, held_out = Experiment.evaluate, Experiment.val_losses
 
     def broken_score(*args):
         scores, *images = evaluate(*args)
@@ -186,7 +186,7 @@ def test_a_final_number_that_is_not_finite(tiny, tmp_path, monkeypatch, what, va
     if what == "score":
         monkeypatch.setattr(Experiment, "evaluate", broken_score)
     else:
-        monkeypatch.setattr(Experiment, "val", lambda *a: held_out(*a) | {"val/loss": value})
+        monkeypatch.setattr(Experiment, "val_losses", lambda *a: held_out(*a) | {"val/loss": value})
     results = run(tiny(evaluation__every=0), tmp_path / "run")
     ends(results, tmp_path / "run", f"{what} is")
 

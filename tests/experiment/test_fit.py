@@ -410,7 +410,7 @@ class TestMistakes:
         def broken(*_):
             raise RuntimeError("a bug of ours")
 
-        monkeypatch.setattr(Experiment, "val", broken)
+        monkeypatch.setattr(Experiment, "val_losses", broken)
         with pytest.raises(RuntimeError):
             run(tiny(), tmp_path / "run")
         meta = Run(tmp_path / "run").meta

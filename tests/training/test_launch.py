@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.run import Run
@@ -18,6 +20,8 @@ from dtr_lightning.training.launch import forget_launcher, is_leader, make_train
 from tests.conftest import ROOT, TINY
 
 ONE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "accelerator": "cpu"}
+WORKER = {"data": "ImageFolder", "data.root": "{path}/images", "data.size": 8, "data.workers": 1}
+WORKER |= {"data.held_out": 0.3, "features": "TimmFeatures", "features.size": 32}
 TWO = ONE | {"devices": 2, "strategy": "ddp"}
 SHELL = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_NODELIST": "a"}
 BATCH = SHELL | {"SLURM_STEP_ID": str(0xFFFFFFFB)}
@@ -95,11 +99,11 @@ def test_a_file_system_without_locks_costs_a_line(tmp_path, monkeypatch, caplog,
     assert not Run(tmp_path).in_use()
 
 
-def interrupted(out, ranks, number, group, delay):
-    """Runs a training that gets a signal after its first record; returns its exit code."""
+def start(out, ranks, **more):
+    """Starts a training of 2000 steps, without evaluations on the way unless asked for."""
     options = TINY | {"trainer.accelerator": "cpu", "evaluation.every": 0}
     options |= {"trainer.max_steps": 2000, "checkpoint.every": 9999}
-    options |= {"trainer.log_every_n_steps": 5}
+    options |= {"trainer.log_every_n_steps": 5} | more
     if ranks > 1:
         options |= {"trainer.devices": ranks, "trainer.strategy": "ddp"}
     words = [f"--{key}={value}" for key, value in options.items()]
@@ -111,21 +115,33 @@ def interrupted(out, ranks, number, group, delay):
         *words,
         f"--out={out}",
     ]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         start_new_session=True,
+        text=True,
     )
+
+
+def wait_for_record(out, process):
+    """Waits for the first record of a run, or its end."""
     for _ in range(1200):
         if Run(out).metrics_file.exists() or process.poll() is not None:
             break
         time.sleep(0.1)
+
+
+def interrupted(out, ranks, number, group, delay, **more):
+    """Runs a training that gets a signal after its first record; returns its exit code."""
+    process = start(out, ranks, **more)
+    wait_for_record(out, process)
     time.sleep(delay)
     (os.killpg if group else os.kill)(process.pid, number)
-    return process.wait(120)
+    process.communicate(timeout=120)
+    return process.returncode
 
 
 @pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
@@ -133,6 +149,51 @@ def test_a_signal_saves_in_all_processes(tmp_path, ranks, number):
     assert interrupted(tmp_path, ranks, number, group=ranks == 1, delay=0.1) == 130
     step = torch.load(Run(tmp_path).last, weights_only=True)["global_step"]
     assert 0 < step < 2000 and Run(tmp_path).meta["status"] == "stopped"
+
+
+def test_two_processes_stop_in_an_evaluation_and_make_up_for_it(tmp_path):
+    """The evaluation follows the first record; the second process has a batch of samples more."""
+    more = {"trainer.max_steps": 4, "trainer.log_every_n_steps": 3, "sampler.steps": 200}
+    more |= {"evaluation.every": 3, "evaluation.every_n": 9, "evaluation.n": 8}
+    more |= {"evaluation.batch_size": 4}
+    parts, whole = Run(tmp_path / "parts"), Run(tmp_path / "whole")
+    assert interrupted(parts.path, 2, signal.SIGTERM, group=False, delay=0.1, **more) == 130
+    stopped = torch.load(parts.last, weights_only=True)
+    assert stopped["global_step"] == 3 and stopped["callbacks"]["PeriodicEvaluation"]["missing"]
+    assert [record["step"] for record in parts.metrics()] == [3]
+    for each in (parts, whole):
+        process = start(each.path, 2, **more)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert parts.metrics() == whole.metrics()
+    timed = {"seconds", "steps_per_second"}
+    a, b = ({k: v for k, v in each.results.items() if k not in timed} for each in (parts, whole))
+    assert a == b
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes in /proc")
+@pytest.mark.parametrize(
+    ("ranks", "more", "expected"),
+    [
+        (1, WORKER, "error: a data worker "),
+        (2, {}, "error: another process of this run has ended; what it said tells why"),
+    ],
+)
+def test_a_process_that_dies_is_one_line(tmp_path, ranks, more, expected):
+    for i in range(20):
+        image = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (9 * i, 99, 0)).save(image)
+    more = {key: str(value).format(path=tmp_path) for key, value in more.items()}
+    process = start(tmp_path / "run", ranks, **more)
+    wait_for_record(tmp_path / "run", process)
+    if process.poll() is None:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        os.kill(int(children.split()[-1]), signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert process.returncode == 2 and "Traceback" not in said, said
+    assert len(lines) == 1 and lines[0].startswith(expected), said
 
 
 @pytest.mark.faults

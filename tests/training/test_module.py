@@ -102,6 +102,7 @@ def test_two_ranks_stop_together_when_one_is_asked_to(two_ranks):
         "stopped at": 3,
         "status": "stopped",
         "same": [True, True, True],
+        "same records": True,
     }
 
 
