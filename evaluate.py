@@ -142,7 +142,7 @@ def of_run(given: argparse.Namespace, options: Sequence[str], stop: Event) -> di
     experiment = trained.experiment
     data, n = experiment.data, experiment.protocol.n
     data.announce()
-    check_size((data.in_channels, data.image_size, data.image_size), reference)
+    check_size(data.image_shape, reference)
     weights = network.which_weights.split()[-1]
     name = f"adm-{trained.name}-{reference.digest}-{weights}"
     if not given.save_samples and (stored := run.evaluation(name)) is not None:
@@ -177,12 +177,11 @@ def draw(
 
     experiment = trained.experiment
     data = experiment.data
-    shape = (data.in_channels, data.image_size, data.image_size)
     module, sampler, protocol = trained.module, experiment.sampler, experiment.protocol
     labels = draw_labels(data, protocol, n)
 
     def images() -> Iterator["Tensor"]:
-        for batch, _ in sample(module, sampler, labels, range(n), shape, protocol, count):
+        for batch, _ in sample(module, data, sampler, labels, range(n), protocol, count):
             activations.update(batch)
             yield rgb(batch)
 

@@ -77,14 +77,14 @@ def source(path: str, size: int | None, workers: int) -> "tuple[Iterable[Tensor]
             raise UserError(f"{path} is a run: its images have a size; leave --size out")
         data = instantiate(Data, Run.existing(path).config["data"])
         data.announce()
-        parts = [data.train_images()]
+        parts = [data.image_batches("train")]
     else:
         if size is None:
             raise UserError("a folder of images needs --size, the pixels a side of your samples")
         data = ImageFolder(
             path, size, class_folders=False, split_folders=False, flip=False, workers=workers
         )
-        parts = [data.train_images(), data.val_images()]
+        parts = [data.image_batches("train"), data.image_batches("val")]
     n = len(data.split("train")) + (len(data.split("val")) if len(parts) > 1 else 0)
     if len(parts) > 1:
         print(f"data: {n:,} images{data.left_out}", file=sys.stderr)

@@ -55,12 +55,10 @@ class Probe:
 
         Order and noise follow from the seed. All images are used where there are fewer.
         """
-        from dtr_lightning.data import to_float
-
-        pixels, labels = map(torch.cat, zip(*data.train_images(limit=images), strict=True))
+        stored, labels = map(torch.cat, zip(*data.stored_batches("train", images), strict=True))
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(labels), generator=generator)
-        x0 = to_float(pixels[order])
+        x0 = data.codec.mean(stored[order])
         noise = torch.randn(x0.shape, generator=generator)
         with evaluation_mode(module):
             y = module.condition(labels[order].to(module.device), order.to(module.device))

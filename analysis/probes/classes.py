@@ -79,8 +79,8 @@ def draw(runs: Sequence[Finished], protocol: ClassesConfig | None = None) -> Dra
     config = other_protocol(run, [])
     trained = TrainedRun(run, config | {"module": config["module"] | {"compile": False}})
     data, experiment = trained.experiment.data, trained.experiment
-    if data.in_channels not in (1, 3):
-        raise UserError(f"classes: images of {data.in_channels} channels cannot be shown")
+    if data.image_shape[0] not in (1, 3):
+        raise UserError(f"classes: images of {data.image_shape[0]} channels cannot be shown")
     count = min(protocol.classes, data.num_classes)
     kinds = (torch.arange(count) * data.num_classes // count).tolist()
     indices = [kind + j * data.num_classes for kind in kinds for j in range(protocol.side**2)]
@@ -93,9 +93,8 @@ def draw(runs: Sequence[Finished], protocol: ClassesConfig | None = None) -> Dra
             done += images
             bar(done, total, f"classes {run.path.name}")
 
-        shape = (data.in_channels, data.image_size, data.image_size)
         evaluation = experiment.protocol
-        sampled = (trained.module, experiment.sampler, labels, indices, shape, evaluation, report)
+        sampled = (trained.module, data, experiment.sampler, labels, indices, evaluation, report)
         images = torch.cat([images.cpu() for images, _ in sample(*sampled)]).numpy()
 
     columns = min(COLUMNS, count)

@@ -21,7 +21,7 @@ from analysis.figures.samples import rgb
 from analysis.read.runs import Finished
 from analysis.read.settings import settings
 from dtr_lightning.config.registry import instantiate
-from dtr_lightning.data import to_uint8
+from dtr_lightning.data import Data
 from dtr_lightning.diffusion import FlowMatching, Process
 from dtr_lightning.diffusion.samplers import DDIM, Euler, IndexedNoise, guided
 from dtr_lightning.errors import UserError
@@ -56,15 +56,16 @@ def _clean(process: Process, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
 @torch.no_grad()
 def denoise(
     module: torch.nn.Module,
+    data: Data,
     labels: Tensor,
-    shape: tuple[int, int, int],
     protocol: Any,
     clip: bool = True,
 ) -> Moments:
     """Returns the moments of samples of these classes (N,), by 60 steps of DDIM or Euler.
 
-    shape is (C, H, W); guidance and seed are those of the run's protocol, a class starts from the
-    noise of the index that is its label. `clip` limits every predicted x_0 to [-1, 1].
+    `data` are those of the training; guidance and seed are those of the run's protocol, a class
+    starts from the noise of the index that is its label. `clip` limits every predicted x_0 to
+    [-1, 1].
     """
     process, device = module.diffusion, module.device
     y = labels.to(device)
@@ -74,13 +75,13 @@ def denoise(
     def watched(x: Tensor, t: Tensor) -> Tensor:
         output = network(x, t, condition)
         times.append(float(t[0]))
-        seen.append(to_uint8(x).cpu())
-        clean.append(to_uint8(_clean(process, output, x, t)).cpu())
+        seen.append(data.codec.decode(x).cpu())
+        clean.append(data.codec.decode(_clean(process, output, x, t)).cpu())
         return output
 
     steps = min(FRAMES, process.T)
     sampler = (Euler if isinstance(process, FlowMatching) else DDIM)(steps, clip=clip)
-    noise = IndexedNoise(protocol.seed, labels.tolist(), shape)
+    noise = IndexedNoise(protocol.seed, labels.tolist(), data.shape)
     with evaluation_mode(module):
         condition = module.condition(y, torch.zeros_like(y))
         sampler(watched, noise().to(device), process, lambda: noise().to(device))
@@ -233,11 +234,10 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     table = trained.module.model.router.table(BLOCK).cpu().numpy()
     count = min(CLASSES, data.num_classes)
     labels = torch.arange(count) * data.num_classes // count
-    shape = (data.in_channels, data.image_size, data.image_size)
-    if data.in_channels not in (1, 3):
-        raise UserError(f"film: images of {data.in_channels} channels cannot be shown")
+    if data.image_shape[0] not in (1, 3):
+        raise UserError(f"film: images of {data.image_shape[0]} channels cannot be shown")
     clip = getattr(experiment.sampler, "clip", True)
-    moments = denoise(trained.module, labels, shape, experiment.protocol, clip)
+    moments = denoise(trained.module, data, labels, experiment.protocol, clip)
     title = settings([run])[0].label
     if table.sum(1).min() < 1:
         raise UserError(f"film: {run.path.name} has tasks without any active channel")

@@ -52,8 +52,8 @@ class Reference(NamedTuple):
         limit = int(run.flat.get("evaluation.reference") or 0) or None
         train, val = BoundedRows(copies.TRAIN), BoundedRows()
         for kept, images in (
-            (train, data.train_images(limit)),
-            (val, data.val_images(limit)),
+            (train, data.image_batches("train", limit)),
+            (val, data.image_batches("val", limit)),
         ):
             for part, _ in images:
                 kept.update(copies.thumbnails(part))
@@ -66,7 +66,7 @@ class Reference(NamedTuple):
         return min(size, self.limit or size)
 
     def index(self, places: Tensor) -> Tensor:
-        """Returns where the images of these places are in the training split (see train_images)."""
+        """Returns where the images of these places are in the training split."""
         return places * len(self.data.split("train")) // self.count
 
     @property
@@ -100,7 +100,7 @@ def nearest(images: Tensor, reference: Reference, k: int = NEIGHBOURS) -> Neares
     gaps = pixels = torch.empty(len(images), 0)
     places, done = torch.empty(len(images), 0, dtype=torch.long), 0
     with Bar("neighbours") as bar:
-        for part, _ in reference.data.train_images(reference.limit):
+        for part, _ in reference.data.image_batches("train", reference.limit):
             place = torch.arange(done, done + len(part)).expand(len(images), -1)
             gaps = torch.cat([gaps, torch.cdist(vectors, _vectors(reference.features, part))], 1)
             pixels = torch.cat([pixels, _differences(rows, copies.thumbnails(part))], 1)

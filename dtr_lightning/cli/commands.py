@@ -188,7 +188,6 @@ def quiet() -> None:
         logging.getLogger(module).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
-        ".*You passed in a `val_dataloader` but have no `validation_step`.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*is smaller than the logging interval.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",

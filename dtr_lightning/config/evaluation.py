@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from dtr_lightning.errors import UserError, choices
 
 Labels = Literal["proportional", "balanced"]
+Precision = Literal["float32", "bf16"]
 
 LARGEST_SEED = 2**32 - 1
 
@@ -25,6 +26,7 @@ class EvaluationConfig:
             in turn.
         batch_size: images that are sampled at a time; changes no number.
         seed: of the samples' noise.
+        decode_precision: that latents are decoded in; pixels need no decoding.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class EvaluationConfig:
         labels: Labels = "proportional",
         batch_size: int = 128,
         seed: int = 0,
+        decode_precision: Precision = "float32",
     ) -> None:
         for name, value in (("n", n), ("every_n", every_n), ("batch_size", batch_size)):
             if value < 2 and (name, value) != ("n", 0):
@@ -55,4 +58,6 @@ class EvaluationConfig:
         if labels not in get_args(Labels):
             raise choices("evaluation.labels", labels, get_args(Labels))
         self.guidance, self.guidance_channels, self.labels = guidance, guidance_channels, labels
-        self.batch_size, self.seed = batch_size, seed
+        if decode_precision not in get_args(Precision):
+            raise choices("evaluation.decode_precision", decode_precision, get_args(Precision))
+        self.batch_size, self.seed, self.decode_precision = batch_size, seed, decode_precision

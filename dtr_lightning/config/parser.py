@@ -155,7 +155,7 @@ def make_parser(description: str | None = None, groups: Sequence[str] = GROUPS) 
             base, axis, skip=linked, required=True, metavar="NAME", help=about
         )
     if "module" in groups:
-        linked = {"model", "diffusion", "loss_weight", "gradients", "captions", "seed"}
+        linked = {"model", "diffusion", "loss_weight", "gradients", "captions", "codec", "seed"}
         parser.add_class_arguments(DiffusionModule, "module", skip=linked)
     if "evaluation" in groups:
         parser.add_class_arguments(EvaluationConfig, "evaluation")

@@ -1,8 +1,19 @@
 """Data sets: what the images are and which of them make the batch of a step."""
 
-from dtr_lightning.data.base import Data, to_float, to_uint8
+from dtr_lightning.data.base import Data
+from dtr_lightning.data.codec import VAE, Codec, Pixels, to_float, to_uint8
 from dtr_lightning.data.digits import Digits
 from dtr_lightning.data.digits_captions import DigitsCaptions
 from dtr_lightning.data.image_folder import ImageFolder
 
-__all__ = ["Data", "Digits", "DigitsCaptions", "ImageFolder", "to_float", "to_uint8"]
+__all__ = [
+    "VAE",
+    "Codec",
+    "Data",
+    "Digits",
+    "DigitsCaptions",
+    "ImageFolder",
+    "Pixels",
+    "to_float",
+    "to_uint8",
+]

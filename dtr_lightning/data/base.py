@@ -5,7 +5,7 @@ nor of where a run was interrupted. The paper fixes only batch size and flip (Ap
 order is ours, so that comparisons between routers are paired.
 """
 
-__all__ = ["Batch", "Data", "ResumableSampler", "Split", "to_float", "to_uint8"]
+__all__ = ["Batch", "Data", "ResumableSampler", "Split"]
 
 import itertools
 import json
@@ -24,22 +24,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from dtr_lightning.cli.commands import STOPS
 from dtr_lightning.data.captions import Captions
+from dtr_lightning.data.codec import Codec, Pixels
 from dtr_lightning.errors import UserError
 
 Split = Literal["train", "val"]
 Batch = tuple[Tensor, Tensor]
 
 REFERENCE_BATCH = 512
-
-
-def to_float(images: Tensor) -> Tensor:
-    """Returns uint8 images as float32 in [-1, 1]: x / 127.5 - 1."""
-    return images.float().div_(127.5).sub_(1)
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Returns images in [-1, 1] as uint8, rounded to the nearest level and clamped."""
-    return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 Draw = tuple[Tensor, Tensor | None]
@@ -97,8 +88,8 @@ class ResumableSampler(Sampler[Draw]):
 class _Batches(Dataset):
     """Makes a whole batch from (indices, flips or None); a UserError is returned as the batch."""
 
-    def __init__(self, pairs: Dataset, as_float: bool) -> None:
-        self.pairs, self.as_float = pairs, as_float
+    def __init__(self, pairs: Dataset) -> None:
+        self.pairs = pairs
 
     def __getitem__(self, draw: Draw) -> Batch | UserError:
         indices, flips = draw
@@ -114,7 +105,7 @@ class _Batches(Dataset):
             labels = torch.tensor([label for _, label in pairs])
         if flips is not None:
             images[flips] = images[flips].flip(-1)
-        return (to_float(images) if self.as_float else images), labels
+        return images, labels
 
 
 class _Loader(DataLoader):
@@ -166,6 +157,7 @@ class Data(LightningDataModule, ABC):
     image_size: int
     num_classes: int
     class_names: tuple[str, ...]
+    codec: Codec = Pixels()  # between what `split` gives and what the network sees
     captions: Captions | None = None  # what a text-conditional network is told in place of labels
     seed: int = 0
     source: str = ""  # where the held-out images are from, as ` (from val/)`
@@ -185,6 +177,16 @@ class Data(LightningDataModule, ABC):
     def name(self) -> str:
         """What the reference of a score is called."""
         return type(self).__name__
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network sees."""
+        return self.in_channels, self.image_size, self.image_size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return self.codec.image_shape(self.shape)
 
     def sizes(self) -> dict[str, Any]:
         """Returns what a network that was trained on the data needs to be sampled from."""
@@ -253,7 +255,7 @@ class Data(LightningDataModule, ABC):
             raise UserError(f"{val} held-out images cannot be shared by {world} ranks")
 
     def train_dataloader(self) -> DataLoader:
-        """Returns the endless batches (float32 in [-1, 1] (n, C, H, W), int64 (n,)) of this rank.
+        """Returns the endless batches of this rank: as stored (n, ...), and labels int64 (n,).
 
         Every iterator starts at the trainer's step, so a resumed run goes on where it stopped.
         """
@@ -263,51 +265,43 @@ class Data(LightningDataModule, ABC):
         draws = ResumableSampler(
             size, self.batch_size, self.seed, self.flip, rank, world, self._step
         )
-        return self._loader("train", draws)
+        return self._loader("train", draws, persistent=True)
 
-    def val_dataloader(self) -> DataLoader:
-        """Returns the held-out batches in order, each shared out among the ranks in slices."""
-        rank, world = self._place()
-        self.check(world)
-        size = len(self.split("val"))
-        edges = list(range(0, size, self.batch_size))
-        if size - edges[-1] < world:  # a rest too small to share joins the batch before
-            edges.pop()
-        edges.append(size)
-        draws = []
-        for first, stop in itertools.pairwise(edges):
-            cuts = [first + (stop - first) * r // world for r in (rank, rank + 1)]
-            draws.append((torch.arange(*cuts), None))
-        return self._loader("val", draws)
-
-    def train_images(self, limit: int | None = None, rank: int = 0, world: int = 1) -> DataLoader:
-        """Returns uint8 batches of the training split, fixed order, unflipped, with labels.
+    def stored_batches(
+        self, name: Split, limit: int | None = None, rank: int = 0, world: int = 1
+    ) -> DataLoader:
+        """Returns batches of a split as they are stored, in fixed order, unflipped, with labels.
 
         `limit` takes that many, evenly spaced; `rank` of `world` takes every world-th of them.
         """
-        return self._in_order("train", limit, rank, world)
-
-    def val_images(self, limit: int | None = None, rank: int = 0, world: int = 1) -> DataLoader:
-        """Returns the same of the held-out split."""
-        return self._in_order("val", limit, rank, world)
-
-    def _in_order(self, name: Split, limit: int | None, rank: int, world: int) -> DataLoader:
         size = len(self.split(name))
         count = size if limit is None else min(size, limit)
         indices = (torch.arange(count) * size // count)[rank::world]
         draws = [(chunk, None) for chunk in indices.split(REFERENCE_BATCH) if len(chunk)]
-        return self._loader(name, draws, as_float=False)
+        return self._loader(name, draws)
 
-    def _loader(self, name: Split, draws: Iterable[Draw], as_float: bool = True) -> DataLoader:
+    def image_batches(
+        self,
+        name: Split,
+        limit: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[Batch]:
+        """Yields the same as images uint8 (n, C, H, W) on a device, where latents are decoded."""
+        for stored, labels in self.stored_batches(name, limit, rank, world):
+            yield self.codec.restore(stored.to(device)), labels
+
+    def _loader(self, name: Split, draws: Iterable[Draw], persistent: bool = False) -> DataLoader:
         return _Loader(
-            _Batches(self.split(name), as_float),
+            _Batches(self.split(name)),
             sampler=draws,
             batch_size=None,
             collate_fn=_as_is,
             num_workers=self.workers,
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # else each iterator takes a number from the global one
-            persistent_workers=self.workers > 0 and as_float,
+            persistent_workers=self.workers > 0 and persistent,
             pin_memory=self.workers > 0 and torch.cuda.is_available(),
         )
 

@@ -95,10 +95,8 @@ class StoredRun:
         changed = {key: value for key, value in given.items() if value is not None}
         protocol = EvaluationConfig(**experiment.config["evaluation"] | changed)
         labels = self.labels(n, classes)
-        shape = (experiment.data.in_channels, *[experiment.data.image_size] * 2)
-        drawn = sample(
-            self.trained.module, experiment.sampler, labels, range(n), shape, protocol, report
-        )
+        module, data, sampler = self.trained.module, experiment.data, experiment.sampler
+        drawn = sample(module, data, sampler, labels, range(n), protocol, report)
         return torch.cat([images.cpu() for images, _ in drawn])
 
     def labels(self, n: int, classes: Sequence[int | str] | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from torchmetrics import SumMetric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from dtr_lightning.config.evaluation import EvaluationConfig
-from dtr_lightning.data import Data, to_uint8
+from dtr_lightning.data import Data
 from dtr_lightning.diffusion.samplers import IndexedNoise, Sampler, guided
 from dtr_lightning.errors import Diverged, UserError
 from dtr_lightning.metrics.scorer import Scorer
@@ -64,22 +64,22 @@ def draw_labels(data: Data, protocol: EvaluationConfig, n: int) -> Tensor:
 
 def sample(
     module: DiffusionModule,
+    data: Data,
     sampler: Sampler,
     labels: Tensor,
     indices: Sequence[int],
-    shape: tuple[int, int, int],
     protocol: EvaluationConfig,
     report: Report = silent,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields batches of images uint8 (n, C, H, W) and labels (n,) of samples with these indices.
 
-    labels (N,) belong to indices one by one; shape is (C, H, W). Diverged where the network draws
-    anything but finite pixels.
+    labels (N,) belong to indices one by one; `data` are those that the network was trained on.
+    Diverged where the network draws anything but finite numbers.
     """
-    for images, y in _draw(module, sampler, labels, indices, shape, protocol, report):
-        if not images.isfinite().all():
+    for x, y in _draw(module, sampler, labels, indices, data.shape, protocol, report):
+        if not x.isfinite().all():
             raise Diverged("the pixels that the network draws are not finite")
-        yield to_uint8(images), y
+        yield data.codec.decode(x, protocol.decode_precision), y
 
 
 @torch.no_grad()
@@ -103,14 +103,14 @@ def _draw(
         cost = len(chunk) * (1 if protocol.guidance == 1 else 2)
         with evaluation_mode(module):
             condition = module.condition(y, which)
-            images = sampler(
+            x = sampler(
                 lambda x, t, c=condition: network(x, t, c),
                 noise().to(device),
                 module.diffusion,
                 lambda noise=noise: noise().to(device),
                 progress=lambda cost=cost: report(cost),
             )
-        yield images, y
+        yield x, y
 
 
 def evaluate(
@@ -132,17 +132,16 @@ def evaluate(
     """
     indices = range(n * rank // world, n * (rank + 1) // world)
     labels = draw_labels(data, protocol, n)[indices.start : indices.stop]
-    shape = (data.in_channels, data.image_size, data.image_size)
     scorer.reset()
     scorer.next_index = indices.start
     kept, mine = [], max(0, min(keep, indices.stop) - indices.start)
     broken = SumMetric(nan_strategy="error").to(scorer.device)
-    for pixels, y in _draw(module, sampler, labels, indices, shape, protocol, report):
-        broken.update((~pixels.isfinite()).sum().to(scorer.device))
-        images = to_uint8(pixels)
+    for x, y in _draw(module, sampler, labels, indices, data.shape, protocol, report):
+        broken.update((~x.isfinite()).sum().to(scorer.device))
+        images = data.codec.decode(x, protocol.decode_precision)
         scorer.update(images, y)
         kept.append(images[: mine - sum(map(len, kept))].cpu())
-    images = torch.cat([torch.empty(0, *shape, dtype=torch.uint8), *kept])
+    images = torch.cat([torch.empty(0, *data.image_shape, dtype=torch.uint8), *kept])
     images, labels = (_of_all_ranks(x, scorer.device) for x in (images, labels[:mine]))
     scores = scorer.compute() | scorer.describe()
     if broken.compute():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dtr_lightning.config.evaluation import EvaluationConfig
 from dtr_lightning.config.parser import Config, instantiate
-from dtr_lightning.data import Data, to_float
+from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
 from dtr_lightning.diffusion import clusters as tasks
 from dtr_lightning.diffusion.samplers import Sampler
@@ -77,11 +77,14 @@ class Experiment:
             instantiate(LossWeight, config["loss_weight"]),
             instantiate(Gradients, config["gradients"], seed=seed),
             captions,
+            self.data.codec,
             seed=seed,
             **config["module"],
         )
         self.sampler: Sampler = instantiate(Sampler, config["sampler"])
         self.sampler.check(process)
+        if getattr(self.sampler, "clip", True) is None:
+            self.sampler.clip = self.data.codec.bounded
         self.protocol = EvaluationConfig(**config["evaluation"])
         check_guidance(model, self.protocol.guidance)
         self.sampler_steps = self.sampler.evaluations(process)
@@ -115,8 +118,7 @@ class Experiment:
         check_own(self.data, self.module, self.sampler, self.features)
         if self.protocol.n and (size := len(self.data.split("train"))) < 2:
             raise UserError(f"a score needs at least 2 training images to compare with, not {size}")
-        pixels = self.data.image_size
-        self.features(torch.zeros(1, self.data.in_channels, pixels, pixels, dtype=torch.uint8))
+        self.features(torch.zeros(1, *self.data.image_shape, dtype=torch.uint8))
 
     def trainer(
         self,
@@ -193,14 +195,14 @@ class Experiment:
         Image i of N is measured as i, i + N, i + 2N ...: equally by any number of processes.
         """
         rank, world = trainer.global_rank, trainer.world_size
-        loader = self.data.val_images(VAL_IMAGES, rank, world)
-        images, labels = map(torch.cat, zip(*loader, strict=True))
+        loader = self.data.stored_batches("val", VAL_IMAGES, rank, world)
+        stored, labels = map(torch.cat, zip(*loader, strict=True))
         count = min(len(self.data.split("val")), VAL_IMAGES)
         passes = torch.arange(max(1, VAL_IMAGES // count))
         indices = (torch.arange(count)[rank::world] + count * passes[:, None]).flatten()
         order = torch.arange(len(labels)).repeat(len(passes))
         batches = (
-            (to_float(images[own]), labels[own], i)
+            (self.data.codec.mean(stored[own]), labels[own], i)
             for own, i in zip(
                 order.split(HELD_OUT_BATCH), indices.split(HELD_OUT_BATCH), strict=True
             )
@@ -260,7 +262,7 @@ class Experiment:
         None where a person's own class looks at values, which counting has not.
         """
         t = torch.zeros(1, dtype=torch.long, device=self.module.device)
-        x = t.new_empty(1, self.data.in_channels, *[self.data.image_size] * 2, dtype=torch.float32)
+        x = t.new_empty(1, *self.data.shape, dtype=torch.float32)
         inputs = (x, t, self.module.condition(t, t))
         try:
             return count_macs(on_meta(self.network), *(each.to("meta") for each in inputs))
@@ -301,8 +303,10 @@ class Experiment:
 
     def describe(self) -> Mapping[str, Any]:
         """Returns the protocol that the score is stored with."""
-        return protocol(self.config) | {
-            "sampler_steps": self.sampler_steps,
-            "weights": "ema",
-            "precision": "float32",
-        }
+        clip = getattr(self.sampler, "clip", None)
+        return (
+            protocol(self.config)
+            | ({} if clip is None else {"sampler.clip": clip})
+            | self.data.codec.describe()
+            | {"sampler_steps": self.sampler_steps, "weights": "ema", "precision": "float32"}
+        )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
-from dtr_lightning.data import Data, to_float
+from dtr_lightning.data import Data
 from dtr_lightning.diffusion.samplers import Sampler
 from dtr_lightning.errors import UserError
 from dtr_lightning.expect import expect, is_own
@@ -54,7 +54,7 @@ def check_own_data(data: Data) -> None:
             images, labels = _pairs(data, pairs, source)
         else:
             continue
-        shape = (len(images), data.in_channels, data.image_size, data.image_size)
+        shape = (len(images), *data.shape)
         expect(f"{source}: images", images, shape, "N, C, H, W", (torch.uint8,))
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < data.num_classes:
             raise UserError(
@@ -64,11 +64,10 @@ def check_own_data(data: Data) -> None:
 
 
 def _pairs(data: Data, pairs: list[Any], source: str) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = (data.in_channels, data.image_size, data.image_size)
     for pair in pairs:
         if not (isinstance(pair, tuple | list) and len(pair) == 2):
             raise UserError(f"{source}: an item is {type(pair).__name__}; expected (image, label)")
-        expect(f"{source}: an image", pair[0], shape, "C, H, W", (torch.uint8,))
+        expect(f"{source}: an image", pair[0], data.shape, "C, H, W", (torch.uint8,))
         try:
             operator.index(pair[1])
         except TypeError:
@@ -85,20 +84,21 @@ def check_own(data: Data, module: DiffusionModule, sampler: Sampler, features: F
     if not any(map(is_own, (model, model.router, process, weight, rule, sampler, features))):
         return
     model, weight, rule = map(copy.deepcopy, (model, weight, rule))  # a trial changes no state
-    c, size = data.in_channels, data.image_size
+    c, height, width = data.shape
     channels = c * (1 + process.learns_variance)
     with torch.random.fork_rng(devices=[]):
-        images = torch.randint(256, (N, c, size, size), dtype=torch.uint8)
         if is_own(features):
+            images = torch.randint(256, (N, *data.image_shape), dtype=torch.uint8)
             _check_features(features, images)
+        x0 = torch.rand(N, *data.shape).mul(2).sub(1)
         if any(map(is_own, (model, model.router, process, weight))):
             t = process.timesteps_at(torch.tensor([0.25, 0.75]))
             y = module.condition(torch.arange(N) % data.num_classes, torch.arange(N))
             _check_router(model, t)
-            output = model.forward(torch.randn(images.shape), t, y)  # not what is compiled
+            output = model.forward(torch.randn(x0.shape), t, y)  # not what is compiled
             name = type(model).__name__
-            expect(f"{name}.forward", output, (N, channels, size, size), "N, C_out, H, W")
-            losses = process.losses(output, to_float(images), t, torch.randn(images.shape))
+            expect(f"{name}.forward", output, (N, channels, height, width), "N, C_out, H, W")
+            losses = process.losses(output, x0, t, torch.randn(x0.shape))
             for part in losses:
                 expect(f"{type(process).__name__}.losses", part, (N,), "N")
             expect(f"{type(weight).__name__}.forward", weight(*losses, t), (), "a scalar")
@@ -110,10 +110,10 @@ def check_own(data: Data, module: DiffusionModule, sampler: Sampler, features: F
             merged = rule.merge(torch.randn(rule.clusters, 8), 0)
             expect(f"{type(rule).__name__}.merge", merged, (8,), "D")
         if is_own(sampler):
-            output = torch.zeros(N, channels, size, size)
-            noise = torch.randn(images.shape)
+            output = torch.zeros(N, channels, height, width)
+            noise = torch.randn(x0.shape)
             drawn = sampler(lambda x, t: output, noise, process, lambda: torch.randn(noise.shape))
-            expect(type(sampler).__name__, drawn, (N, c, size, size), "N, C, H, W")
+            expect(type(sampler).__name__, drawn, (N, c, height, width), "N, C, H, W")
 
 
 def _check_router(model: Any, t: torch.Tensor) -> None:

@@ -97,7 +97,7 @@ def check_parts(configs: Mapping[str, Mapping[str, Any]], here: bool = False) ->
 
     def features(choice: Mapping[str, Any], images: Mapping[str, Any]) -> None:
         of = once(data, images)
-        instantiate(Features, choice)(torch.zeros(1, of.in_channels, *[of.image_size] * 2).byte())
+        instantiate(Features, choice)(torch.zeros(1, *of.image_shape).byte())
 
     def module(options: Mapping[str, Any], config: Mapping[str, Any], diffusion: Any) -> None:
         made, _ = once(network, config)

@@ -12,7 +12,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dtr_lightning.data.base import to_float
+from dtr_lightning.data.codec import to_float
 from dtr_lightning.errors import UserError
 from dtr_lightning.metrics.features import Features
 

@@ -5,14 +5,12 @@ The reference is the training split: the held-out one then has a score of its ow
 
 __all__ = ["Scorer"]
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, distributed
 from torchmetrics import Metric
 from torchmetrics.aggregation import SumMetric
 
-from dtr_lightning.data.base import Batch, Data
+from dtr_lightning.data.base import Data, Split
 from dtr_lightning.errors import UserError
 from dtr_lightning.metrics.class_scores import ClassifierScore
 from dtr_lightning.metrics.copies import TRAIN, Copies, thumbnails
@@ -154,21 +152,20 @@ class Scorer:
         self.reference_n, self.floor_n = (min(size, self.limit or size) for size in sizes)
         if self.reference_n < 2:
             raise UserError("a score needs at least 2 training images to compare with")
-        train = self._take(self.data.train_images(self.limit, rank, world), True, rank, world)
-        val = self._take(self.data.val_images(self.limit, rank, world), False, rank, world)
+        train, val = (self._take(name, rank, world) for name in ("train", "val"))
         self.floor = float(self.metrics["score"].compute()) if self.floor_n > 1 else None
         self.metrics["score"].reset()
         self.copies = Copies(train, val)
 
-    def _take(self, batches: Iterable[Batch], real: bool, rank: int, world: int) -> Tensor:
-        """Takes this rank's training (real) or held-out images: every world-th from its own on.
+    def _take(self, split: Split, rank: int, world: int) -> Tensor:
+        """Takes this rank's training or held-out images: every world-th from its own on.
 
         Returns the thumbnails (N, D) that are kept, of all ranks.
         """
+        real = split == "train"
         kept = BoundedRows(TRAIN if real else LIMIT).to(self.device)
-        for images, _ in batches:
+        for images, _ in self.data.image_batches(split, self.limit, rank, world, self.device):
             index = rank + world * torch.arange(kept.given, kept.given + len(images))
-            images = images.to(self.device)
             features = self._extract(images)
             self.metrics["score"].update(features, real=real)
             for name in self.kept if real else ():

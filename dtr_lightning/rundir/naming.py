@@ -37,6 +37,8 @@ MACHINE = (
 INTERVALS = ("trainer.log_every_n_steps", "checkpoint", "evaluation.every", "evaluation.every_n")
 LENGTH = ("trainer.max_steps",)
 PROTOCOL = ("sampler", "features", "evaluation")
+# What a protocol leaves out at its default: it follows from the data, or was always so.
+UNSTATED = {"sampler.clip": None, "evaluation.decode_precision": "float32"}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -81,10 +83,13 @@ def identity(
 def protocol(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns how a run's final result is measured, by option; files by their names.
 
-    The noise process is part of it: sampling follows its schedule.
+    The noise process is part of it: sampling follows its schedule. Whether x_0 is clipped follows
+    the data's codec unless it was given; who knows the codec states it.
     """
     stated = {}
     for key, value in settings(config).items():
+        if key in UNSTATED and value == UNSTATED[key]:
+            continue
         if _within(key, (*PROTOCOL, "diffusion")):
             if isinstance(value, str) and os.path.isabs(value):
                 value = Path(value).name

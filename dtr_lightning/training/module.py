@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from dtr_lightning.data.captions import Captions
+from dtr_lightning.data.codec import Codec, Pixels
 from dtr_lightning.diffusion import Process
 from dtr_lightning.diffusion import clusters as tasks
 from dtr_lightning.diffusion.samplers import IndexedNoise
@@ -19,7 +20,7 @@ from dtr_lightning.models import Denoiser, evaluation_mode
 from dtr_lightning.objectives import Gradients, Joint, LossWeight
 
 GOLDEN_RATIO = 0.6180339887498949  # its multiples modulo 1 fill [0, 1) evenly
-Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) in [-1, 1], labels (N,)
+Batch = tuple[Tensor, Tensor]  # what is stored of images (N, ...), labels (N,)
 
 
 class Losses(NamedTuple):
@@ -42,7 +43,7 @@ class DiffusionModule(LightningModule):
     rank), so a resumed run equals an uninterrupted one and routers are compared in pairs.
 
     Gradients other than Joint take their step by manual optimisation. Captions turn labels into
-    text.
+    text. A codec turns what is stored into the x_0 that the network sees.
 
     Args:
         lr: AdamW's learning rate, > 0.
@@ -61,6 +62,7 @@ class DiffusionModule(LightningModule):
         loss_weight: LossWeight,
         gradients: Gradients | None = None,
         captions: Captions | None = None,
+        codec: Codec | None = None,
         seed: int = 0,
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -80,6 +82,7 @@ class DiffusionModule(LightningModule):
             raise UserError(f"ema_decay must lie in [0, 1); got {ema_decay}")
         self.model, self.diffusion, self.loss_weight = model, diffusion, loss_weight
         self.gradients, self.captions = gradients or Joint(), captions
+        self.codec = codec or Pixels()
         self.loss_weight.bind(diffusion)
         self.gradients.bind(diffusion.log_snr(), diffusion.tasks)
         self.automatic_optimization = self.gradients.joint
@@ -124,7 +127,8 @@ class DiffusionModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Returns the loss, and the per-sample losses for the record."""
-        x0, labels = batch
+        stored, labels = batch
+        x0 = self.codec.sample(stored, lambda shape: torch.randn(shape, device=self.device))
         t = self._timesteps(len(x0), x0.device)
         noise = torch.randn_like(x0)
         y = self.drop_labels(self.condition(labels))

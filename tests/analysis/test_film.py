@@ -16,7 +16,7 @@ from analysis.probes import film
 from analysis.read.runs import read
 from dtr_lightning.config.evaluation import EvaluationConfig
 from dtr_lightning.config.parser import resolve
-from dtr_lightning.data import to_uint8
+from dtr_lightning.data import Digits, to_uint8
 from dtr_lightning.diffusion.samplers import DDIM, Euler, IndexedNoise
 from dtr_lightning.experiment import fit
 from dtr_lightning.experiment.experiment import Experiment
@@ -46,7 +46,7 @@ def runs(tmp_path_factory):
 def test_moments_end_at_the_sample_and_x0_explains_x_t(runs, scale):
     trained = TrainedRun(Run(runs / "DTR"), Run(runs / "DTR").config)
     protocol = EvaluationConfig(n=8, guidance=scale)
-    moments = film.denoise(trained.module, LABELS, (1, 8, 8), protocol)
+    moments = film.denoise(trained.module, trained.experiment.data, LABELS, protocol)
     assert len(moments.t) == film.FRAMES and moments.t == sorted(moments.t, reverse=True)
     assert (moments.t[0], moments.t[-1]) == (999, 0)
     assert moments.x.shape == moments.x0.shape == (film.FRAMES, 2, 1, 8, 8)
@@ -65,7 +65,7 @@ def test_flow_matching_is_filmed_by_euler_steps(tiny):
     config["diffusion"] = {"class_path": "FlowMatching", "init_args": {}}
     config["sampler"] = {"class_path": "Euler", "init_args": {"steps": 3}}
     module = Experiment(config).module
-    moments = film.denoise(module, LABELS, (1, 8, 8), EvaluationConfig(n=8))
+    moments = film.denoise(module, Digits(), LABELS, EvaluationConfig(n=8))
     assert (moments.t[0], len(moments.t)) == (pytest.approx(999), film.FRAMES)
     noise = IndexedNoise(0, LABELS.tolist(), (1, 8, 8))
     end = Euler(film.FRAMES)(

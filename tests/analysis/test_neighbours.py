@@ -41,14 +41,14 @@ def images_of(reference, positions):
 
 def test_reference_is_that_of_the_score(reference):
     assert reference.count == len(reference.copies.train) == 200
-    images, _ = map(torch.cat, zip(*reference.data.train_images(200), strict=True))
+    images, _ = map(torch.cat, zip(*reference.data.image_batches("train", 200), strict=True))
     assert torch.equal(images, images_of(reference, list(range(200))))
 
 
 @pytest.mark.parametrize("batch", [512, 64, 2])
 def test_nearest_equals_brute_force(reference, batch, monkeypatch):
     monkeypatch.setattr("dtr_lightning.data.base.REFERENCE_BATCH", batch)
-    images = torch.cat([x for x, _ in reference.data.val_images(12)])
+    images = torch.cat([x for x, _ in reference.data.image_batches("val", 12)])
     found = nearest(images, reference, 3)
     train = images_of(reference, list(range(200)))
     vectors, others = (reference.features(x).double() for x in (images, train))
@@ -72,7 +72,7 @@ def test_a_copy_is_its_own_neighbour_at_distance_zero(reference):
 
 def test_copies_come_first_and_are_framed(tmp_path, reference):
     run = make_run(tmp_path / "r", "DTR", {"alpha": 4.0, "beta": 0.8}, **AXES)
-    images, labels = (x.numpy().copy() for x in next(iter(reference.data.val_images(30))))
+    images, labels = (x.numpy().copy() for x in next(iter(reference.data.image_batches("val", 30))))
     images[[4, 9]] = images_of(reference, [3, 77]).numpy()
     np.savez(run.sample_arrays, images=images, labels=labels)
     runs = finished(tmp_path)
@@ -92,7 +92,7 @@ def test_copies_come_first_and_are_framed(tmp_path, reference):
 
 def test_differences_are_root_mean_squares_over_pixels_and_channels(tmp_path, reference):
     run = make_run(tmp_path / "r", **AXES)
-    images, labels = (x.numpy() for x in next(iter(reference.data.val_images(12))))
+    images, labels = (x.numpy() for x in next(iter(reference.data.image_batches("val", 12))))
     np.savez(run.sample_arrays, images=images, labels=labels)
     numbers = neighbours.draw(finished(tmp_path)).numbers
     train = reference.data.split("train")

@@ -94,7 +94,7 @@ def test_an_unreadable_image_is_named_in_one_line(tmp_path, workers):
     bad = tmp_path / data.files["train"].paths[2]
     bad.write_bytes(bad.read_bytes()[:1500])
     with pytest.raises(UserError) as caught:
-        for _ in data.train_images():
+        for _ in data.image_batches("train"):
             pass
     assert str(bad) in str(caught.value) and "truncated" in str(caught.value)
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)

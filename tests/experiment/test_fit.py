@@ -229,8 +229,8 @@ def test_samples_depend_on_their_index_not_on_the_batch(tiny):
     def draw(indices, batch_size):
         experiment.protocol.batch_size = batch_size
         labels = torch.tensor([i % 10 for i in indices])
-        shape, protocol = (1, 8, 8), experiment.protocol
-        parts = sample(experiment.module, experiment.sampler, labels, indices, shape, protocol)
+        data, protocol = experiment.data, experiment.protocol
+        parts = sample(experiment.module, data, experiment.sampler, labels, indices, protocol)
         return torch.cat([images for images, _ in parts]).int()
 
     together = draw(range(7), 7)

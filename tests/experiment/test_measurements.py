@@ -45,16 +45,16 @@ def probed(figure, **options):
 
 
 def drawn(experiment, trainer):
-    labels, shape = torch.arange(4), (1, 8, 8)
+    labels, data = torch.arange(4), experiment.data
     parts = sample(
-        experiment.module, experiment.sampler, labels, range(4), shape, experiment.protocol
+        experiment.module, data, experiment.sampler, labels, range(4), experiment.protocol
     )
     return [images for images, _ in parts]
 
 
 def filmed(experiment, trainer):
     protocol = experiment.protocol
-    return film.denoise(experiment.module, torch.arange(2), (1, 8, 8), protocol)[1:3]
+    return film.denoise(experiment.module, experiment.data, torch.arange(2), protocol)[1:3]
 
 
 MEASUREMENTS = {

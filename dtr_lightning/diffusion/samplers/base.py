@@ -52,8 +52,8 @@ class Sampler(ABC):
         """Returns x_0 (N, C, H, W) from x_T ~ N(0, I).
 
         `model(x, t)` gives the output (N, C or 2C, H, W) for original timesteps t (N,); guidance is
-        inside it. `noise()` (N, C, H, W) is called once per step by samplers of Gaussian diffusion,
-        the last step too, whether or not it is used; `progress()` once per evaluation.
+        inside it. `noise()` (N, C, H, W) is called by the steps that add noise; `progress()` once
+        per evaluation.
         """
 
 

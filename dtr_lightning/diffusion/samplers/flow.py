@@ -20,13 +20,13 @@ class FlowSampler(Sampler):
 
     Args:
         steps: number of equal steps, at least 1.
-        clip: limits the x_0 that a velocity points at to [-1, 1]: right for pixels, wrong for
-            latents.
+        clip: whether the x_0 that a velocity points at is limited to [-1, 1]; null: of pixels, not
+            of latents.
     """
 
     walks = FlowMatching
 
-    def __init__(self, steps: int, clip: bool = True) -> None:
+    def __init__(self, steps: int, clip: bool | None = None) -> None:
         if steps < 1:
             raise UserError(f"sampler.steps must be at least 1; got {steps}")
         self.steps, self.clip = steps, clip
@@ -46,7 +46,7 @@ class FlowSampler(Sampler):
             t = torch.full((len(x),), tau * (process.T - 1), device=x.device)
             v = model(x, t).float()
             progress()
-            return (x - (x - tau * v).clamp(-1, 1)) / tau if self.clip else v
+            return (x - (x - tau * v).clamp(-1, 1)) / tau if self.clip is not False else v
 
         x = x_T
         for i in reversed(range(self.steps)):
@@ -61,7 +61,7 @@ class FlowSampler(Sampler):
 class Euler(FlowSampler):
     """First order: one evaluation a step."""
 
-    def __init__(self, steps: int = 50, clip: bool = True) -> None:
+    def __init__(self, steps: int = 50, clip: bool | None = None) -> None:
         super().__init__(steps, clip)
 
     def evaluations(self, process: FlowMatching) -> int:
@@ -76,7 +76,7 @@ class Euler(FlowSampler):
 class Heun(FlowSampler):
     """Second order: two evaluations a step, one in the last, which ends at the data."""
 
-    def __init__(self, steps: int = 25, clip: bool = True) -> None:
+    def __init__(self, steps: int = 25, clip: bool | None = None) -> None:
         super().__init__(steps, clip)
 
     def evaluations(self, process: FlowMatching) -> int:

@@ -25,12 +25,12 @@ class GaussianSampler(Sampler):
     Args:
         steps: tasks that are visited, 2 to T: a number (evenly), "10,15,20" (of equal sections), or
             "ddim25" (an integer stride).
-        clip: limits every predicted x_0 to [-1, 1]: right for pixels, wrong for latents.
+        clip: whether every predicted x_0 is limited to [-1, 1]; null: of pixels, not of latents.
     """
 
     walks = Diffusion
 
-    def __init__(self, steps: int | str, clip: bool = True) -> None:
+    def __init__(self, steps: int | str, clip: bool | None = None) -> None:
         self.steps, self.clip = steps, clip
 
     def evaluations(self, process: Diffusion) -> int:
@@ -56,8 +56,8 @@ class GaussianSampler(Sampler):
         for i in reversed(range(len(short))):
             index = torch.full((len(x),), i, device=x.device)
             t = torch.full_like(index, short.timestep_map[i])
-            prediction = short.p_mean_variance(model(x, t), x, index, self.clip)
-            x = self.step(short, prediction, x, i, noise().to(x), previous)
+            prediction = short.p_mean_variance(model(x, t), x, index, self.clip is not False)
+            x = self.step(short, prediction, x, i, noise, previous)
             previous = prediction
             progress()
         return x
@@ -69,19 +69,20 @@ class GaussianSampler(Sampler):
         prediction: Prediction,
         x: Tensor,
         i: int,
-        noise: Tensor,
+        noise: Callable[[], Tensor],
         previous: Prediction | None = None,
     ) -> Tensor:
         """Returns x_{i-1} from x = x_i; tensors (N, C, H, W), i an index of `diffusion`.
 
-        `previous` is the prediction at i + 1, None at the first step.
+        `noise()` draws (N, C, H, W) where the step needs it; `previous` is the prediction at i + 1,
+        None at the first step.
         """
 
 
 class DDPM(GaussianSampler):
     """Ancestral sampling from p(x_{t-1} | x_t); the last step returns the mean (Algorithm 2)."""
 
-    def __init__(self, steps: int | str = 250, clip: bool = True) -> None:
+    def __init__(self, steps: int | str = 250, clip: bool | None = None) -> None:
         super().__init__(steps, clip)
 
     def step(
@@ -90,14 +91,14 @@ class DDPM(GaussianSampler):
         prediction: Prediction,
         x: Tensor,
         i: int,
-        noise: Tensor,
+        noise: Callable[[], Tensor],
         previous: Prediction | None = None,
     ) -> Tensor:
         """Returns mean + std noise."""
-        del diffusion, x, previous
+        del diffusion, previous
         if i == 0:
             return prediction.mean
-        return prediction.mean + torch.exp(prediction.log_variance / 2) * noise
+        return prediction.mean + torch.exp(prediction.log_variance / 2) * noise().to(x)
 
 
 class DDIM(GaussianSampler):
@@ -107,7 +108,7 @@ class DDIM(GaussianSampler):
         eta: share of DDPM's noise, in [0, 1].
     """
 
-    def __init__(self, steps: int | str = 25, eta: float = 0.0, clip: bool = True) -> None:
+    def __init__(self, steps: int | str = 25, eta: float = 0.0, clip: bool | None = None) -> None:
         super().__init__(steps, clip)
         if not 0 <= eta <= 1:
             raise UserError(f"eta must lie in [0, 1]; got {eta}")
@@ -119,7 +120,7 @@ class DDIM(GaussianSampler):
         prediction: Prediction,
         x: Tensor,
         i: int,
-        noise: Tensor,
+        noise: Callable[[], Tensor],
         previous: Prediction | None = None,
     ) -> Tensor:
         """Returns sqrt(abar') x_0 + sqrt(1 - abar' - sigma^2) eps + sigma noise."""
@@ -131,7 +132,8 @@ class DDIM(GaussianSampler):
         eps = (recip * x - prediction.x0) / recipm1
         variance = self.eta**2 * (1 - prev) / (1 - abar) * (1 - abar / prev)  # Eq. 16; 0 at i = 0
         direction = torch.sqrt(1 - prev - variance)
-        return prev.sqrt() * prediction.x0 + direction * eps + variance.sqrt() * noise
+        mean = prev.sqrt() * prediction.x0 + direction * eps
+        return mean + variance.sqrt() * noise().to(x) if variance > 0 else mean
 
 
 class DPMSolver(GaussianSampler):
@@ -148,7 +150,7 @@ class DPMSolver(GaussianSampler):
         self,
         steps: int | str = 15,
         spacing: Literal["t", "log_snr"] = "t",
-        clip: bool = True,
+        clip: bool | None = None,
     ) -> None:
         super().__init__(steps, clip)
         if spacing not in ("t", "log_snr"):
@@ -174,7 +176,7 @@ class DPMSolver(GaussianSampler):
         prediction: Prediction,
         x: Tensor,
         i: int,
-        noise: Tensor,
+        noise: Callable[[], Tensor],
         previous: Prediction | None = None,
     ) -> Tensor:
         """Returns sigma'/sigma x - sqrt(abar') (exp(-h) - 1) D (Algorithm 2)."""
