@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 # From the bottom up: a room imports from the floors below its own, and from itself.
 FLOORS = [
     {"errors"},
-    {"expect", "cli", "rundir"},
+    {"expect", "seeds", "cli", "rundir"},
     {"routing", "diffusion"},
     {"data", "models", "objectives"},
     {"metrics", "training"},

@@ -22,7 +22,8 @@ from dtr_lightning.diffusion.samplers import IndexedNoise, Sampler, guided
 from dtr_lightning.errors import Diverged, UserError
 from dtr_lightning.metrics.scorer import Scorer
 from dtr_lightning.models import Denoiser, evaluation_mode
-from dtr_lightning.training.module import DiffusionModule, random_state
+from dtr_lightning.seeds import seed_of
+from dtr_lightning.training.module import DiffusionModule
 
 MEASURED = {"score", "kid", "kid_std", "precision", "recall", "classifier_score"}
 MEASURED |= {"accuracy", "copies"}
@@ -98,7 +99,7 @@ def _draw(
     for first in range(0, len(indices), protocol.batch_size):
         chunk = indices[first : first + protocol.batch_size]
         y = labels[first : first + protocol.batch_size].to(device)
-        which = torch.tensor([random_state(protocol.seed, i) for i in chunk], device=device)
+        which = torch.tensor([seed_of(protocol.seed, i) >> 1 for i in chunk], device=device)
         noise = IndexedNoise(protocol.seed, chunk, shape)
         cost = len(chunk) * (1 if protocol.guidance == 1 else 2)
         with evaluation_mode(module):

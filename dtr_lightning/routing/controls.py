@@ -16,6 +16,7 @@ from torch import Tensor
 from dtr_lightning.errors import UserError
 from dtr_lightning.routing import masks
 from dtr_lightning.routing.tables import MaskRouter
+from dtr_lightning.seeds import generator_of
 
 
 class DTRControl(MaskRouter):
@@ -66,7 +67,7 @@ class WeightsOnly(DTRControl):
 
     def mask(self, channels: int, block: int) -> Tensor:
         """Returns random masks with channels of the clusters' own."""
-        generator = masks.seeded(self.seed, block)
+        generator = generator_of(self.seed, block)
         alpha, beta = self.alpha, self.beta
         return masks.weights_only(self.tasks, channels, alpha, beta, self.clusters, generator)
 
@@ -112,7 +113,7 @@ class SharedCore(DTRControl):
             core = masks.core_size(self.tasks, channels, self.alpha, self.beta)
         else:
             core = math.floor(channels * self.core + 1e-9)
-        generator = masks.seeded(self.seed, block)
+        generator = generator_of(self.seed, block)
         table = masks.shared_core(self.tasks, channels, core, self.beta, generator)
         return table[:, torch.randperm(channels, generator=generator)] if self.per_block else table
 
@@ -126,7 +127,7 @@ class TimeShuffledDTR(DTRControl):
 
     def mask(self, channels: int, block: int) -> Tensor:
         """Returns DTR's table with its rows in random order."""
-        order = torch.randperm(self.tasks, generator=masks.seeded(self.seed))
+        order = torch.randperm(self.tasks, generator=generator_of(self.seed))
         return masks.dtr(self.tasks, channels, self.alpha, self.beta)[order]
 
 
@@ -143,5 +144,5 @@ class BlockPermutedDTR(DTRControl):
 
     def mask(self, channels: int, block: int) -> Tensor:
         """Returns DTR's table with its channels in the block's order."""
-        order = torch.randperm(channels, generator=masks.seeded(self.seed, block))
+        order = torch.randperm(channels, generator=generator_of(self.seed, block))
         return masks.dtr(self.tasks, channels, self.alpha, self.beta)[:, order]

@@ -17,7 +17,6 @@ __all__ = [
     "free_window",
     "mean_overlap",
     "random",
-    "seeded",
     "shared_core",
     "weights_only",
     "window",
@@ -28,19 +27,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from dtr_lightning.errors import UserError, choices
 
 Formula = Literal["linspace", "eq4"]
-
-
-def seeded(*key: int) -> Generator:
-    """Returns the random generator that belongs to a key, such as (seed, block)."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return Generator().manual_seed(int(state >> 1))
 
 
 def active_channels(channels: int, beta: float) -> int:

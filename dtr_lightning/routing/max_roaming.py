@@ -11,6 +11,7 @@ from dtr_lightning.errors import UserError
 from dtr_lightning.routing import masks
 from dtr_lightning.routing.router import Embed
 from dtr_lightning.routing.tables import MaskRouter
+from dtr_lightning.seeds import generator_of
 
 
 class MaxRoaming(MaskRouter):
@@ -58,7 +59,7 @@ class MaxRoaming(MaskRouter):
 
     def mask(self, channels: int, block: int) -> Tensor:
         """Returns the masks at the start, bool[K, channels]."""
-        generator = masks.seeded(self.seed, block, 0)
+        generator = generator_of(self.seed, block, 0)
         return masks.cover(self.height, channels, self.beta, generator)
 
     def bind(
@@ -101,7 +102,7 @@ class MaxRoaming(MaskRouter):
             parts = zip(tables.split(self.widths, 1), visited.split(self.widths, 1), strict=True)
             for block, (active, seen) in enumerate(parts):
                 if not seen.all():
-                    _swap(active, seen, masks.seeded(self.seed, block, number + 1))
+                    _swap(active, seen, generator_of(self.seed, block, number + 1))
         self.tables.copy_(tables)
         self.visited.copy_(visited)
         self.swaps.fill_(due)

@@ -1,11 +1,10 @@
 """The LightningModule: one denoising network, its diffusion and its loss weight."""
 
-__all__ = ["Batch", "DiffusionModule", "Losses", "random_state"]
+__all__ = ["Batch", "DiffusionModule", "Losses"]
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from dtr_lightning.diffusion.samplers import IndexedNoise
 from dtr_lightning.errors import UserError
 from dtr_lightning.models import Denoiser, evaluation_mode
 from dtr_lightning.objectives import Gradients, Joint, LossWeight
+from dtr_lightning.seeds import seed_of
 
 GOLDEN_RATIO = 0.6180339887498949  # its multiples modulo 1 fill [0, 1) evenly
 Batch = tuple[Tensor, Tensor]  # what is stored of images (N, ...), labels (N,)
@@ -29,11 +29,6 @@ class Losses(NamedTuple):
     t: Tensor
     mse: Tensor
     vb: Tensor
-
-
-def random_state(*key: int) -> int:
-    """Returns the seed that belongs to a key, such as (run's seed, step, rank)."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
 class DiffusionModule(LightningModule):
@@ -118,7 +113,7 @@ class DiffusionModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Sets the random state that belongs to this step, and lets the router change its masks."""
-        seed = random_state(self.seed, self.global_step, self.global_rank)
+        seed = seed_of(self.seed, self.global_step, self.global_rank) >> 1
         # torch.manual_seed would seed every kind of device, which takes 2 % of a small step
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":

@@ -6,6 +6,7 @@ import torch
 
 from dtr_lightning.errors import UserError
 from dtr_lightning.routing import masks
+from dtr_lightning.seeds import generator_of
 from tests.conftest import golden
 
 CASES = [case for case in golden("masks/cases.json") if case["exact_active"] > 0]
@@ -81,7 +82,7 @@ def test_weights_only_gives_clusters_as_many_channels_of_their_own_as_dtr():
 
 
 def test_weights_only_overlaps_do_not_depend_on_the_distance_in_time():
-    table = masks.weights_only(1000, 768, generator=masks.seeded(3)).double()
+    table = masks.weights_only(1000, 768, generator=generator_of(3)).double()
     overlap = table @ table.T
     near = torch.stack([overlap[t, t + 1] for t in range(0, 249)]).mean()
     far = overlap[:125, 125:250].mean()  # the first two clusters own nothing: random masks
@@ -111,7 +112,7 @@ def test_a_shared_core_overlaps_as_dtr_does(channels, alpha, beta):
         masks.active_channels(channels, beta),
         masks.core_size(1000, channels, alpha, beta),
     )
-    table = masks.shared_core(1000, channels, core, beta, masks.seeded(5))
+    table = masks.shared_core(1000, channels, core, beta, generator_of(5))
     assert (table.sum(1) == active).all()
     assert table.all(0).sum() == core  # always on, and no other is
     found, wanted = (
@@ -127,7 +128,7 @@ def test_a_shared_core_overlaps_as_dtr_does(channels, alpha, beta):
 
 
 def test_a_shared_core_gives_no_task_channels_of_its_own_and_no_affinity():
-    table = masks.shared_core(1000, 64, 47, generator=masks.seeded(1))
+    table = masks.shared_core(1000, 64, 47, generator=generator_of(1))
     readers = table.sum(0)[~table.all(0)]  # of 17 channels every task reads 4
     assert len(readers) == 17 and (readers - 1000 * 4 / 17).abs().max() < 5 * 1000**0.5 / 2
     near = (table[1:] & table[:-1]).sum(1).double().mean()
@@ -155,7 +156,7 @@ def test_a_cover_is_random_beside_its_diagonal():
 
 def test_seeds_of_a_key_differ_from_those_of_its_neighbours():
     keys = [(seed, block, swap) for seed in range(4) for block in range(4) for swap in range(4)]
-    assert len({masks.seeded(*key).initial_seed() for key in keys}) == len(keys)
+    assert len({generator_of(*key).initial_seed() for key in keys}) == len(keys)
 
 
 @pytest.mark.parametrize("width", [384, 768])

@@ -11,12 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dtr_lightning.diffusion import Process
 from dtr_lightning.errors import UserError, choices
+from dtr_lightning.seeds import seed_of
 
 Model = Callable[[Tensor, Tensor], Tensor]  # x (N, C, H, W), original t (N,) -> output
 
@@ -100,12 +100,7 @@ class IndexedNoise:
 
     def __init__(self, seed: int, indices: Sequence[int], shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
-        self.generators = [
-            torch.Generator().manual_seed(
-                int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0])
-            )
-            for i in indices
-        ]
+        self.generators = [torch.Generator().manual_seed(seed_of(seed, i)) for i in indices]
 
     def __call__(self) -> Tensor:
         """Returns the next draw, float32 (len(indices), *shape) on the CPU."""
