@@ -55,6 +55,11 @@ def max_relative(a, b):
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
+def slow_except(values, *fast):
+    """Returns the values of a parametrisation: all are marked slow but those named here."""
+    return [v if v in fast else pytest.param(v, marks=pytest.mark.slow) for v in values]
+
+
 def counting_graphs(model):
     """Returns the model compiled into whole graphs, and the list that they are noted in."""
     torch.compiler.reset()  # the limit of recompilations counts those of other tests too

@@ -10,6 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from sweeps.engine import plots
+from tests.conftest import slow_except
 
 ROUTER = CategoricalDistribution(["NoRouting", "DTR", "RTR"])
 SPACE = {
@@ -124,7 +125,7 @@ def test_every_picture_has_the_csv_of_its_own_numbers(tmp_path):
     assert numbers(tmp_path / "max", "history").best_so_far.tolist() == [1, 2, 3] + [4] * 5
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", slow_except([2, 3], 3))
 def test_the_front_is_what_no_trial_beats(count, kept, tmp_path):
     rng = np.random.default_rng(count)
     values = rng.integers(0, 5, (20, count)).astype(float)
