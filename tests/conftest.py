@@ -1,6 +1,7 @@
 """What the tests share."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,31 @@ TINY = {
 }
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="where runs are trained, sampled and scored and where networks are compared with the "
+        "official ones; tests of several processes stay on CPUs (default: cpu)",
+    )
+
+
+def pytest_configure(config):
+    TINY["trainer.accelerator"] = device = config.getoption("device")
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("--device cuda: PyTorch sees no CUDA GPU here; leave it out")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or matmuls are not repeatable
+        TINY["trainer.deterministic"] = "warn"
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig):
+    """The device that --device names."""
+    return torch.device(pytestconfig.getoption("device"))
+
+
 @pytest.fixture
 def tiny():
     """Returns a function that resolves the tiny digits config with further options."""
@@ -51,13 +77,18 @@ def golden(name):
 
 def max_relative(a, b):
     """Returns max |a - b| / max |b|."""
-    a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
+    a, b = (torch.as_tensor(x, dtype=torch.float64, device="cpu") for x in (a, b))
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
 def slow_except(values, *fast):
-    """Returns the values of a parametrisation: all are marked slow but those named here."""
-    return [v if v in fast else pytest.param(v, marks=pytest.mark.slow) for v in values]
+    """Returns the values of a parametrisation, tuples for several names: slow but those in fast."""
+
+    def param(value):
+        values = value if isinstance(value, tuple) else (value,)
+        return pytest.param(*values, marks=() if value in fast else pytest.mark.slow)
+
+    return [param(value) for value in values]
 
 
 def counting_graphs(model):

@@ -127,15 +127,12 @@ def folder(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr(sys, "path", [*sys.path, str(folder)])
         yield folder
-    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
-        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
 def trained(folder):
     """The run that `train.py` makes of the four."""
-    options = TINY | CHOICES | {"trainer.accelerator": "cpu"}
-    words = [f"--{key}={value}" for key, value in options.items()]
+    words = [f"--{key}={value}" for key, value in (TINY | CHOICES).items()]
     handlers = [signal.getsignal(number) for number in STOPS]
     with pytest.MonkeyPatch.context() as patch:
         config = ["--config", str(ROOT / "configs" / "digits.yaml"), "--out", "runs/own"]

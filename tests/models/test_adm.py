@@ -47,7 +47,7 @@ def gradients(model, t=T):
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def official(name, routing):
+def official(name, routing, device):
     arrays, numbers = golden(f"adm/{name}.npz"), golden(f"adm/{name}.json")
     options = {key: value for key, value in numbers["config"].items() if key not in ("seed", "t")}
     router = DTR(*ROUTED[routing]) if routing in ROUTED else None
@@ -56,13 +56,14 @@ def official(name, routing):
     model.load_state_dict({key: value.float() for key, value in weights.items()})
     arrays = {key: torch.from_numpy(arrays[key]) for key in arrays}
     arrays.setdefault("y", torch.zeros_like(arrays["t"]))
-    return model.eval(), arrays, numbers
+    arrays = {key: value.to(device) for key, value in arrays.items()}
+    return model.eval().to(device), arrays, numbers
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("routing", ["new", "legacy", *ROUTED])
-def test_official_output_and_gradients(name, routing):
-    model, a, numbers = official(name, routing)
+def test_official_output_and_gradients(name, routing, device):
+    model, a, numbers = official(name, routing, device)
     x = a["x"].requires_grad_()
     out = model(x, a["t"], a["y"])
     assert max_relative(out.detach(), a[f"out_{routing}"]) < 1e-5

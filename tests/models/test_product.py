@@ -31,10 +31,9 @@ def choice(name, **arguments):
 
 
 @pytest.fixture(scope="module")
-def base():
-    config = resolve(ROOT / "configs" / "digits.yaml", {"trainer.max_steps": 1})
-    config["trainer"]["accelerator"] = "cpu"
-    return config
+def base(device):
+    options = {"trainer.max_steps": 1, "trainer.accelerator": device.type}
+    return resolve(ROOT / "configs" / "digits.yaml", options)
 
 
 @pytest.fixture(scope="module")
