@@ -491,6 +491,7 @@ def test_unfinished_runs_are_counted_and_damaged_ones_named(alone, tmp_path, cap
     assert "3 unfinished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_nothing_finished_still_draws_what_configs_tell(alone, tmp_path):
     alone.results_file.unlink()
     written, left_out = draw_all([alone.path.parent], out=tmp_path / "out")
