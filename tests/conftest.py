@@ -2,13 +2,18 @@
 
 import json
 import os
+import signal
+import sys
+from functools import wraps
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 
-from dtr_lightning.cli.commands import quiet
+from dtr_lightning.cli.commands import STOPS, quiet
 from dtr_lightning.config.parser import resolve, valid_choices
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +61,37 @@ def pytest_configure(config):
 def device(pytestconfig):
     """The device that --device names."""
     return torch.device(pytestconfig.getoption("device"))
+
+
+@pytest.fixture(scope="module")
+def empty_pdfs():
+    """Writes no PDF, only its file: embedding fonts takes half the time of a figure."""
+    written = FigureCanvasPdf.print_pdf
+
+    @wraps(written)  # matplotlib reads the signature
+    def touch(canvas, file, **options):
+        if isinstance(file, BytesIO):  # matplotlib asks for the renderer: this draws nothing
+            return written(canvas, file, **options)
+        return Path(file).touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasPdf, "print_pdf", touch)
+        yield
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Returns a function that runs the main of a command with arguments, in this process."""
+    handlers = {number: signal.getsignal(number) for number in STOPS}
+
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+        return module.main()
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

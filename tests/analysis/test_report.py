@@ -15,6 +15,8 @@ from dtr_lightning.rundir.run import Run, find_runs
 from tests.analysis import synthetic_runs
 from tests.conftest import slow_except
 
+pytestmark = pytest.mark.usefixtures("empty_pdfs")
+
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):

@@ -12,6 +12,7 @@ from optuna.trial import TrialState, create_trial
 from sweeps.engine import plots
 from tests.conftest import slow_except
 
+pytestmark = pytest.mark.usefixtures("empty_pdfs")
 ROUTER = CategoricalDistribution(["NoRouting", "DTR", "RTR"])
 SPACE = {
     "router": ROUTER,
@@ -67,7 +68,7 @@ def test_every_plot_is_three_files_with_labelled_axes(objectives, names, kept, t
     paths = plots.draw(trials(objectives), objectives, tmp_path / "figures")
     expected = {f"optuna_{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")}
     assert {path.name for path in paths} == expected
-    assert all(path.stat().st_size > 40 for path in paths)
+    assert all(path.stat().st_size > 40 for path in paths if path.suffix != ".pdf")
     for figure in kept.values():
         assert all(ax.get_xlabel() or ax.get_ylabel() for ax in figure.axes)
         assert not any(ax.get_title() for ax in figure.axes)
