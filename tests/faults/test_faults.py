@@ -128,7 +128,7 @@ def server():
 @linux
 def test_sweeps_that_begin_at_once_on_a_new_server_share_it(light, tmp_path, server):
     sweep = plan.resolve_all(recipe.read(write(tmp_path)))
-    barrier = Barrier(8)
+    barrier = Barrier(8, timeout=60)
 
     def begin(number):
         folder = Folder(tmp_path / str(number))
