@@ -152,6 +152,7 @@ def test_ablation_takes_two_alphas_and_tells_what_is_left_out(tmp_path):
     assert "left out b" in caption_of(drawing.figure) and "1 diverged" in caption_of(drawing.figure)
 
 
+@pytest.mark.slow
 def test_every_figure_tells_its_seeds(tmp_path):
     for seeds in ((0,), (0, 1, 2)):
         root = make_sweep(tmp_path / str(len(seeds)), GRID, seeds)

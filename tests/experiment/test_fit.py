@@ -88,6 +88,7 @@ def test_stopped_and_resumed_equals_uninterrupted(whole, tmp_path, step):
     }
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_equals_uninterrupted(whole, tmp_path):
     """SIGKILL after random waits, until the run is done; a worn checkpoint or record would show."""
     config, path, _ = whole

@@ -106,6 +106,7 @@ def test_several_objectives(tmp_path, kind):
     assert [len(t.values) for t in found] == [2] * 6
 
 
+@pytest.mark.slow
 def test_cmaes_finds_a_better_alpha_than_the_first(tmp_path):
     text = """
 config: b
