@@ -87,6 +87,12 @@ def test_no_room_imports_from_its_own_floor_or_above(file):
             assert not name.startswith(("sweeps", "optuna", "dtr_lightning.experiment.fit")), name
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "sample", "make_reference"])
+def test_commands_of_one_run_need_no_optuna(command):
+    needed = {name.partition(".")[0] for name in imports(ROOT / f"{command}.py")}
+    assert not needed & {"sweeps", "analysis", "optuna", "pandas"}
+
+
 @pytest.mark.parametrize(
     ("imported", "without"),
     [

@@ -128,6 +128,8 @@ class _Loader(DataLoader):
                 raise
             # in torch's words, which `known_failure` reads wherever a worker's end is noticed
             raise RuntimeError("DataLoader worker ended as it handed over a batch") from error
+        finally:
+            del batches  # a traceback that is kept would keep the workers, and these the exit
 
 
 def _ignore_signals(worker: int) -> None:

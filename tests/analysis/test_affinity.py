@@ -25,6 +25,8 @@ from dtr_lightning.rundir.run import find_runs
 from dtr_lightning.training.module import DiffusionModule
 from tests.conftest import ROOT, TINY
 
+pytestmark = pytest.mark.usefixtures("empty_pdfs")
+
 
 def probe(router=None, process=None, images=24):
     """A network whose zeroed layers are random, so that every weight has a gradient."""

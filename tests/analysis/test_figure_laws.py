@@ -29,6 +29,7 @@ from analysis.probes import affinity, cka
 from analysis.read.runs import read
 from dtr_lightning.rundir.run import find_runs
 from tests.analysis.synthetic_runs import EIGHTHS, FOUR, GRID, make_run, make_sweep
+from tests.conftest import slow_except
 
 ODD = ["Ba$$in", "a$x^$b", "_under_", "a\\b{%", "猫と犬", "собака", "עברית", "x🙂y", "tab\tname"]
 WITH_SCORES = (ablation, heatmap, convergence)
@@ -84,7 +85,7 @@ def test_letters_that_dejavu_lacks_come_from_a_font_that_has_them(monkeypatch):
     assert fonts.families("猫🙂") == [fonts.FAMILY, "Other Sans"]
 
 
-@pytest.mark.parametrize("where", ["needs", "draw"])
+@pytest.mark.parametrize("where", slow_except(["needs", "draw"], "draw"))
 def test_a_figure_that_fails_ends_neither_the_others_nor_the_report(where, tmp_path, monkeypatch):
     make_sweep(tmp_path)
 
@@ -151,6 +152,7 @@ def test_ablation_takes_two_alphas_and_tells_what_is_left_out(tmp_path):
     assert "left out b" in caption_of(drawing.figure) and "1 diverged" in caption_of(drawing.figure)
 
 
+@pytest.mark.slow
 def test_every_figure_tells_its_seeds(tmp_path):
     for seeds in ((0,), (0, 1, 2)):
         root = make_sweep(tmp_path / str(len(seeds)), GRID, seeds)
@@ -167,10 +169,10 @@ VALUES = {"zero": [0.0] * 3, "negative": [-1.0, 2.0, 0.0], "equal": [3.0] * 3}
 VALUES |= {"huge": [1e30, 1e33, 1e35], "tiny": [1e-9, 2e-9, 3e-9], "apart": [1.0, 1e3, 1e6]}
 
 
-@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
-def test_any_scores_are_drawn_without_a_warning(values, tmp_path):
+@pytest.mark.parametrize("name", slow_except(VALUES, "zero", "apart"))
+def test_any_scores_are_drawn_without_a_warning(name, tmp_path):
     for i, (router, args) in enumerate(GRID):
-        make_run(tmp_path / f"{i}", router, args, score=values[i % 3])
+        make_run(tmp_path / f"{i}", router, args, score=VALUES[name][i % 3])
     runs = finished(tmp_path)
     with warnings.catch_warnings(action="error"):
         for figure in WITH_SCORES:
@@ -193,7 +195,7 @@ def test_heatmap_colours_are_logarithmic(tmp_path):
     assert image.norm((low * high) ** 0.5) == pytest.approx(0.5) and high / low >= 1.999
 
 
-@pytest.mark.parametrize("period", [2, 3, 7])
+@pytest.mark.parametrize("period", slow_except([2, 3, 7], 3))
 def test_masks_of_a_period_have_no_pattern_of_their_own(period, tmp_path):
     """Every part of the picture of such a mask, and of its overlaps, looks alike."""
     t, c = np.arange(1000)[:, None], np.arange(64)

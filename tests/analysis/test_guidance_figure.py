@@ -14,6 +14,7 @@ from dtr_lightning.experiment import fit
 from dtr_lightning.rundir.run import Run, find_runs
 from tests.analysis.synthetic_runs import make_run
 
+pytestmark = pytest.mark.usefixtures("empty_pdfs")
 ROUTERS = {"NoRouting": {}, "DTR": {"alpha": 4.0, "beta": 0.8}}
 
 

@@ -16,6 +16,7 @@ from dtr_lightning.rundir.run import Run, find_runs
 from tests.analysis.synthetic_runs import make_run
 from tests.conftest import ROOT, TINY
 
+pytestmark = pytest.mark.usefixtures("empty_pdfs")
 AXES = {
     "data": {"class_path": "Digits", "init_args": {}},
     "features": {"class_path": "DigitsFeatures", "init_args": {}},

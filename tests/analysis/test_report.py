@@ -13,6 +13,9 @@ from analysis.tables.tables import over_seeds, table
 from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.run import Run, find_runs
 from tests.analysis import synthetic_runs
+from tests.conftest import slow_except
+
+pytestmark = pytest.mark.usefixtures("empty_pdfs")
 
 
 @pytest.fixture(scope="module")
@@ -124,14 +127,14 @@ def test_what_could_not_be_drawn_is_a_list(page):
 def test_without_a_finished_run_there_is_no_report(tmp_path):
     Run(tmp_path / "a").prepare({"seed": 0})
     with pytest.raises(UserError, match=r"no run .* is finished"):
-        draw_all([tmp_path], report=True)
+        draw_all([tmp_path], only=["samples"], report=True)
 
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium here")
-@pytest.mark.parametrize("width", [500, 1400])
+@pytest.mark.parametrize("width", slow_except([500, 1400], 500))
 def test_nothing_overflows_in_a_browser(page, tmp_path, width):
     text, _ = page
     probe = "document.title = document.documentElement.scrollWidth + ' of ' + innerWidth;"

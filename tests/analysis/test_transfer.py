@@ -13,6 +13,8 @@ from dtr_lightning.experiment import fit
 from dtr_lightning.rundir.run import Run, find_runs
 from tests.conftest import ROOT, TINY
 
+pytestmark = pytest.mark.usefixtures("empty_pdfs")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

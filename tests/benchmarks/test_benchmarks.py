@@ -29,6 +29,7 @@ def benchmark(monkeypatch, capsys):
     torch.set_rng_state(state)
 
 
+@pytest.mark.slow
 def test_one_short_round_prints_and_stores_ratios(benchmark, tmp_path):
     file = tmp_path / "numbers.json"
     options = ("--config", "tiny", "--rounds", 1, "--steps", 2, "--json", file)

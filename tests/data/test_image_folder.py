@@ -1,5 +1,7 @@
 """Laws of image folders: layout gives labels and splits, every mode reads, a bad file is named."""
 
+from multiprocessing import active_children
+
 import numpy as np
 import pytest
 import torch
@@ -98,6 +100,7 @@ def test_an_unreadable_image_is_named_in_one_line(tmp_path, workers):
             pass
     assert str(bad) in str(caught.value) and "truncated" in str(caught.value)
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+    assert not active_children()  # a worker that outlived its reader would keep us from exiting
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])

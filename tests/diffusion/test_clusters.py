@@ -1,7 +1,6 @@
 """Clusters of tasks: the cheapest partition by brute force and by goldens, and their use."""
 
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -98,18 +97,6 @@ def test_equal_clusters_differ_by_one_task_at_most(n):
     for k in range(1, n + 1):
         bounds = tasks.equal(n, k)
         assert is_partition(bounds, n, k) and bounds.diff().max() - bounds.diff().min() <= 1
-
-
-def test_a_thousand_tasks_take_less_than_half_a_second():
-    features = torch.from_numpy(INPUTS["affinity_features_T1000"])
-    affinity, log_snr = features @ features.T, torch.from_numpy(INPUTS["snr_cosine_T1000"]).log()
-    for partition, values in ((tasks.by_affinity, affinity), (tasks.by_log_snr, log_snr)):
-        seconds = []
-        for _ in range(3):
-            start = time.process_time()
-            partition(values, 8)
-            seconds.append(time.process_time() - start)
-        assert min(seconds) < 0.5
 
 
 def test_the_cluster_of_a_task_is_the_interval_that_holds_it():

@@ -1,8 +1,6 @@
 """A number that is not finite ends a run, at once or at its end, and everything says so."""
 
 import json
-import signal
-import sys
 from threading import Event
 from types import SimpleNamespace
 
@@ -122,20 +120,6 @@ def test_one_expert_that_diverges_ends_the_whole_run(tiny, tmp_path, low, step):
         assert first.results["diverged_at"] == 5 and not second.path.exists()
         assert first.results["tasks"] == [0, 500] and "score" not in first.results
     assert run(config, own.path) == strictly(own.results_file)
-
-
-@pytest.fixture
-def call(monkeypatch):
-    """Returns a function that calls a command's main with arguments."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def main(command, *arguments):
-        monkeypatch.setattr(sys, "argv", [command.__name__ + ".py", *map(str, arguments)])
-        return command.main()
-
-    yield main
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def test_commands(call, tmp_path, capsys):

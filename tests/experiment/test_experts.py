@@ -25,7 +25,7 @@ from dtr_lightning.experiment.progress import Reporter
 from dtr_lightning.models import Denoiser, DiT, RangeExperts
 from dtr_lightning.routing import DTR
 from dtr_lightning.rundir.run import Run, find_runs
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, slow_except
 
 QUARTERS = [(0, 250), (250, 500), (500, 750), (750, 1000)]
 OPTIONS = TINY | {"experts": 2, "router": "DTR", "checkpoint.milestones": 3}
@@ -296,7 +296,7 @@ class TestRun:
         assert run(config, path) == json.loads(json.dumps(results))
         assert before == {f: f.stat().st_mtime_ns for f in path.rglob("*") if f.is_file()}
 
-    @pytest.mark.parametrize("step", [2, 6, 8, 12])
+    @pytest.mark.parametrize("step", slow_except([2, 6, 8, 12], 8))
     def test_stopped_and_resumed_equals_uninterrupted(self, whole, tmp_path, step):
         config, path, _, _ = whole
         with pytest.raises(Stopped):
@@ -308,6 +308,7 @@ class TestRun:
         assert own.meta["status"] == "done"
         assert_same(computed(own.path), computed(path))
 
+    @pytest.mark.slow
     def test_killed_in_the_second_expert_and_resumed(self, whole, tmp_path):
         config, path, _, _ = whole
         (tmp_path / "config.json").write_text(json.dumps(config))

@@ -77,6 +77,7 @@ def test_a_clock_that_jumps_by_an_hour_changes_nothing(light, tmp_path, monkeypa
     assert observer.open() == (5, 0)
 
 
+@pytest.mark.slow
 def test_the_verdict_tells_what_is_lost_done_twice_or_other(light, tmp_path):
     path, whole = write(tmp_path), tmp_path / "whole"
     standin.run(path, whole)
@@ -128,7 +129,7 @@ def server():
 @linux
 def test_sweeps_that_begin_at_once_on_a_new_server_share_it(light, tmp_path, server):
     sweep = plan.resolve_all(recipe.read(write(tmp_path)))
-    barrier = Barrier(8)
+    barrier = Barrier(8, timeout=60)
 
     def begin(number):
         folder = Folder(tmp_path / str(number))

@@ -76,15 +76,9 @@ def inception(monkeypatch):
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys, inception):
+def cli(call, capsys, inception):
     """Returns a function that runs a command and returns its exit code, output and errors."""
-
-    def run(command, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{command.__name__}.py", *map(str, arguments)])
-        code = command.main()
-        return code, *capsys.readouterr()
-
-    return run
+    return lambda *arguments: (call(*arguments), *capsys.readouterr())
 
 
 def seen(network, images):

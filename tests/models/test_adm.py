@@ -18,7 +18,7 @@ from dtr_lightning.models.adm import (
     Upsample,
 )
 from dtr_lightning.routing import DTR, RTR
-from tests.conftest import GOLDEN, counting_graphs, golden, max_relative
+from tests.conftest import GOLDEN, counting_graphs, golden, max_relative, slow_except
 from tests.models.test_dit import check_gradients
 from tests.routing.test_routers import open_gates
 
@@ -47,7 +47,7 @@ def gradients(model, t=T):
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def official(name, routing):
+def official(name, routing, device):
     arrays, numbers = golden(f"adm/{name}.npz"), golden(f"adm/{name}.json")
     options = {key: value for key, value in numbers["config"].items() if key not in ("seed", "t")}
     router = DTR(*ROUTED[routing]) if routing in ROUTED else None
@@ -56,13 +56,14 @@ def official(name, routing):
     model.load_state_dict({key: value.float() for key, value in weights.items()})
     arrays = {key: torch.from_numpy(arrays[key]) for key in arrays}
     arrays.setdefault("y", torch.zeros_like(arrays["t"]))
-    return model.eval(), arrays, numbers
+    arrays = {key: value.to(device) for key, value in arrays.items()}
+    return model.eval().to(device), arrays, numbers
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("routing", ["new", "legacy", *ROUTED])
-def test_official_output_and_gradients(name, routing):
-    model, a, numbers = official(name, routing)
+def test_official_output_and_gradients(name, routing, device):
+    model, a, numbers = official(name, routing, device)
     x = a["x"].requires_grad_()
     out = model(x, a["t"], a["y"])
     assert max_relative(out.detach(), a[f"out_{routing}"]) < 1e-5
@@ -152,26 +153,30 @@ def test_every_parameter_gets_a_finite_gradient(scale_shift, resblock_updown, ro
 
 
 ALL = {"concat_mask": "per_part", "mask_second_norm": True, "resblock_updown": True}
+DTR_HALF = DTR(1, 0.5)
 OPTIONS = [{}, ALL | {"use_checkpoint": True}]
 
 
+@pytest.mark.parametrize("options", slow_except(OPTIONS, OPTIONS[1]), ids=["default", "all"])
+@pytest.mark.parametrize("router", slow_except([None, DTR_HALF], DTR_HALF), ids=["none", "dtr"])
+def test_compiles_into_one_graph_for_all_t(options, router):
+    model = open_gates(small(router, **options))
+    compiled, graphs = counting_graphs(model)
+    x, t, y = inputs()
+    for shift in (0, 3, 700):
+        moved = (t + shift) % 1000
+        torch.testing.assert_close(compiled(x, moved, y), model(x, moved, y))
+    assert len(graphs) == 1
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=["default", "all"])
-@pytest.mark.parametrize("router", [None, DTR(1, 0.5)], ids=["none", "dtr"])
+@pytest.mark.parametrize("router", [None, DTR_HALF], ids=["none", "dtr"])
 class TestRouted:
     def test_rows_of_a_batch_are_independent(self, options, router):
         model = open_gates(small(router, **options))
         x, t, y = inputs()
         alone = torch.cat([model(x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(4)])
         torch.testing.assert_close(model(x, t, y), alone, rtol=1e-4, atol=1e-4)
-
-    def test_compiles_into_one_graph_for_all_t(self, options, router):
-        model = open_gates(small(router, **options))
-        compiled, graphs = counting_graphs(model)
-        x, t, y = inputs()
-        for shift in (0, 3, 700):
-            moved = (t + shift) % 1000
-            torch.testing.assert_close(compiled(x, moved, y), model(x, moved, y))
-        assert len(graphs) == 1
 
     def test_gradient_checkpointing_leaves_gradients_unchanged(self, options, router):
         plain = gradients(open_gates(small(router, **options | {"use_checkpoint": False})))

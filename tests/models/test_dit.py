@@ -18,7 +18,7 @@ SIZES = ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num
 
 
 @pytest.fixture
-def official(tmp_path):
+def official(tmp_path, device):
     """Returns a function: (name, routing) -> network with the official weights, arrays, numbers."""
 
     def load(name, routing):
@@ -37,7 +37,8 @@ def official(tmp_path):
         model.load_state_dict({key: value.float() for key, value in weights.items()})
         arrays = {key: torch.from_numpy(arrays[key]) for key in arrays}
         arrays.setdefault("y", torch.zeros_like(arrays["t"]))
-        return model.eval(), arrays, numbers
+        arrays = {key: value.to(device) for key, value in arrays.items()}
+        return model.eval().to(device), arrays, numbers
 
     return load
 
@@ -48,7 +49,7 @@ def check_gradients(model, expected, tolerance):
         grad = model.get_parameter(name).grad
         norm = grad.double().norm().item()
         assert abs(norm - e["norm"]) <= tolerance * max(e["norm"], floor), name
-        first = grad.flatten()[:5].double()
+        first = grad.flatten()[:5].double().cpu()
         error = (first - torch.tensor(e["first5"], dtype=torch.float64)).abs().max().item()
         assert error <= tolerance * max(e["norm"], floor), name
 
@@ -101,16 +102,16 @@ def test_guided_output(official, scale, channels, routing):
 
 @pytest.mark.parametrize("sampler", [DDPM(10, clip=True), DDIM(10, clip=True)])
 @pytest.mark.parametrize("routing", ["none", "dtr"])
-def test_network_and_sampler_together(official, sampler, routing):
+def test_network_and_sampler_together(official, sampler, routing, device):
     model, _, _ = official("dit_cond4", routing)
     a = golden("dit/dit_cond4_sampling.npz")
-    z, y, noises = (torch.from_numpy(a[key]) for key in ("z", "y", "noises"))
+    z, y, noises = (torch.from_numpy(a[key]).to(device) for key in ("z", "y", "noises"))
     network = guided(model, a["cfg_scale"].item(), model.null)
     draws = iter(noises[:, : len(z)])
     diffusion = Diffusion("linear", 1000)
     out = sampler(lambda x, t: network(x, t, y), z, diffusion, lambda: next(draws))
     expected = torch.from_numpy(a[f"{type(sampler).__name__.lower()}_{routing}"])
-    assert (out - expected).abs().max() < 1e-3
+    assert (out.cpu() - expected).abs().max() < 1e-3
 
 
 COUNTS = {DiT_S: 32_963_360, DiT_B: 130_512_416, DiT_L: 458_102_816, DiT_XL: 675_129_632}

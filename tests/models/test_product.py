@@ -22,6 +22,8 @@ BACKBONES = {
 }
 WEIGHTS = [("loss_weight", name) for name in shipped(LossWeight)]
 WEIGHTS += [("gradients", name) for name in shipped(Gradients) if name != "Joint"]
+ROUTERS = {backbone: [*shipped(Router)] for backbone in BACKBONES}
+ROUTERS["ADM"].remove("FixedMasks")  # one file of masks has one width
 
 
 def choice(name, **arguments):
@@ -29,10 +31,9 @@ def choice(name, **arguments):
 
 
 @pytest.fixture(scope="module")
-def base():
-    config = resolve(ROOT / "configs" / "digits.yaml", {"trainer.max_steps": 1})
-    config["trainer"]["accelerator"] = "cpu"
-    return config
+def base(device):
+    options = {"trainer.max_steps": 1, "trainer.accelerator": device.type}
+    return resolve(ROOT / "configs" / "digits.yaml", options)
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +57,11 @@ def step(config):
     return module
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("router", shipped(Router))
-def test_one_step_of_every_loss_weight_and_gradient_rule(base, masks, router, backbone):
+def steps(base, masks, router, backbone, weights):
+    """Takes a step with each of the loss weights and gradient rules."""
     data, sizes, process = BACKBONES[backbone]
-    if router == "FixedMasks" and backbone == "ADM":
-        pytest.skip("one file of masks has one width")
     arguments = {"path": masks} if router == "FixedMasks" else {}
-    for axis, name in WEIGHTS:
+    for axis, name in weights:
         config = base | {
             "data": choice(data, batch_size=9),
             "model": choice("DiT" if backbone == "flow" else backbone, **sizes),
@@ -75,6 +73,21 @@ def test_one_step_of_every_loss_weight_and_gradient_rule(base, masks, router, ba
         module = step(config)
         learned = [p for p in module.loss_weight.parameters() if p.grad is not None]
         assert len(learned) == len(list(module.loss_weight.parameters()))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_one_step_of_every_router_and_every_loss_weight_or_rule(base, masks, backbone):
+    """Router i takes loss weight or gradient rule i, shifted from backbone to backbone."""
+    routers, shift = ROUTERS[backbone], [*BACKBONES].index(backbone)
+    for i in range(max(len(routers), len(WEIGHTS))):
+        weight = WEIGHTS[(i + shift) % len(WEIGHTS)]
+        steps(base, masks, routers[i % len(routers)], backbone, [weight])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backbone", "router"), [(b, r) for b, rs in ROUTERS.items() for r in rs])
+def test_one_step_of_the_whole_product(base, masks, router, backbone):
+    steps(base, masks, router, backbone, WEIGHTS)
 
 
 def test_learned_weights_combine_with_gradient_rules(base):

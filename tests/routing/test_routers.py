@@ -25,7 +25,7 @@ from dtr_lightning.routing import (
 )
 from dtr_lightning.routing.controls import DTRControl
 from dtr_lightning.routing.masks import active_channels, window
-from tests.conftest import counting_graphs, shipped
+from tests.conftest import counting_graphs, shipped, slow_except
 
 WIDTHS = [24, 24, 24]
 STATEFUL = ("MaxRoaming", "Switch")
@@ -73,6 +73,21 @@ def inputs(n=5):
     return x, torch.tensor([0, 1, 500, 998, 999])[:n], torch.arange(n) % 3
 
 
+@pytest.mark.parametrize("cls", slow_except(shipped(Router).values(), DTR, MaxRoaming, Switch))
+def test_compiles_into_one_graph_for_all_t(make, cls):
+    model = open_gates(small(make(cls)))
+    compiled, graphs = counting_graphs(model)
+    x, t, y = inputs()
+    for shift in (0, 3, 700):
+        moved = (t + shift) % 1000
+        torch.testing.assert_close(compiled(x, moved, y), model(x, moved, y))
+    assert len(graphs) == 1
+    for shift in (0.0, 0.25, 0.9):
+        moved = (t + shift).clamp(max=999)
+        torch.testing.assert_close(compiled(x, moved, y), model(x, moved, y))
+    assert len(graphs) == 2  # one more, for fractional t
+
+
 @pytest.mark.parametrize("cls", shipped(Router).values())
 class TestEveryRouter:
     def test_leaves_the_global_random_state_and_adds_no_state(self, make, cls):
@@ -107,19 +122,6 @@ class TestEveryRouter:
         x, t, y = inputs()
         alone = torch.cat([model(x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(5)])
         torch.testing.assert_close(model(x, t, y), alone, rtol=1e-5, atol=1e-5)
-
-    def test_compiles_into_one_graph_for_all_t(self, make, cls):
-        model = open_gates(small(make(cls)))
-        compiled, graphs = counting_graphs(model)
-        x, t, y = inputs()
-        for shift in (0, 3, 700):
-            moved = (t + shift) % 1000
-            torch.testing.assert_close(compiled(x, moved, y), model(x, moved, y))
-        assert len(graphs) == 1
-        for shift in (0.0, 0.25, 0.9):
-            moved = (t + shift).clamp(max=999)
-            torch.testing.assert_close(compiled(x, moved, y), model(x, moved, y))
-        assert len(graphs) == 2  # one more, for fractional t
 
     def test_a_fractional_t_that_is_whole_is_that_task(self, make, cls):
         router = make(cls)

@@ -10,6 +10,7 @@ from analysis.read.runs import read
 from dtr_lightning.rundir.run import find_runs
 from tests.analysis.synthetic_runs import FOUR, make_run, make_sweep, prune
 
+pytestmark = pytest.mark.usefixtures("empty_pdfs")
 RESULTS = [("score", wrong) for wrong in ("3", [1], True, {}, 10**400)]
 RESULTS += [("n", wrong) for wrong in (None, "x", 1.5, True)]
 RESULTS += [("score_name", wrong) for wrong in (["x"], None, 3)]

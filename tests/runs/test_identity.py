@@ -13,7 +13,7 @@ from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.fit import run
 from dtr_lightning.experiment.load import TrainedRun, other_protocol
 from dtr_lightning.rundir.run import Run
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, slow_except
 
 ROUTER = """
 import torch
@@ -63,8 +63,8 @@ def computed(path):
     return results, Run(path).metrics(), {k: v.tolist() for k, v in weights.items()}
 
 
-@pytest.mark.parametrize("half", [3, 6])
-@pytest.mark.parametrize("router", ["DTR", "MaxRoaming"])
+@pytest.mark.parametrize("half", slow_except([3, 6], 3))
+@pytest.mark.parametrize("router", slow_except(["DTR", "MaxRoaming"], "MaxRoaming"))
 def test_half_and_half_is_the_whole(tiny, tmp_path, router, half):
     options = {"router": router, "checkpoint__milestones": 3}
     options |= {"router__interval": 2} if router == "MaxRoaming" else {}

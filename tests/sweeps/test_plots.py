@@ -10,7 +10,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from sweeps.engine import plots
+from tests.conftest import slow_except
 
+pytestmark = pytest.mark.usefixtures("empty_pdfs")
 ROUTER = CategoricalDistribution(["NoRouting", "DTR", "RTR"])
 SPACE = {
     "router": ROUTER,
@@ -66,7 +68,7 @@ def test_every_plot_is_three_files_with_labelled_axes(objectives, names, kept, t
     paths = plots.draw(trials(objectives), objectives, tmp_path / "figures")
     expected = {f"optuna_{name}.{kind}" for name in names for kind in ("pdf", "png", "csv")}
     assert {path.name for path in paths} == expected
-    assert all(path.stat().st_size > 40 for path in paths)
+    assert all(path.stat().st_size > 40 for path in paths if path.suffix != ".pdf")
     for figure in kept.values():
         assert all(ax.get_xlabel() or ax.get_ylabel() for ax in figure.axes)
         assert not any(ax.get_title() for ax in figure.axes)
@@ -124,7 +126,7 @@ def test_every_picture_has_the_csv_of_its_own_numbers(tmp_path):
     assert numbers(tmp_path / "max", "history").best_so_far.tolist() == [1, 2, 3] + [4] * 5
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", slow_except([2, 3], 3))
 def test_the_front_is_what_no_trial_beats(count, kept, tmp_path):
     rng = np.random.default_rng(count)
     values = rng.integers(0, 5, (20, count)).astype(float)

@@ -9,20 +9,19 @@ import subprocess
 import sys
 import time
 from io import StringIO
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from dtr_lightning.cli.commands import STOPS
 from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.run import find_runs
 from sweeps.engine import status
 from sweeps.engine.folder import Folder
+from tests.conftest import ROOT, slow_except
 from tests.sweeps import standin
 from tests.sweeps.standin import counts, run, trials, write
 from tests.sweeps.test_sweep import spawn, under_way, wait_for
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -63,16 +62,15 @@ def test_what_a_person_damaged_is_one_line(light, tmp_path):
         seen(path, out)
 
 
-def test_a_database_of_somebody_else_is_told_at_once(light, tmp_path):
+def test_a_database_of_somebody_else_is_told_at_once(light, tmp_path, monkeypatch):
     path, out = write(tmp_path), tmp_path / "out"
     run(path, out)
     (out / "study.db").unlink()
     with contextlib.closing(sqlite3.connect(out / "study.db")) as connection:
         connection.execute("CREATE TABLE studies (x)")
-    began = time.monotonic()
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited for it"))
     with pytest.raises(UserError, match="cannot be used"):
         run(path, out)
-    assert time.monotonic() < began + 60
 
 
 def test_status_imports_nothing_heavy(light, tmp_path):
@@ -89,7 +87,7 @@ def test_status_imports_nothing_heavy(light, tmp_path):
 
 def test_status_of_a_running_sweep_and_stop(tmp_path):
     path, out = write(tmp_path), tmp_path / "out"
-    process = spawn(path, out, 0.4)
+    process = spawn(path, out, 0.25)
     wait_for(lambda: under_way(out))
     told = seen(path, out)
     assert "2 running, 3 waiting" in told
@@ -99,7 +97,7 @@ def test_status_of_a_running_sweep_and_stop(tmp_path):
     assert "asked to stop" in text
     assert "stopped 2" in text  # those that ran went to their end
     assert sorted(counts(out).values()) == [(1, 1), (1, 1)]
-    process = spawn(path, out, 0.4)  # the request was for those that ran
+    process = spawn(path, out, 0.25)  # the request was for those that ran
     wait_for(lambda: any(len(run.metrics()) in range(1, 5) for run in standin.find_runs([out])))
     owners = out / ".owners"
     (owners / "killed").write_text(socket.gethostname())  # and nobody holds its lock
@@ -110,9 +108,15 @@ def test_status_of_a_running_sweep_and_stop(tmp_path):
     assert sum(ends for _, ends in counts(out).values()) < 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("send", [os.kill, os.killpg])
-def test_the_signal_of_a_scheduler_saves_and_gives_back(tmp_path, number, send):
+SENT = [(send, n) for send in (os.kill, os.killpg) for n in STOPS]
+
+
+@pytest.mark.parametrize(
+    ("send", "number"),
+    slow_except(SENT, (os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)),
+    ids=[f"{send.__name__}-{n.name}" for send, n in SENT],
+)
+def test_the_signal_of_a_scheduler_saves_and_gives_back(tmp_path, send, number):
     """Whether the command alone gets it or, as from `timeout`, its trials do too."""
     path, out = write(tmp_path), tmp_path / "out"
     process = spawn(path, out, 0.05)

@@ -164,6 +164,7 @@ def test_killed_and_started_again_every_point_has_one_result(tmp_path):
         assert [record["step"] for record in found.metrics()] == list(range(1, standin.STEPS + 1))
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_gives_back_and_two_commands_share_the_rest(tmp_path):
     path, out = write(tmp_path), tmp_path / "out"
     process = spawn(path, out, 0.03)

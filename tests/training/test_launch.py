@@ -17,7 +17,7 @@ from PIL import Image
 from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.run import Run
 from dtr_lightning.training.launch import forget_launcher, is_leader, make_trainer
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, slow_except
 
 ONE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "accelerator": "cpu"}
 WORKER = {"data": "ImageFolder", "data.root": "{path}/images", "data.size": 8, "data.workers": 1}
@@ -144,13 +144,17 @@ def interrupted(out, ranks, number, group, delay, **more):
     return process.returncode
 
 
-@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
+SENT = [(1, signal.SIGUSR1), (2, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(("ranks", "number"), slow_except(SENT, SENT[0]), ids=["one", "two"])
 def test_a_signal_saves_in_all_processes(tmp_path, ranks, number):
     assert interrupted(tmp_path, ranks, number, group=ranks == 1, delay=0.1) == 130
     step = torch.load(Run(tmp_path).last, weights_only=True)["global_step"]
     assert 0 < step < 2000 and Run(tmp_path).meta["status"] == "stopped"
 
 
+@pytest.mark.slow
 def test_two_processes_stop_in_an_evaluation_and_make_up_for_it(tmp_path):
     """The evaluation follows the first record; the second process has a batch of samples more."""
     more = {"trainer.max_steps": 4, "trainer.log_every_n_steps": 3, "sampler.steps": 200}
@@ -171,13 +175,18 @@ def test_two_processes_stop_in_an_evaluation_and_make_up_for_it(tmp_path):
     assert a == b
 
 
+DEATHS = [
+    (1, WORKER, "error: a data worker "),
+    (2, {}, "error: another process of this run has ended; what it said tells why"),
+]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes in /proc")
 @pytest.mark.parametrize(
     ("ranks", "more", "expected"),
-    [
-        (1, WORKER, "error: a data worker "),
-        (2, {}, "error: another process of this run has ended; what it said tells why"),
-    ],
+    DEATHS,
+    ids=["worker", "rank"],
 )
 def test_a_process_that_dies_is_one_line(tmp_path, ranks, more, expected):
     for i in range(20):
