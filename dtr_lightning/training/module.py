@@ -213,8 +213,8 @@ class DiffusionModule(LightningModule):
         if self.clip:
             nn.utils.clip_grad_norm_(network, self.clip)
         self.optimizers().step()
-        if scheduler := self.lr_schedulers():
-            scheduler.step()
+        if self.lr_warmup or self.lr_decay:
+            self.lr_schedulers().step()
         return loss, Losses(*map(torch.cat, zip(*done, strict=True)))
 
     def configure_gradient_clipping(
