@@ -32,6 +32,12 @@ def check(config: Config) -> None:
     loss_weight.bind(process)
     gradients: Gradients = instantiate(Gradients, config["gradients"], seed=seed)
     gradients.bind(process.log_snr(), process.tasks)
+    accumulate = config["trainer"].get("accumulate_grad_batches", 1)
+    if accumulate != 1 and not gradients.joint:
+        raise UserError(
+            f"{type(gradients).__name__} needs the gradients of a whole batch at once: "
+            "trainer.accumulate_grad_batches must be 1"
+        )
     if batch_size := (config["data"]["init_args"] or {}).get("batch_size"):
         loss_weight.check(batch_size)
         gradients.check(batch_size)
@@ -63,6 +69,7 @@ def check(config: Config) -> None:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{key} must be a finite number; got {number}")
     bounds = {"seed": 0, "trainer.log_every_n_steps": 1, "checkpoint.every": 1}
+    bounds |= {"trainer.accumulate_grad_batches": 1}
     for key, least in (bounds | {"checkpoint.milestones": 0}).items():
         if (value := flat[key]) is None or value < least:
             raise UserError(f"{key} must be at least {least}; got {value}")

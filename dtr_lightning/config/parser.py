@@ -86,6 +86,12 @@ TRAINER_OPTIONS: dict[str, tuple[Any, Any, str]] = {  # type, default, help
         "of the network's products; null: 32-true",
     ),
     "max_steps": (int, 400_000, "training steps, of each expert if there are several"),
+    "accumulate_grad_batches": (
+        int,
+        1,
+        "parts that a batch is computed in, one after the other, to save memory; changes no number "
+        "but by rounding",
+    ),
     "log_every_n_steps": (int, 50, "training steps between two records of the loss"),
     "gradient_clip_val": (
         int | float | None,

@@ -39,8 +39,9 @@ Draw = tuple[Tensor, Tensor | None]
 class ResumableSampler(Sampler[Draw]):
     """The infinite stream of draws: epoch after epoch, each a permutation drawn from (seed, epoch).
 
-    Batch s is positions [sB, (s+1)B) of the stream; this rank's share is a contiguous slice of it.
-    Iteration starts at `start()`, which is asked anew by every iterator.
+    Batch s is positions [sB, (s+1)B) of the stream. It is split into world x accumulate parts: part
+    p = i world + rank, the i-th of this rank, is every (world x accumulate)-th position from the
+    p-th on. Iteration starts at step `start()`, which is asked anew by every iterator.
     """
 
     def __init__(
@@ -52,20 +53,25 @@ class ResumableSampler(Sampler[Draw]):
         rank: int = 0,
         world: int = 1,
         start: Callable[[], int] = lambda: 0,
+        accumulate: int = 1,
     ) -> None:
-        assert batch_size % world == 0
+        assert batch_size % (world * accumulate) == 0
         self.size, self.batch_size, self.seed, self.flip = size, batch_size, seed, flip
-        self.rank, self.share, self.start = rank, batch_size // world, start
+        self.rank, self.world, self.accumulate, self.start = rank, world, accumulate, start
         self.epochs: dict[int, list[Tensor]] = {}
 
     def __iter__(self) -> Iterator[Draw]:
-        """Yields the draws of one step after the other, without end."""
-        return map(self.step, itertools.count(self.start()))
+        """Yields this rank's parts of one step after the other, without end."""
+        for step in itertools.count(self.start()):
+            whole = self.step(step)
+            for i in range(self.accumulate):
+                mine = slice(i * self.world + self.rank, None, self.world * self.accumulate)
+                yield tuple(None if draws is None else draws[mine] for draws in whole)
 
     def step(self, step: int) -> Draw:
-        """Returns this rank's share of a step: indices int64 (n,) and flips bool (n,) or None."""
-        first = step * self.batch_size + self.rank * self.share
-        stop = first + self.share
+        """Returns the draws of a whole step: indices int64 (B,), and flips bool (B,) or None."""
+        first = step * self.batch_size
+        stop = first + self.batch_size
         pieces = []
         while first < stop:
             epoch, place = divmod(first, self.size)
@@ -240,8 +246,8 @@ class Data(LightningDataModule, ABC):
         """Says on stderr what is read: a command does at its start, once."""
         print(f"data: {self.describe()}", file=sys.stderr, flush=True)
 
-    def check(self, world: int = 1) -> None:
-        """Raises UserError where the batch size fits neither the data nor `world` ranks."""
+    def check(self, world: int = 1, accumulate: int = 1) -> None:
+        """Raises UserError where the batch size fits neither the data nor its parts."""
         size, val = len(self.split("train")), len(self.split("val"))
         if self.batch_size > size:
             raise UserError(
@@ -253,6 +259,11 @@ class Data(LightningDataModule, ABC):
                 f"batch size {self.batch_size} (of all ranks together) is not divisible by the "
                 f"{world} ranks; give a multiple of {world}"
             )
+        if self.batch_size % (world * accumulate):
+            raise UserError(
+                f"batch size {self.batch_size} does not divide into {accumulate} accumulated parts "
+                f"of {world} ranks; give a multiple of {world * accumulate}"
+            )
         if val < world:
             raise UserError(f"{val} held-out images cannot be shared by {world} ranks")
 
@@ -261,11 +272,19 @@ class Data(LightningDataModule, ABC):
 
         Every iterator starts at the trainer's step, so a resumed run goes on where it stopped.
         """
-        rank, world = self._place()
-        self.check(world)
-        size = len(self.split("train"))
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        accumulate = trainer.accumulate_grad_batches if trainer else 1
+        self.check(world, accumulate)
         draws = ResumableSampler(
-            size, self.batch_size, self.seed, self.flip, rank, world, self._step
+            len(self.split("train")),
+            self.batch_size,
+            self.seed,
+            self.flip,
+            rank,
+            world,
+            lambda: trainer.global_step if trainer else 0,
+            accumulate,
         )
         return self._loader("train", draws, persistent=True)
 
@@ -306,11 +325,3 @@ class Data(LightningDataModule, ABC):
             persistent_workers=self.workers > 0 and persistent,
             pin_memory=self.workers > 0 and torch.cuda.is_available(),
         )
-
-    def _place(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _step(self) -> int:
-        if self.trainer is None:
-            return 0
-        return self.trainer.global_step * self.trainer.accumulate_grad_batches

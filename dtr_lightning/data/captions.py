@@ -4,6 +4,7 @@ __all__ = ["Captions"]
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 
@@ -13,9 +14,12 @@ class Captions(nn.Module, ABC):
     null: Tensor
 
     @abstractmethod
-    def forward(self, labels: Tensor, which: Tensor | None = None) -> Tensor:
+    def draw(self, n: int, device: torch.device) -> Tensor:
+        """Draws the numbers int64 (n,) of captions from the global generator."""
+
+    @abstractmethod
+    def forward(self, labels: Tensor, which: Tensor) -> Tensor:
         """Returns tokens float32 (N, L_text, C_text) of labels (N,).
 
-        which (N,) is the number of the caption, modulo how many the label has; None draws it from
-        the global generator.
+        which (N,) is the number of the caption, modulo how many the label has.
         """

@@ -48,12 +48,13 @@ class TinyCaptions(Captions):
         self.register_buffer("table", table, persistent=False)  # (labels, wordings, L_text)
         self.register_buffer("null", self.encode([""])[0], persistent=False)
 
-    def forward(self, labels: Tensor, which: Tensor | None = None) -> Tensor:
-        """Returns tokens float32 (N, L_text, C_text) of a wording, or a random one, of labels."""
-        wordings = self.table.shape[1]
-        if which is None:
-            which = torch.randint(wordings, labels.shape, device=labels.device)
-        return self._tokens(self.table[labels, which % wordings])
+    def draw(self, n: int, device: torch.device) -> Tensor:
+        """Draws the numbers int64 (n,) of wordings."""
+        return torch.randint(self.table.shape[1], (n,), device=device)
+
+    def forward(self, labels: Tensor, which: Tensor) -> Tensor:
+        """Returns tokens float32 (N, L_text, C_text) of wordings which (N,) of labels (N,)."""
+        return self._tokens(self.table[labels, which % self.table.shape[1]])
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Returns tokens float32 (N, L_text, C_text) of texts; UserError as `indices`."""

@@ -147,16 +147,23 @@ class Experiment:
             enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
             limit_val_batches=0,
         )
-        self.data.check(trainer.world_size)
+        self.data.check(trainer.world_size, trainer.accumulate_grad_batches)
         least = {name: getattr(self.protocol, name) for name in ("n", "every_n", "reference")}
         for name, number in least.items():
             if 0 < number < trainer.world_size:
                 raise UserError(
                     f"evaluation.{name} {number} cannot be shared by {trainer.world_size} ranks"
                 )
-        share = self.data.batch_size // trainer.world_size
+        parts = trainer.world_size * trainer.accumulate_grad_batches
+        share = self.data.batch_size // parts
         self.module.loss_weight.check(share)
         self.module.gradients.check(share)
+        clusters = max(self.module.loss_weight.strata, self.module.gradients.strata)
+        if parts > 1 and share % clusters:
+            raise UserError(
+                f"batch size {self.data.batch_size} in {parts} parts does not give {clusters} "
+                f"clusters equally many samples each; give a multiple of {parts * clusters}"
+            )
         return trainer
 
     def scorer(self, trainer: Trainer) -> Scorer:

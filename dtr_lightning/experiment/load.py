@@ -92,7 +92,7 @@ class _StoredData(Data):
         """Returns what is read, in one line."""
         return self.data.describe()
 
-    def check(self, world: int = 1) -> None:
+    def check(self, world: int = 1, accumulate: int = 1) -> None:
         """Does nothing: the sizes were checked when the run began, and images may be elsewhere."""
 
 

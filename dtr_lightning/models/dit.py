@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dtr_lightning.errors import UserError
 from dtr_lightning.models.base import Denoiser
@@ -80,6 +81,7 @@ class DiT(Denoiser):
         num_heads: attention heads of a block.
         mlp_ratio: channels of a block's MLP, in hidden_size.
         class_dropout_prob: share of labels that training drops, in [0, 1); guidance needs > 0.
+        use_checkpoint: computes a block's activations again in the backward pass, to save memory.
     """
 
     block: ClassVar[type[nn.Module]] = DiTBlock
@@ -98,6 +100,7 @@ class DiT(Denoiser):
         learn_sigma: bool = True,
         router: Router | None = None,
         tasks: int = 1000,
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"patch_size": patch_size, "depth": depth, "num_heads": num_heads}
@@ -117,6 +120,7 @@ class DiT(Denoiser):
         self.in_channels = in_channels
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
         self.patch_size, self.num_classes = patch_size, num_classes
+        self.use_checkpoint = use_checkpoint
         self.class_dropout_prob = class_dropout_prob if num_classes > 1 else 0.0
 
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size)
@@ -163,8 +167,13 @@ class DiT(Denoiser):
         c, *tokens = self.condition(emb, y)
         routes = self.router(t, emb)
         for block, route in zip(self.blocks, routes, strict=True):
-            x = block(x, c, route, *tokens)
+            x = self._through(block, x, c, route, *tokens)
         return self._unpatchify(self.final_layer(x, c), h, w)
+
+    def _through(self, block: nn.Module, *inputs: Any) -> Tensor:
+        if self.use_checkpoint and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def _unpatchify(self, x: Tensor, h: int, w: int) -> Tensor:
         p = self.patch_size

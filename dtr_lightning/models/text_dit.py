@@ -79,6 +79,7 @@ class TextDiT(DiT):
     Args:
         class_dropout_prob: share of texts that training replaces by the empty one, in [0, 1);
             guidance needs > 0.
+        use_checkpoint: computes a block's activations again in the backward pass, to save memory.
     """
 
     takes_text: ClassVar[bool] = True
@@ -99,6 +100,7 @@ class TextDiT(DiT):
         null_text: Tensor | None = None,
         router: Router | None = None,
         tasks: int = 1000,
+        use_checkpoint: bool = False,
     ) -> None:
         if null_text is None:
             raise UserError("TextDiT needs data with captions, such as DigitsCaptions")
@@ -113,6 +115,7 @@ class TextDiT(DiT):
             class_dropout_prob,
             num_classes,
             learn_sigma,
+            use_checkpoint=use_checkpoint,
         )
         self.class_dropout_prob = class_dropout_prob  # of texts, however many classes there are
         self.y_embedder = nn.Linear(null_text.shape[-1], hidden_size)

@@ -32,7 +32,12 @@ Reduce = Callable[[Tensor], Tensor]  # flat float32 gradient -> its mean over al
 
 
 class Gradients(nn.Module, ABC):
-    """Makes the gradient of a step; a subclass is a choice of `--gradients` by its name."""
+    """Makes the gradient of a step; a subclass is a choice of `--gradients` by its name.
+
+    `strata` is the number of clusters that every batch has equally many samples of.
+    """
+
+    strata: int = 1
 
     @property
     @abstractmethod
@@ -82,6 +87,7 @@ class PerCluster(Gradients, ABC):
         tasks.check_options(clusters, clustering, affinity)
         tasks.check_use(clustering, affinity)
         self.clusters, self.clustering, self.affinity = clusters, clustering, affinity
+        self.strata = clusters
 
     def bind(self, log_snr: Tensor, within: tasks.Interval | None = None) -> None:
         """Divides the tasks into clusters."""

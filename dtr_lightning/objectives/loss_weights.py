@@ -21,7 +21,10 @@ class LossWeight(nn.Module, ABC):
 
     Constructor arguments are its hyperparameters; `bind` gives it the process once. Learned
     weights are parameters of it and trained with `optimizer_options` (AdamW's, such as lr).
+    `strata` is the number of clusters that every batch has equally many samples of.
     """
+
+    strata: int = 1
 
     optimizer_options: ClassVar[dict[str, Any]] = {}
 

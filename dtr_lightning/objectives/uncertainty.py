@@ -41,6 +41,7 @@ class UW(LossWeight):
         tasks.check_options(clusters, clustering, affinity)
         tasks.check_use(clustering, affinity)
         self.clusters, self.clustering, self.affinity = clusters, clustering, affinity
+        self.strata = clusters
         self.s = nn.Parameter(torch.zeros(clusters))
 
     def bind(self, process: Process) -> None:

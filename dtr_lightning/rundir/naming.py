@@ -29,6 +29,7 @@ MACHINE = (
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
+    "trainer.accumulate_grad_batches",
     "data.root",
     "data.workers",
     "evaluation.batch_size",
@@ -36,6 +37,8 @@ MACHINE = (
 # How often a run logs, saves and is evaluated on the way: no final number depends on it.
 INTERVALS = ("trainer.log_every_n_steps", "checkpoint", "evaluation.every", "evaluation.every_n")
 LENGTH = ("trainer.max_steps",)
+# Options that came later: at these values they leave a run the name that it had without them.
+LATER = {"module.lr_warmup": 0, "module.lr_decay": 0, "model.use_checkpoint": False}
 PROTOCOL = ("sampler", "features", "evaluation")
 # What a protocol leaves out at its default: it follows from the data, or was always so.
 UNSTATED = {"sampler.clip": None, "evaluation.decode_precision": "float32"}
@@ -69,6 +72,8 @@ def settings(
     contents {dotted option: digest} stand for the files that options name (see contents.py).
     """
     flat = {k: v for k, v in flatten(config).items() if not _within(k, MACHINE + INTERVALS)}
+    later = LATER if flat.get("model") != "ADM" else {**LATER, "model.use_checkpoint": None}
+    flat = {k: v for k, v in flat.items() if k not in later or v != later[k]}
     return flat | dict(contents or {})
 
 

@@ -51,6 +51,11 @@ class JSONLLogger(Logger):
         """Does nothing: config.yaml holds them."""
 
 
+def is_last_part(trainer: Trainer, batch_idx: int) -> bool:
+    """Returns whether a step ends with this part of its batch: with gradients accumulated."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 def loss_per_timestep_bin(losses: Losses, tasks: int, parts: int = 8) -> Tensor:
     """Returns (parts + 1, 4): sums of loss, mse, vb and the count per part of time, and of all."""
     t, mse, vb = (part.cpu() for part in losses)
@@ -121,6 +126,8 @@ class MetricLogger(Callback):
         Raises Diverged, on all ranks alike, if the loss of the window is not finite.
         """
         self.window.append(outputs["losses"])
+        if not is_last_part(trainer, batch_idx):
+            return
         step, tasks = trainer.global_step, pl_module.diffusion.T
         if not self._due(trainer, step):
             return
@@ -180,7 +187,11 @@ class PeriodicEvaluation(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Evaluates and logs."""
-        if self.every and trainer.global_step % self.every == 0:
+        if (
+            is_last_part(trainer, batch_idx)
+            and self.every
+            and trainer.global_step % self.every == 0
+        ):
             self.missing = True
             with contextlib.suppress(Stopped):  # Checkpoints saves the step, and stops
                 self._evaluate(trainer)
@@ -235,6 +246,8 @@ class Checkpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves if this is a step to save; raises Stopped if asked to stop."""
+        if not is_last_part(trainer, batch_idx):
+            return
         step = trainer.global_step
         self.stop.hear(trainer)
         stop = self.stop.decided(trainer)

@@ -132,7 +132,9 @@ def make_trainer(options: Mapping[str, Any], stop: Event | None = None, **more: 
     more |= {"plugins": plugins, "default_root_dir": os.devnull}
     trainer = plain_trainer({**options, **more})
     if isinstance(trainer.strategy, DDPStrategy):
-        name, chosen = options["strategy"], {}
+        # masks and clusterings are functions of the step: no process has to be told of its buffers
+        chosen = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+        name = options["strategy"]
         if "unused" in name:
             chosen["find_unused_parameters"] = name.endswith("true")
         trainer = plain_trainer({**options, **more, "strategy": Ranks(stop, **chosen)})

@@ -2,6 +2,7 @@
 
 __all__ = ["Batch", "DiffusionModule", "Losses"]
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -31,11 +32,30 @@ class Losses(NamedTuple):
     vb: Tensor
 
 
+class Share(NamedTuple):
+    """Which elements of a step's batch a process works on: every `parts`-th, from its own on."""
+
+    rank: int
+    world: int
+    accumulate: int
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts a batch is split."""
+        return self.world * self.accumulate
+
+    def first(self, batch_idx: int) -> int:
+        """Returns the first element of this process's part number batch_idx."""
+        return batch_idx % self.accumulate * self.world + self.rank
+
+
 class DiffusionModule(LightningModule):
     """Trains a network on all tasks of a process (defaults of Appendix C).
 
-    No hidden state: the tasks, noise and label dropout of a step are a function of (seed, step,
-    rank), so a resumed run equals an uninterrupted one and routers are compared in pairs.
+    No hidden state: the tasks, noise, captions and label dropout of a step are a function of (seed,
+    step, index in the batch), so a resumed run equals an uninterrupted one, processes and
+    accumulation change only rounding, and routers are compared in pairs. Dropout inside a network
+    is drawn by each part of the batch for itself.
 
     Gradients other than Joint take their step by manual optimisation. Captions turn labels into
     text. A codec turns what is stored into the x_0 that the network sees.
@@ -44,6 +64,8 @@ class DiffusionModule(LightningModule):
         lr: AdamW's learning rate, > 0.
         betas: AdamW's decay of both moments, each in [0, 1).
         weight_decay: AdamW's, 0 or more.
+        lr_warmup: steps in which the learning rate rises linearly to lr; 0: none, as in the paper.
+        lr_decay: steps after these in which it falls to 0 by half a cosine; 0: it stays.
         ema_decay: of the average weights, which evaluation uses, in [0, 1).
         ema_warmup: bounds the decay of update n = 1, 2, ... by (1 + n) / (10 + n); short runs need
             it.
@@ -65,6 +87,8 @@ class DiffusionModule(LightningModule):
         ema_decay: float = 0.9999,
         ema_warmup: bool = False,
         compile: bool = False,
+        lr_warmup: int = 0,
+        lr_decay: int = 0,
     ) -> None:
         super().__init__()
         if not 0 < lr < float("inf"):
@@ -73,6 +97,9 @@ class DiffusionModule(LightningModule):
             raise UserError(f"module.betas must lie in [0, 1); got {tuple(betas)}")
         if not 0 <= weight_decay < float("inf"):
             raise UserError(f"weight_decay must be 0 or more and finite; got {weight_decay}")
+        for name, steps in (("lr_warmup", lr_warmup), ("lr_decay", lr_decay)):
+            if steps < 0:
+                raise UserError(f"module.{name} must be 0 (none) or more steps; got {steps}")
         if not 0 <= ema_decay < 1:
             raise UserError(f"ema_decay must lie in [0, 1); got {ema_decay}")
         self.model, self.diffusion, self.loss_weight = model, diffusion, loss_weight
@@ -82,7 +109,9 @@ class DiffusionModule(LightningModule):
         self.gradients.bind(diffusion.log_snr(), diffusion.tasks)
         self.automatic_optimization = self.gradients.joint
         self.clip: float | None = None  # of the gradient's norm under manual optimisation
+        self.share = Share(0, 1, 1)
         self.seed, self.lr, self.betas, self.weight_decay = seed, lr, tuple(betas), weight_decay
+        self.lr_warmup, self.lr_decay = lr_warmup, lr_decay
         self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         if compile:
             self.model.compile(fullgraph=True)
@@ -98,11 +127,9 @@ class DiffusionModule(LightningModule):
         """
         return labels if self.captions is None else self.captions(labels, which)
 
-    def drop_labels(self, y: Tensor) -> Tensor:
-        """Returns conditions (N, ...) of which a share class_dropout_prob stands for none."""
-        if not self.model.has_null:
-            return y
-        drop = torch.rand(len(y), device=y.device) < self.model.class_dropout_prob
+    def drop_labels(self, y: Tensor, uniform: Tensor) -> Tensor:
+        """Returns conditions (N, ...), that for none where uniform (N,) < class_dropout_prob."""
+        drop = uniform < self.model.class_dropout_prob
         return torch.where(drop.view(-1, *[1] * (y.ndim - 1)), self.model.null(y), y)
 
     def losses(self, x0: Tensor, t: Tensor, y: Tensor, noise: Tensor) -> Losses:
@@ -111,22 +138,45 @@ class DiffusionModule(LightningModule):
         mse, vb = self.diffusion.losses(self.model(x_t, t, y), x0, t, noise)
         return Losses(t, mse, vb)
 
+    def on_fit_start(self) -> None:
+        """Learns which part of every batch this process works on."""
+        trainer = self.trainer
+        self.share = Share(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Sets the random state that belongs to this step, and lets the router change its masks."""
-        seed = seed_of(self.seed, self.global_step, self.global_rank) >> 1
+        self._set_random_state(0)
+        if batch_idx % self.share.accumulate == 0:
+            self.model.router.advance(self.global_step, self.model.embed)
+
+    def _set_random_state(self, part: int) -> None:
+        seed = seed_of(self.seed, self.global_step, part) >> 1
         # torch.manual_seed would seed every kind of device, which takes 2 % of a small step
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
-        self.model.router.advance(self.global_step, self.model.embed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Returns the loss, and the per-sample losses for the record."""
+        """Returns the loss, and the per-sample losses for the record.
+
+        What is random is drawn for the whole batch of the step, of which this part is kept.
+        """
         stored, labels = batch
-        x0 = self.codec.sample(stored, lambda shape: torch.randn(shape, device=self.device))
-        t = self._timesteps(len(x0), x0.device)
-        noise = torch.randn_like(x0)
-        y = self.drop_labels(self.condition(labels))
+        first, parts = self.share.first(batch_idx), self.share.parts
+        n, mine, device = len(labels) * parts, slice(first, None, parts), labels.device
+
+        def randn(shape: torch.Size) -> Tensor:
+            return torch.randn(n, *shape[1:], device=device)[mine]
+
+        x0 = self.codec.sample(stored, randn)
+        t = self._timesteps(n, device)[mine].contiguous()
+        noise = randn(x0.shape)
+        which = None if self.captions is None else self.captions.draw(n, device)[mine]
+        y = self.condition(labels, which)
+        if self.model.has_null:
+            y = self.drop_labels(y, torch.rand(n, device=device)[mine])
+        if parts > 1:
+            self._set_random_state(1 + first)
         if self.gradients.joint:
             loss, losses = self._loss(x0, t, y, noise)
         else:
@@ -163,6 +213,8 @@ class DiffusionModule(LightningModule):
         if self.clip:
             nn.utils.clip_grad_norm_(network, self.clip)
         self.optimizers().step()
+        if self.lr_warmup or self.lr_decay:
+            self.lr_schedulers().step()
         return loss, Losses(*map(torch.cat, zip(*done, strict=True)))
 
     def configure_gradient_clipping(
@@ -191,13 +243,29 @@ class DiffusionModule(LightningModule):
                 parts.append(self.losses(x0.to(self.device), t, y, noise))
         return Losses(*map(torch.cat, zip(*parts, strict=True)))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def lr_factor(self, step: int) -> float:
+        """Returns what step 0, 1, ... multiplies lr by: warm-up, then half a cosine down to 0."""
+        if step < self.lr_warmup:
+            return (step + 1) / self.lr_warmup
+        if not self.lr_decay:
+            return 1.0
+        done = min(1.0, (step - self.lr_warmup) / self.lr_decay)
+        return (1 + math.cos(math.pi * done)) / 2
+
+    def configure_optimizers(self) -> dict[str, Any]:
         """Returns AdamW; the loss weight's own parameters, if any, are a group of their own."""
         groups: list[dict[str, Any]] = [{"params": _trained(self.model)}]
         if own := _trained(self.loss_weight):
             groups.append({"params": own, **self.loss_weight.optimizer_options})
         options = {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay}
-        return torch.optim.AdamW(groups, fused=True, **options)
+        optimizer = torch.optim.AdamW(groups, fused=True, **options)
+        if not (self.lr_warmup or self.lr_decay):
+            return {"optimizer": optimizer}
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:

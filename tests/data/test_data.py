@@ -32,9 +32,12 @@ def make(cls, folder, **options):
     return cls(**{"batch_size": 6} | known[cls] | options)
 
 
-def placed(data, step=0, rank=0, world=1):
+def placed(data, step=0, rank=0, world=1, accumulate=1):
     data.trainer = SimpleNamespace(
-        global_step=step, accumulate_grad_batches=1, global_rank=rank, world_size=world
+        global_step=step,
+        accumulate_grad_batches=accumulate,
+        global_rank=rank,
+        world_size=world,
     )
     return data
 
@@ -88,10 +91,15 @@ def test_batches_are_a_function_of_seed_and_step(cls, folder):
 
 @contract
 def test_ranks_share_the_batches_of_one(cls, folder):
-    whole = first(make(cls, folder))
-    parts = [first(placed(make(cls, folder), rank=r, world=3)) for r in range(3)]
-    union = [[torch.cat(p) for p in zip(*ranks, strict=True)] for ranks in zip(*parts, strict=True)]
-    assert equal(whole, union)
+    """Every third element is one rank's; with two accumulated parts each, every sixth."""
+    whole = first(make(cls, folder), 4)
+    for accumulate in (1, 2):
+        places = [placed(make(cls, folder), 0, r, 3, accumulate) for r in range(3)]
+        parts = [first(place, 4 * accumulate) for place in places]
+        for step, batch in enumerate(whole):
+            mine = [ranks[step * accumulate + i] for i in range(accumulate) for ranks in parts]
+            union = [torch.stack(p, 1).flatten(0, 1) for p in zip(*mine, strict=True)]
+            assert equal([batch], [union])
 
 
 @contract

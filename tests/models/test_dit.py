@@ -10,7 +10,7 @@ from dtr_lightning.diffusion.samplers import DDIM, DDPM, guided
 from dtr_lightning.errors import UserError
 from dtr_lightning.models import DiT, DiT_B, DiT_L, DiT_S, DiT_XL
 from dtr_lightning.objectives import Constant, MinSNR
-from dtr_lightning.routing import DTR, FixedMasks, NoRouting
+from dtr_lightning.routing import DTR, FixedMasks, NoRouting, Switch
 from tests.conftest import GOLDEN, golden, max_relative
 
 NAMES = ("dit_cond4", "dit_uncond1")
@@ -159,3 +159,21 @@ def test_attention_over_few_and_many_tokens_agrees():
 def test_sizes_that_do_not_fit(options, message):
     with pytest.raises(UserError, match=message):
         DiT(**({"input_size": 8, "hidden_size": 32, "num_heads": 4, "depth": 1} | options))
+
+
+@pytest.mark.parametrize("router", [NoRouting, DTR, Switch])
+def test_checkpointed_blocks_change_no_gradient(router):
+    grads = []
+    for use_checkpoint in (False, True):
+        torch.manual_seed(0)
+        sizes = {"input_size": 8, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+        model = DiT(**sizes, router=router(), use_checkpoint=use_checkpoint)
+        for parameter in model.parameters():  # blocks that start at zero would pass nothing on
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.1)
+        x, t = torch.randn(4, 4, 8, 8), torch.tensor([0, 10, 500, 999])
+        model(x, t, torch.tensor([0, 1, 2, 3])).square().mean().backward()
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() and len(grads[0]) > 20
+    for name, grad in grads[0].items():
+        assert torch.equal(grad, grads[1][name]), name

@@ -179,7 +179,8 @@ class TestCaptions:
         draws = []
         for seed in (0, 0, 1):
             torch.manual_seed(seed)
-            draws.append(CAPTIONS(torch.full((200,), 3)))
+            which = CAPTIONS.draw(200, torch.device("cpu"))
+            draws.append(CAPTIONS(torch.full((200,), 3), which))
         assert torch.equal(draws[0], draws[1])
         assert not torch.equal(draws[0], draws[2])
         wordings = CAPTIONS(torch.full((6,), 3), torch.arange(6)).flatten(1)
@@ -214,8 +215,9 @@ class TestRuns:
     def test_drops_whole_texts(self):
         module = Experiment(config(model__class_dropout_prob=0.5)).module
         torch.manual_seed(0)
-        y = module.condition(torch.arange(200) % 10)
-        dropped = module.drop_labels(y)
+        labels = torch.arange(200) % 10
+        y = module.condition(labels, module.captions.draw(200, labels.device))
+        dropped = module.drop_labels(y, torch.rand(200))
         null = (dropped == module.captions.null).flatten(1).all(1)
         assert 60 < null.sum() < 140
         assert torch.equal(dropped[~null], y[~null])
