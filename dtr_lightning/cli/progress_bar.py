@@ -22,7 +22,7 @@ class Bar:
         )
         self.bar = Progress(*columns, console=Console(stderr=True))
         self.task = self.bar.add_task(text, total=None)
-        self.told, self.began = -1, (0, 0.0)  # work done and seconds at the first call
+        self.last_tenth, self.began = -1, (0, 0.0)  # work done and seconds at the first call
 
     def __enter__(self) -> "Bar":
         if self.bar.console.is_terminal:
@@ -36,12 +36,12 @@ class Bar:
         """Shows how much of the total is done."""
         if self.bar.console.is_terminal:
             self.bar.update(self.task, description=text, completed=done, total=total)
-        elif (tenth := 10 * done // total) > self.told:
+        elif (tenth := 10 * done // total) > self.last_tenth:
             now = time.monotonic()
-            if self.told < 0:
+            if self.last_tenth < 0:
                 self.began = (done, now)
             first, then = self.began
             left = round((now - then) * (total - done) / (done - first)) if done > first else None
             eta = f"  {timedelta(seconds=left)} left" if left else ""
-            self.told = tenth
+            self.last_tenth = tenth
             print(f"{10 * tenth:3d} %  {text}{eta}", file=sys.stderr, flush=True)

@@ -41,22 +41,22 @@ def contents(
     digests: of images, which a caller with many configs keeps. What is not there is left out:
     whoever needs it says so. UserError for what cannot be read.
     """
-    found, digests = {}, {} if digests is None else digests
+    digest_by_option, digests = {}, {} if digests is None else digests
     for axis, option, path in _paths(config, axes):
         key = f"{axis}.{option}"
         if not Path(path).exists():
             continue
         if axis != "data" or Path(path).is_file():
-            found[key] = _file(Path(path))
+            digest_by_option[key] = _file(Path(path))
             continue
         choice = json.dumps(config["data"], sort_keys=True)
         if choice not in digests:
             digests[choice] = (data or instantiate(Data, config["data"])).digest()
-        found[key] = digests[choice]
+        digest_by_option[key] = digests[choice]
     for axis in axes:
         if axis in config and (file := source_file(config[axis]["class_path"])):
-            found[f"{axis}.source"] = _file(file)
-    return found
+            digest_by_option[f"{axis}.source"] = _file(file)
+    return digest_by_option
 
 
 def _paths(config: Config, axes: dict[str, type]) -> Iterator[tuple[str, str, str]]:

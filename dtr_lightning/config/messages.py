@@ -28,16 +28,16 @@ def explain(message: str, options: Mapping[str, str], axes: Choices) -> str:
 
     options: what the parser takes, with its help. axes: the choices on every axis.
     """
-    if found := UNKNOWN_OPTION.search(message):
-        return _unknown_option(found[found.lastindex or 1], options, axes)
+    if match := UNKNOWN_OPTION.search(message):
+        return _unknown_option(match[match.lastindex or 1], options, axes)
     if missing := re.search(r"arguments are required: (\w+)", message):
         return f"give --{missing[1]}; valid: {', '.join(axes[missing[1]])}"
-    if found := NO_VALUE.search(message):
-        name = found[1]
+    if match := NO_VALUE.search(message):
+        name = match[1]
         valid = f"; valid: {', '.join(axes[name])}" if name in axes else f": {options[name]}"
         return " ".join(f"--{name} needs a value{valid}".split())
-    if found := WRONG_HELP.search(message):
-        return f"unknown {found[1]} {found[2]!r}; valid: {', '.join(axes[found[1]])}"
+    if match := WRONG_HELP.search(message):
+        return f"unknown {match[1]} {match[2]!r}; valid: {', '.join(axes[match[1]])}"
     key, given = KEY.search(message), GIVEN.search(message)
     if key and "Unable to load config" in message:
         valid = [option for option in options if option.startswith(f"{key[1]}.")]
@@ -73,10 +73,10 @@ def explain_choice(
 
     linked: the options of the axis that follow from other axes.
     """
-    found = UNKNOWN_OPTION.search(message)
-    if not found:
+    match = UNKNOWN_OPTION.search(message)
+    if not match:
         return explain(message, dict.fromkeys(options, ""), {})
-    name = _name(found[found.lastindex or 1])
+    name = _name(match[match.lastindex or 1])
     if name == "class_path":
         return f"unknown option {name!r}; valid: {{class_path: NAME, init_args: {{OPTION: VALUE}}}}"
     if name in linked:
@@ -126,8 +126,8 @@ def _last(option: str) -> str:
 
 def _wrong_choice(message: str, given: str) -> str | None:
     """Returns the name that is no choice on an axis, with the reason if there is more to say."""
-    found = re.search(r"'class_path': '([^']+)'", given)
-    path = found[1] if found else given
+    match = re.search(r"'class_path': '([^']+)'", given)
+    path = match[1] if match else given
     name = repr(path)
     if missing := re.search(r"No module named '[^']+'|module '.*' has no attribute.*", message):
         return f"{name} ({missing[0]})"

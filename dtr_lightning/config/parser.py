@@ -126,8 +126,8 @@ class Parser(ArgumentParser):
         for axis, (base, linked) in AXES.items():
             if self.of_choice and issubclass(self.of_choice, base):
                 name = self.of_choice.__name__
-                told = explain_choice(message, list(options), _choices(), axis, name, linked)
-                raise UserError(told) from ex
+                line = explain_choice(message, list(options), _choices(), axis, name, linked)
+                raise UserError(line) from ex
         raise UserError(explain(message, options, _choices())) from ex
 
 

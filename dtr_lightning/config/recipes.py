@@ -37,11 +37,11 @@ def expand(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def parts(file: Path) -> dict[str, list[str]]:
     """Returns what a recipe and its bases say of each group of options, as texts, bases first."""
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for path, text in _chain(file, ()):
         for group, own in _by_option(path, text):
-            found.setdefault(group, []).append(own)
-    return found
+            names.setdefault(group, []).append(own)
+    return names
 
 
 def _chain(file: Path, seen: tuple[Path, ...]) -> list[tuple[Path, str]]:

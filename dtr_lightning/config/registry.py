@@ -17,12 +17,12 @@ RENAMED = {"build": "bind", "spread": "timesteps_at", "factors": "loss_conversio
 
 def valid_choices(base: type) -> dict[str, type]:
     """Returns the classes that can be chosen on an axis by their name: none that is private."""
-    found: dict[str, type] = {}
+    classes: dict[str, type] = {}
     for subclass in base.__subclasses__():
         if not inspect.isabstract(subclass) and subclass.__name__[0] != "_":
-            found[subclass.__name__] = subclass
-        found |= valid_choices(subclass)
-    return dict(sorted(found.items()))
+            classes[subclass.__name__] = subclass
+        classes |= valid_choices(subclass)
+    return dict(sorted(classes.items()))
 
 
 def instantiate(base: type, choice: Mapping[str, Any], **linked: Any) -> Any:
@@ -39,11 +39,11 @@ def options(base: type, path: str) -> set[str]:
 @cache
 def path_options(base: type, path: str) -> set[str]:
     """Returns the names of a class's arguments that are annotated as a pathlib.Path."""
-    found: set[str] = set()
+    paths: set[str] = set()
     for own in class_of(base, path).__mro__:
         hints = get_type_hints(own.__init__) if "__init__" in vars(own) else {}
-        found |= {name for name, hint in hints.items() if Path in (hint, *get_args(hint))}
-    return found
+        paths |= {name for name, hint in hints.items() if Path in (hint, *get_args(hint))}
+    return paths
 
 
 def source_file(path: str) -> Path | None:

@@ -63,18 +63,18 @@ class ImageFolder(Data):
         self.held_out, self.class_folders = held_out, class_folders
         self.in_channels, self.image_size = channels, size
         folder = Path(root).expanduser()
-        found = scan(folder)
-        if not found.paths:
-            passed = f" (passed over: {found.passed_over()})" if found.passed else ""
+        scanned = scan(folder)
+        if not scanned.paths:
+            passed = f" (passed over: {scanned.passed_over()})" if scanned.passed else ""
             raise UserError(f"no images in {folder}{passed}; valid: every format that Pillow reads")
-        splits = find_splits(folder, found) if split_folders else Splits("")
+        splits = find_splits(folder, scanned) if split_folders else Splits("")
         train = folder / splits.train
         if splits.held_out is None:
-            (known,) = _select(folder, found, splits.train)
+            (known,) = _select(folder, scanned, splits.train)
             paths = dict(zip(("train", "val"), _hold_out(known, train, held_out), strict=True))
             folders = dict.fromkeys(paths, train)
         else:
-            known, others = _select(folder, found, splits.train, splits.held_out)
+            known, others = _select(folder, scanned, splits.train, splits.held_out)
             paths = {"train": known, "val": others}
             folders = {"train": train, "val": folder / splits.held_out}
         self.class_names = _classes(known, train) if class_folders else ()
@@ -89,7 +89,7 @@ class ImageFolder(Data):
             self.files[name] = _Files(folders[name], Paths(part), labels, size, channels)
         from_folder = f"from {splits.held_out}/" if splits.held_out else "by a hash of their paths"
         self.source = f" ({from_folder})"
-        self.left_out = "".join(f"; {part}" for part in self._left_out(found, splits))
+        self.left_out = "".join(f"; {part}" for part in self._left_out(scanned, splits))
         self.class_names = self.class_names or ("all",)
         self.num_classes = len(self.class_names)
 
@@ -109,9 +109,11 @@ class ImageFolder(Data):
         """Returns how many training images each class has."""
         return np.bincount(self.files["train"].labels, minlength=self.num_classes).tolist()
 
-    def _left_out(self, found: Scan, splits: Splits) -> list[str]:
+    def _left_out(self, scanned: Scan, splits: Splits) -> list[str]:
         """Returns what there is besides the images that are read, for `describe`."""
-        passed = f"passed over: {found.passed_over()}" if found.passed else "nothing passed over"
+        passed = (
+            f"passed over: {scanned.passed_over()}" if scanned.passed else "nothing passed over"
+        )
         parts = [passed]
         if splits.unread:
             parts.append(f"not read: {few(splits.unread)}")
@@ -119,7 +121,7 @@ class ImageFolder(Data):
             held_out = set(self.files["val"].labels.tolist())
             absent = [name for i, name in enumerate(self.class_names) if i not in held_out]
             start = os.path.join(splits.train, "")
-            inside = {f.removeprefix(start) for f in found.folders if f.startswith(start)} - {""}
+            inside = {f.removeprefix(start) for f in scanned.folders if f.startswith(start)} - {""}
             empty = sorted({f for f in inside if os.sep not in f} - set(self.class_names))
             if absent:
                 parts.append(f"none held out of: {few(absent)}")
@@ -143,7 +145,7 @@ class _Files(Dataset):
         return read_image(path, self.size, self.channels), int(self.labels[i])
 
 
-def _select(folder: Path, found: Scan, *splits: str) -> list[list[str]]:
+def _select(folder: Path, scanned: Scan, *splits: str) -> list[list[str]]:
     """Returns the images of some splits, by paths relative to each; one that is in both once.
 
     What is repeated is counted with what was passed over. UserError for a split with none left.
@@ -153,16 +155,16 @@ def _select(folder: Path, found: Scan, *splits: str) -> list[list[str]]:
         first, last = (
             (split + os.sep, split + chr(ord(os.sep) + 1)) if split else ("", chr(0x10FFFF))
         )
-        spans.append(range(bisect_left(found.paths, first), bisect_left(found.paths, last)))
+        spans.append(range(bisect_left(scanned.paths, first), bisect_left(scanned.paths, last)))
     places = [i for span in spans for i in span]
-    again = repeated(folder, [found.paths[i] for i in places], found.files[places])
+    again = repeated(folder, [scanned.paths[i] for i in places], scanned.files[places])
     again = {places[i] for i in again}
     if again:
-        found.passed["repeated image"] += len(again)
+        scanned.passed["repeated image"] += len(again)
     parts = []
     for split, span in zip(splits, spans, strict=True):
         start = len(os.path.join(split, ""))
-        parts.append([found.paths[i][start:] for i in span if i not in again])
+        parts.append([scanned.paths[i][start:] for i in span if i not in again])
         if not parts[-1]:
             raise UserError(f"{folder / split} holds no images that {folder / splits[0]} has not")
     return parts

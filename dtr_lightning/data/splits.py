@@ -41,9 +41,9 @@ def role(name: str) -> str | None:
     return next((role for role, pattern in NAMES.items() if pattern.fullmatch(letters)), None)
 
 
-def find_splits(folder: Path, found: Scan) -> Splits:
+def find_splits(folder: Path, scan: Scan) -> Splits:
     """Returns the splits of a scanned folder; UserError where they cannot be told from classes."""
-    places = {place for place, count in found.folders.items() if count}
+    places = {place for place, count in scan.folders.items() if count}
     _refuse_inner(folder, places)
     images = {place.partition(os.sep)[0] for place in places if place}
     named: dict[str, list[str]] = {name: [] for name in ROLES}
@@ -69,7 +69,7 @@ def find_splits(folder: Path, found: Scan) -> Splits:
                 f"--data.root {folder / train[0]} to train on that, or {AS_CLASSES}"
             )
         if not others and "" not in places:
-            tops = [name for name in found.folders if name and os.sep not in name]
+            tops = [name for name in scan.folders if name and os.sep not in name]
             if empty := [name for name in tops if role(name) in ("val", "test")]:
                 raise UserError(
                     f"{folder / empty[0]} holds no images of its own; remove it, and a share of "

@@ -83,10 +83,10 @@ def _cheapest(cost: Tensor, clusters: int) -> Tensor:
     for _ in range(1, clusters):
         best, before = (best[:-1, None] + of[1:]).min(0)
         starts.append(before + 1)
-    found = [tasks]
+    from_last = [tasks]
     for start in reversed(starts):
-        found.append(int(start[found[-1] - 1]))
-    return torch.tensor([0, *reversed(found)])
+        from_last.append(int(start[from_last[-1] - 1]))
+    return torch.tensor([0, *reversed(from_last)])
 
 
 def check_options(clusters: int, clustering: Clustering, affinity: str | Path | None) -> None:

@@ -108,21 +108,21 @@ class StoredRun:
 class RunList(Sequence[Run]):
     """The runs below some directories, in the order of their paths; nothing is loaded."""
 
-    def __init__(self, found: Sequence[Run]) -> None:
-        self.found = list(found)
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = list(runs)
 
     def __len__(self) -> int:
-        return len(self.found)
+        return len(self.runs)
 
     def __getitem__(self, index: Any) -> Any:
-        found = self.found[index]
-        return RunList(found) if isinstance(index, slice) else found
+        runs = self.runs[index]
+        return RunList(runs) if isinstance(index, slice) else runs
 
     def to_frame(self) -> "pd.DataFrame":
         """Returns a row per run: its path, status, options by dotted name, and results."""
         import pandas as pd
 
-        return pd.DataFrame(list(map(_row, self.found)))
+        return pd.DataFrame(list(map(_row, self.runs)))
 
 
 def _row(run: Run) -> dict[str, Any]:

@@ -173,13 +173,13 @@ def _stoppable(
     """
     world = trainer.world_size
     batches = math.ceil(n // world / experiment.protocol.batch_size)
-    left = 0 if is_own(experiment.sampler) else batches * experiment.sampler_steps
+    questions = 0 if is_own(experiment.sampler) else batches * experiment.sampler_steps
 
     def sampled(images: int) -> None:
-        nonlocal left
+        nonlocal questions
         reporter.sampled(images)
-        left -= 1
-        if (world == 1 or left >= 0) and stop.ask(trainer):
+        questions -= 1
+        if (world == 1 or questions >= 0) and stop.ask(trainer):
             raise Stopped
 
     return sampled
@@ -254,9 +254,9 @@ def _diverged(experiment: Experiment, directory: Run, how: Diverged) -> dict[str
     """Returns the results of a run that diverged: null where there is no number."""
     name, n = experiment.features.name, experiment.protocol.n
     scores = {"score_name": name, "score": None, "n": n} if n else {}
-    told = {"tasks": list(experiment.module.diffusion.tasks)}
-    told |= {"diverged": how.what, "diverged_at": how.step, "steps": how.step}
-    return _results(experiment, directory, {**scores, "loss": None, **told})
+    stated = {"tasks": list(experiment.module.diffusion.tasks)}
+    stated |= {"diverged": how.what, "diverged_at": how.step, "steps": how.step}
+    return _results(experiment, directory, {**scores, "loss": None, **stated})
 
 
 def _results(

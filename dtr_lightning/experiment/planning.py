@@ -73,10 +73,10 @@ def check_parts(configs: Mapping[str, Mapping[str, Any]], here: bool = False) ->
         return made[key]
 
     def data(choice: Mapping[str, Any]) -> Data:
-        found: Data = instantiate(Data, choice)
-        check_own_data(found)
-        found.check()
-        return found
+        images: Data = instantiate(Data, choice)
+        check_own_data(images)
+        images.check()
+        return images
 
     def process(choice: Mapping[str, Any]) -> Process:
         return instantiate(Process, choice)
@@ -92,8 +92,8 @@ def check_parts(configs: Mapping[str, Mapping[str, Any]], here: bool = False) ->
 
     def router(config: Mapping[str, Any], steps: int) -> None:
         _, sizes = once(network, config["network"])
-        found = instantiate(Router, config["router"], seed=0, steps=steps)
-        found.bind(*sizes.sizes, **sizes.named)
+        bound = instantiate(Router, config["router"], seed=0, steps=steps)
+        bound.bind(*sizes.sizes, **sizes.named)
 
     def features(choice: Mapping[str, Any], images: Mapping[str, Any]) -> None:
         of = once(data, images)

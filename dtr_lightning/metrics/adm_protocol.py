@@ -57,11 +57,11 @@ class Activations:
         self.rows.update(pool)
         self.n += len(images)
 
-    def extend(self, batches: Iterable[Tensor], told: Callable[[int], None]) -> "Activations":
+    def extend(self, batches: Iterable[Tensor], count: Callable[[int], None]) -> "Activations":
         """Takes all batches, and tells the number of images of each."""
         for images in batches:
             self.update(images)
-            told(len(images))
+            count(len(images))
         return self
 
     def statistics(self) -> dict[str, Tensor]:
@@ -72,17 +72,17 @@ class Activations:
 
 
 def scores(
-    samples: Activations, reference: Archive, told: Callable[[int], None] = lambda n: None
+    samples: Activations, reference: Archive, count: Callable[[int], None] = lambda n: None
 ) -> dict[str, Any]:
     """Returns the ADM scores of samples; None for what the reference file does not allow.
 
-    Only with Inception's own weights are they called fid, sfid and inception_score. `told` hears
+    Only with Inception's own weights are they called fid, sfid and inception_score. `count` hears
     how many images of the reference were read.
     """
     network, device = samples.network, samples.device
     stored = {key: value.to(device) for key, value in reference.statistics().items()}
     images = reference.batches(BATCH, LIMIT if stored else None) if reference.n else ()
-    near = Activations(network, device).extend(images, told)
+    near = Activations(network, device).extend(images, count)
     theirs, ours = stored or near.statistics(), samples.statistics()
     precision = recall = None
     if near.n:

@@ -51,9 +51,9 @@ class InceptionFeatures(Features):
             ) from error
         except RuntimeError as error:
             raise UserError(f"{weights} does not hold the Inception weights") from error
-        found = digest(weights) if weights else self.digest
-        self.name = "fid" if found == self.digest else f"fd_inception_{Path(weights).stem}"
-        self.which_weights = f"sha256 {found}"
+        checksum = digest(weights) if weights else self.digest
+        self.name = "fid" if checksum == self.digest else f"fd_inception_{Path(weights).stem}"
+        self.which_weights = f"sha256 {checksum}"
         self.freeze()
 
     def forward(self, images: Tensor) -> Tensor:

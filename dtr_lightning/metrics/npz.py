@@ -54,22 +54,22 @@ class Archive:
     def batches(self, size: int, limit: int | None = None) -> Iterator[Tensor]:
         """Yields the images, or the first `limit`, as uint8 (n, C, H, W), n up to `size`."""
         channels, height, width = self.shape
-        left = self.n if limit is None else min(limit, self.n)
+        remaining = self.n if limit is None else min(limit, self.n)
         with self._open() as file, file.open(f"{IMAGES}.npy") as array:
             _header(array)
-            while left:
-                n = min(size, left)
+            while remaining:
+                n = min(size, remaining)
                 content = array.read(n * height * width * channels)
                 if len(content) < n * height * width * channels:
                     raise UserError(f"{self.path} is damaged: {IMAGES} ends early")
                 images = np.frombuffer(bytearray(content), dtype=np.uint8)
                 images = torch.from_numpy(images).view(n, height, width, channels)
                 yield images.permute(0, 3, 1, 2)
-                left -= n
+                remaining -= n
 
     def statistics(self) -> dict[str, Tensor]:
         """Returns what is stored of mu (2048,), sigma, mu_s (2023,) and sigma_s, float64."""
-        found = {}
+        statistics = {}
         with self._open(), np.load(self.path, allow_pickle=False) as arrays:
             for key in self.statistics_keys:
                 array = arrays[key]
@@ -80,8 +80,8 @@ class Archive:
                     )
                 if not np.isfinite(array).all():
                     raise UserError(f"{self.path}: {key} has values that are not finite")
-                found[key] = torch.from_numpy(array.astype(np.float64))
-        return found
+                statistics[key] = torch.from_numpy(array.astype(np.float64))
+        return statistics
 
     def _read_header(self, file: zipfile.ZipFile) -> None:
         with file.open(f"{IMAGES}.npy") as array:

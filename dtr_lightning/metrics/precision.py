@@ -46,11 +46,11 @@ def inside(
 ) -> tuple[float, float]:
     """Returns precision and recall, given the squared radii (N,) and (M,) of both sides' balls."""
     good = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
-    found = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     for rows, columns, squares in _blocks(fake, real):
         good[rows] |= (squares <= real_radii[columns]).any(1)
-        found[columns] |= (squares <= fake_radii[rows, None]).any(0)
-    return good.double().mean().item(), found.double().mean().item()
+        recalled[columns] |= (squares <= fake_radii[rows, None]).any(0)
+    return good.double().mean().item(), recalled.double().mean().item()
 
 
 def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:

@@ -174,8 +174,8 @@ class Switch(Router):
             return
         p = self.probabilities(embed(torch.arange(self.tasks, device=self.prior.device)))
         cost = costs(_chosen(p, self.k).flatten(1), self.prior).cpu().numpy()
-        found = match(cost, np.random.default_rng((self.seed, step)))
-        self.assignment.copy_(torch.from_numpy(found))
+        assignment = match(cost, np.random.default_rng((self.seed, step)))
+        self.assignment.copy_(torch.from_numpy(assignment))
 
 
 def jsd(a: Tensor, b: Tensor) -> Tensor:
@@ -202,9 +202,9 @@ def match(cost: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     from scipy.optimize import linear_sum_assignment  # 0.1 s, which only this router pays
 
     rows, columns = rng.permutation(len(cost)), rng.permutation(len(cost))
-    found = np.empty(len(cost), dtype=np.int64)
-    found[rows] = columns[linear_sum_assignment(cost[np.ix_(rows, columns)])[1]]
-    return found
+    matched = np.empty(len(cost), dtype=np.int64)
+    matched[rows] = columns[linear_sum_assignment(cost[np.ix_(rows, columns)])[1]]
+    return matched
 
 
 def _chosen(p: Tensor, k: int) -> Tensor:

@@ -290,14 +290,14 @@ class Run:
 
         Of the step itself, records of names that begin with one of `partial` go too.
         """
-        kept = [
+        records = [
             record
             for record in self.metrics()
             if record["step"] < step
             or (record["step"] == step and not any(key.startswith(partial) for key in record))
         ]
         if self.metrics_file.exists():
-            lines = "".join(to_json(record, indent=None) + "\n" for record in kept)
+            lines = "".join(to_json(record, indent=None) + "\n" for record in records)
             write_text(self.metrics_file, lines)
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -351,12 +351,12 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
 
     A run inside a run, as an expert is, is a part of that.
     """
-    found = set()
+    run_dirs = set()
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path} is not a directory")
         for directory, below, files in os.walk(path.resolve()):
             if "config.yaml" in files:
-                found.add(Path(directory))
+                run_dirs.add(Path(directory))
                 below.clear()
-    return [Run(path) for path in sorted(found) if found.isdisjoint(path.parents)]
+    return [Run(path) for path in sorted(run_dirs) if run_dirs.isdisjoint(path.parents)]

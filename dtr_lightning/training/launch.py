@@ -83,8 +83,8 @@ def _started_by_srun(options: Mapping[str, Any]) -> bool:
         return int(step) < SPECIAL_STEPS and not shell
     asked = str(options["devices"]), options["num_nodes"]
     expected = asked[0].isdecimal() and int(asked[0]) * asked[1] == _tasks()
-    told = "MASTER_ADDR" in variables and "LOCAL_RANK" not in variables
-    return expected and told and variables.get("ENVIRONMENT") != "BATCH"
+    informed = "MASTER_ADDR" in variables and "LOCAL_RANK" not in variables
+    return expected and informed and variables.get("ENVIRONMENT") != "BATCH"
 
 
 def _environment(options: Mapping[str, Any]) -> ClusterEnvironment:
