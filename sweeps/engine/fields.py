@@ -4,29 +4,80 @@ __all__ = [
     "budget",
     "check_options",
     "expand",
+    "finite",
+    "is_number",
+    "is_word",
+    "list_as_json",
+    "named",
     "objectives",
+    "one_line",
     "one_of",
     "option",
     "positive",
     "pruning",
-    "starts",
+    "shown",
     "whole",
 ]
 
 import itertools
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.rundir.run import OBJECTIVES
-from sweeps.engine.space import Axis
-from sweeps.engine.values import is_number, is_word, named, plain, shown
 
 DIRECTIONS = ("minimize", "maximize")
 PRUNING = ("median", "halving", "hyperband")
 LARGEST = 1_000_000  # points, seeds and settings of a sweep
+LONGEST = 1000  # characters of a word, a path or a list as JSON
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 60
+
+
+def finite(value: Any) -> bool:
+    """Returns whether a value is a finite number and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a number of a size that an option can have."""
+    return finite(value) and abs(value) < 1e12
+
+
+def is_word(value: Any) -> bool:
+    """Returns whether a value is a text of one line that a terminal can show."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST and value.isprintable()
+
+
+def list_as_json(value: Any) -> Any:
+    """Returns a list as JSON, None for a list that JSON cannot hold, any other value unchanged."""
+    if not isinstance(value, list):
+        return value
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def named(value: Any) -> str:
+    """Returns a value for an error that puts it in quotes itself."""
+    return value if is_word(value) else shown(value)
+
+
+def shown(value: Any) -> str:
+    """Returns a value as an error shows it, cut where it is long."""
+    try:
+        return SHORT.repr(value)
+    except ValueError:
+        return "a huge number"
+
+
+def one_line(error: Exception) -> str:
+    """Returns an error's message as one line."""
+    return " ".join(str(error).split())[:300]
 
 
 def one_of(value: Any, valid: Sequence[str], what: str) -> str:
@@ -39,7 +90,7 @@ def one_of(value: Any, valid: Sequence[str], what: str) -> str:
 def whole(value: Any, what: str) -> int:
     """Returns a whole number from 1."""
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
-        raise UserError(f"{what} is to be a whole number from 1 to {LARGEST:,}, not {shown(value)}")
+        raise UserError(f"{what} must be a whole number from 1 to {LARGEST:,}, not {shown(value)}")
     return value
 
 
@@ -48,26 +99,25 @@ def positive(value: Any, what: str, where: str) -> float | None:
     if value is None:
         return None
     if not is_number(value) or not 0 < value < 1e9:
-        raise UserError(f"{where}: {what} is to be a positive number, not {shown(value)}")
+        raise UserError(f"{where}: {what} must be a positive number, not {shown(value)}")
     return float(value)
 
 
 def objectives(content: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Returns which numbers of results.json a sweep is about, and which way is better."""
+    """Returns the numbers of results.json that a sweep is about, each with its better direction."""
     metric = content.get("metric", "score")
     for name in [metric] if is_word(metric) else metric if isinstance(metric, Mapping) else ():
-        if name not in OBJECTIVES:
-            raise choices(f"metric in {where}", named(name), OBJECTIVES)
+        one_of(name, OBJECTIVES, f"metric in {where}")
     if is_word(metric):
         direction = content.get("direction", "minimize")
         return {metric: one_of(direction, DIRECTIONS, f"direction in {where}")}
     if not isinstance(metric, Mapping) or not metric:
         raise UserError(
-            f"{where}: metric is to be the name of a number in results.json, or several as in "
+            f"{where}: metric must be the name of a number in results.json, or several as in "
             "{score: minimize, accuracy: maximize}"
         )
     if "direction" in content:
-        raise UserError(f"{where}: direction is for one metric; several say theirs themselves")
+        raise UserError(f"{where}: direction is for one metric; several have theirs in metric")
     return {
         key: one_of(value, DIRECTIONS, f"direction of {key} in {where}")
         for key, value in metric.items()
@@ -75,13 +125,14 @@ def objectives(content: Mapping[str, Any], where: str) -> dict[str, str]:
 
 
 def pruning(value: Any, where: str) -> dict[str, Any] | None:
-    """Returns the options of pruning with their kind, None for none."""
+    """Returns the options of pruning with their kind, None for no pruning."""
     if value is None:
         return None
-    options = {"kind": value} if isinstance(value, str) else value
-    check_options(options, f"{where}: pruning")
+    options = check_options(
+        {"kind": value} if isinstance(value, str) else value, f"{where}: pruning"
+    )
     one_of(options.get("kind"), PRUNING, f"kind of pruning in {where}")
-    return dict(options)
+    return options
 
 
 def budget(
@@ -93,7 +144,7 @@ def budget(
 ) -> dict[str, Any]:
     """Returns how long a search goes on, {trials, hours} of which one is None.
 
-    trials and hours, if given, replace the sweep's; `smallest`, if given, any.
+    trials and hours, if given, replace the sweep's; `smallest`, if given, replaces all of them.
     """
     if trials is None and hours is None:
         trials, hours = content.get("trials"), content.get("hours")
@@ -105,66 +156,51 @@ def budget(
     return {"trials": smallest, "hours": None} if smallest else {"trials": trials, "hours": hours}
 
 
-def starts(
-    content: Mapping[str, Any], space: Mapping[str, Axis], where: str
-) -> list[dict[str, Any]]:
-    """Returns the settings that a search tries first."""
-    starts = content.get("start") or []
-    if not isinstance(starts, list):
-        raise UserError(f"{where}: start is to be a list of settings such as {{router: DTR}}")
-    for number, start in enumerate(starts, 1):
-        check_options(start, f"{where}: entry {number} of start")
-        for key, value in start.items():
-            if key not in space:
-                raise choices(f"key in entry {number} of start of {where}", key, space)
-            space[key].check(value, f"{where}: {key} in entry {number} of start")
-    return [dict(start) for start in starts]
-
-
 def option(text: str) -> tuple[str, Any]:
-    """Returns key and value of `key=value`, the text itself where a type must say what it is."""
+    """Returns key and value of `key=value`, as text where only the option's type can read it."""
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise UserError(f"--set takes OPTION=VALUE, such as data.root=images; got {text!r}")
     if key == "seed":
         raise UserError("--set seed=... is not valid; use --seeds N")
     try:
-        read = json.loads(value)
+        parsed = json.loads(value)
     except ValueError:
         return key, value
-    return key, read if json.dumps(read) == value else value
+    return key, parsed if json.dumps(parsed) == value else value
 
 
 def check_options(options: Any, where: str) -> dict[str, Any]:
-    """Returns a mapping of options, whose values are what JSON knows."""
+    """Returns a mapping of dotted options to values that JSON can hold."""
     if not isinstance(options, Mapping) or not all(map(is_word, options)):
-        raise UserError(f"{where} is to map dotted options to values")
+        raise UserError(f"{where} must map dotted options to values")
     for key, value in options.items():
-        if plain([value]) is None or (isinstance(value, int | float) and abs(value) >= 1e12):
+        too_large = isinstance(value, int | float) and not abs(value) < 1e12
+        if list_as_json([value]) is None or too_large:
             raise UserError(
-                f"{where}: {key} is to be a number, a word or a list, not {shown(value)}"
+                f"{where}: {key} must be a number, a word or a list, not {shown(value)}"
             )
     return dict(options)
 
 
 def expand(grid: Any, where: str) -> list[dict[str, Any]]:
-    """Returns one assignment of options per point: the products of all entries, in order."""
+    """Returns one assignment of options per point: the product of each entry's lists, in order."""
     if not isinstance(grid, list) or not grid:
-        raise UserError(f"{where}: grid is to be a list of entries such as {{router: NoRouting}}")
+        raise UserError(f"{where}: grid must be a list of entries such as {{router: NoRouting}}")
     assignments = []
     for number, entry in enumerate(grid, 1):
         check_options(entry, f"{where}: entry {number} of grid")
         if "seed" in entry:
             raise UserError(f"{where}: entry {number} of grid sets seed; use seeds instead")
         lists = [
-            [plain(x) for x in value] if isinstance(value, list) else [value]
+            [list_as_json(x) for x in value] if isinstance(value, list) else [value]
             for value in entry.values()
         ]
         for key, values in zip(entry, lists, strict=True):
             for value in values or [None]:
                 if not (isinstance(value, bool) or is_word(value) or is_number(value)):
                     raise UserError(
-                        f"{where}: {key} in entry {number} of grid is to be a number, a word or "
+                        f"{where}: {key} in entry {number} of grid must be a number, a word or "
                         f"a list of these, not {shown(value)}; an option that is a list itself, "
                         "such as router.knots, is a list in that list: [[0, 1]]"
                     )

@@ -33,7 +33,7 @@ from analysis.drawing.style import (
     score_axis,
     styled,
 )
-from sweeps.engine.values import is_number
+from sweeps.engine.fields import finite
 
 COLORS = ("#0072B2", "#D55E00")
 LEAST = 2  # complete trials, and values of a parameter, that can be compared
@@ -53,7 +53,7 @@ def draw(
     than two complete trials: nothing. Every CSV has the numbers of its own picture.
     """
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    sound = [trial for trial in complete if all(map(is_number, trial.values))]
+    sound = [trial for trial in complete if all(map(finite, trial.values))]
     sound.sort(key=lambda trial: trial.number)
     written: list[Path] = []
     if len(sound) < LEAST:
@@ -102,7 +102,7 @@ def _axes(trials: Sequence[FrozenTrial]) -> Axes:
         key: (
             label if last.count(label) == 1 else key,
             FloatDistribution(min(values), max(values), log=key in logs)
-            if all(map(is_number, values))
+            if all(map(finite, values))
             else CategoricalDistribution([*dict.fromkeys(map(str, values)), NONE]),
         )
         for label, (key, values) in zip(last, found.items(), strict=True)

@@ -83,7 +83,7 @@ def _cost(sweep: Sweep, configs: list[dict[str, Any]], workers: Workers) -> list
     hours = steps / stated * evaluated / 3600
     unit = "GPU-hours" if workers.gpus or source != "measured here" else "hours of a worker"
     return [
-        f"about {60 * hours / workers.number:.1f} min with {workers.number} workers of "
+        f"about {60 * hours / workers.slots:.1f} min with {workers.slots} workers of "
         f"{workers.threads} threads: {stated:.3g} steps/s, {source}, and {evaluated - 1:.0%} more "
         f"for sampling; {hours:.3g} {unit} in all, and some seconds a run to start and to score",
         f"about {copies * size / 1e9:.2g} GB of checkpoints in {len(configs)} runs",

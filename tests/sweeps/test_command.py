@@ -32,7 +32,7 @@ def light(monkeypatch):
         (["none.yaml"], "shipped sweeps: .*alpha_beta"),
         (["--smok"], "unrecognized arguments: --smok; valid options: .*--smoke"),
         (["--workers", "two"], "invalid int value: 'two'"),
-        (["--seeds", "0"], "seeds is to be"),
+        (["--seeds", "0"], "seeds must be"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(arguments, says, capsys, monkeypatch):
@@ -129,7 +129,7 @@ def test_slots_share_the_cores_or_the_gpus(tmp_path, monkeypatch):
         (Machine(2, ()), 16, 15, 15, 1),
     ):
         workers.divide(machine, asked, trials_)
-        assert (workers.number, workers.threads) == (number, threads)
+        assert (workers.slots, workers.threads) == (number, threads)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert this_machine().gpus == ()
 

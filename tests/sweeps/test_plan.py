@@ -11,8 +11,7 @@ from dtr_lightning.errors import UserError
 from sweeps.engine import plan, recipe
 from sweeps.engine.database import Database
 from sweeps.engine.folder import Folder
-from sweeps.engine.records import GRACE
-from sweeps.engine.study import Study
+from sweeps.engine.study import GRACE, Study
 from tests.sweeps import standin
 from tests.sweeps.standin import counts, run, trials, write
 
@@ -102,19 +101,19 @@ def test_alpha_beta_is_figure_4():
         ("config: b\n\tgrid: []", "not YAML"),
         ("- a", "valid keys"),
         ("config: b\ngird: []", "unknown key .*'gird'; valid: config, .*grid"),
-        ("config: 3\ngrid: [{a: 1}]", "config is to be"),
-        ("config: b", "grid is to be a list"),
-        ("config: b\ngrid: {a: 1}", "grid is to be a list"),
+        ("config: 3\ngrid: [{a: 1}]", "config must be"),
+        ("config: b", "grid must be a list"),
+        ("config: b\ngrid: {a: 1}", "grid must be a list"),
         ("config: b\ngrid: [3]", "entry 1 of grid"),
         ("config: b\ngrid: [{a: []}]", "a in entry 1"),
         ("config: b\ngrid: [{a: [{}]}]", "a in entry 1"),
         ("config: b\ngrid: [{seed: [1, 2]}]", "use seeds"),
-        ("config: b\ngrid: [{a: 1}]\nseeds: two", "seeds is to be"),
-        ("config: b\ngrid: [{a: 1}]\nseeds: 0", "seeds is to be"),
+        ("config: b\ngrid: [{a: 1}]\nseeds: two", "seeds must be"),
+        ("config: b\ngrid: [{a: 1}]\nseeds: 0", "seeds must be"),
         ("config: b\ngrid: [{a: 1}]\ndirection: up", "valid: minimize, maximize"),
-        ("config: b\ngrid: [{a: 1}]\nmetric: [a]", "metric is to be"),
+        ("config: b\ngrid: [{a: 1}]\nmetric: [a]", "metric must be"),
         ("config: b\ngrid: [{a: 1}]\nmetric: foo", "unknown metric .*'foo'; valid: score, kid"),
-        ("config: b\ngrid: [{a: 1}]\nsmoke: 3", "smoke is to map"),
+        ("config: b\ngrid: [{a: 1}]\nsmoke: 3", "smoke must map"),
         ("config: b\ngrid: [{a: 1}]\ngrid: [{a: 2}]", "the key 'grid' is there twice"),
     ],
 )

@@ -224,7 +224,7 @@ def test_rising_numbers_and_their_shares_are_each_others_inverse():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("trials: 0", "trials is to be"),
+        ("trials: 0", "trials must be"),
         ("hours: 3", "either trials or hours"),
         ("grid: []", "unknown key .* 'grid'"),
         ("kind: tpo", "unknown kind .* 'tpo'; valid: grid, tpe"),
@@ -246,7 +246,7 @@ def test_rising_numbers_and_their_shares_are_each_others_inverse():
         ("start: [{router.beta: 0.8}]", "unknown key .*'router.beta'"),
         ("sampler: {speed: 3}", "unknown option of sampler 'speed'"),
         ("pruning: {kind: median, steps: 3}", "unknown option of pruning 'steps'"),
-        ("steps_per_second: -1", "steps_per_second is to be a positive"),
+        ("steps_per_second: -1", "steps_per_second must be a positive"),
     ],
 )
 def test_a_bad_search_is_one_line(tmp_path, change, says):
