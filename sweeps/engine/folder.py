@@ -187,7 +187,7 @@ class Folder:
         found = [path for path in self._owners.glob("*") if path.suffix == ""]
         owners = [path for path in found if self._may_live(path)]
         for path in owners:
-            path.with_suffix(".stop").write_text("save" if save else "finish")
+            write_text(path.with_suffix(".stop"), "save" if save else "finish")
         return len(owners)
 
     def asked_to_stop(self, owner: str) -> str | None:

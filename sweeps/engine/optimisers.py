@@ -26,8 +26,8 @@ from optuna.samplers import (
 )
 
 from dtr_lightning.errors import UserError, choices
-from sweeps.engine.fields import one_line, shown
 from sweeps.engine.recipe import Recipe
+from sweeps.engine.values import named, one_line, shown
 
 SAMPLERS: dict[str, type[BaseSampler]] = {
     "random": RandomSampler,
@@ -75,8 +75,10 @@ def make_pruner(recipe: Recipe) -> BasePruner:
     """Returns the pruner of a sweep; UserError for an option that Optuna's does not have."""
     if recipe.pruning is None:
         return NopPruner()
-    options = {key: value for key, value in recipe.pruning.items() if key != "kind"}
-    return _make(PRUNERS[recipe.pruning["kind"]], options, "pruning")
+    options = dict(recipe.pruning)
+    if (kind := options.pop("kind", None)) not in [*PRUNERS]:
+        raise choices("kind of pruning", named(kind), PRUNERS)
+    return _make(PRUNERS[kind], options, "pruning")
 
 
 def _make(cls: type, options: Mapping[str, Any], what: str, **fixed: Any) -> Any:
@@ -84,7 +86,7 @@ def _make(cls: type, options: Mapping[str, Any], what: str, **fixed: Any) -> Any
     takes = inspect.signature(cls.__init__).parameters
     for key, value in options.items():
         if key not in (valid := [name for name in takes if name != "self"]):
-            raise choices(f"option of {what}", key, valid)
+            raise choices(f"option of {what}", named(key), valid)
         # Optuna itself would fail in the middle of a sweep
         hint = takes[key].annotation
         hint = hint if isinstance(hint, str) else inspect.formatannotation(hint)

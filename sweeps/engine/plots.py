@@ -33,7 +33,7 @@ from analysis.drawing.style import (
     score_axis,
     styled,
 )
-from sweeps.engine.fields import finite
+from sweeps.engine.values import finite
 
 COLORS = ("#0072B2", "#D55E00")
 LEAST = 2  # complete trials, and values of a parameter, that can be compared

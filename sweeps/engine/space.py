@@ -12,7 +12,7 @@ from typing import Any
 from optuna.trial import BaseTrial
 
 from dtr_lightning.errors import UserError, choices
-from sweeps.engine.fields import check_options, is_number, is_word, list_as_json, named, shown
+from sweeps.engine.values import check_options, is_number, is_word, list_as_json, named, shown
 
 
 class Axis(ABC):
@@ -184,10 +184,10 @@ class Rising(Axis):
             raise UserError(f"{where} is {shown(value)}; valid: 0, {self.inner} in rising order, 1")
 
 
-def axes(content: Any, where: str) -> dict[str, Axis]:
+def axes(content: Mapping[Any, Any], where: str) -> dict[str, Axis]:
     """Returns the axes of a search by option; UserError for anything else."""
-    if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{where}: a search needs space, such as {{router: [NoRouting, DTR]}}")
+    if not content:
+        raise UserError(f"{where}: space has no options, such as {{router: [NoRouting, DTR]}}")
     return {
         key: _axis(value, f"{where}: {named(key)} in space", key) for key, value in content.items()
     }
@@ -215,11 +215,8 @@ def _axis(value: Any, where: str, key: Any) -> Axis:
     )
 
 
-def starts(content: Any, space: Mapping[str, Axis], where: str) -> list[dict[str, Any]]:
+def starts(content: list[Any], space: Mapping[str, Axis], where: str) -> list[dict[str, Any]]:
     """Returns the settings that a search tries first, all on its axes."""
-    content = content or []
-    if not isinstance(content, list):
-        raise UserError(f"{where}: start must be a list of settings such as {{router: DTR}}")
     for number, start in enumerate(content, 1):
         check_options(start, f"{where}: entry {number} of start")
         for key, value in start.items():

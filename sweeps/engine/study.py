@@ -27,10 +27,10 @@ from dtr_lightning.errors import Diverged, UserError
 from dtr_lightning.rundir.naming import config_hash, settings
 from dtr_lightning.rundir.run import Run
 from sweeps.engine.database import Database, retry_while_unavailable
-from sweeps.engine.fields import finite
 from sweeps.engine.folder import Folder
 from sweeps.engine.optimisers import make_pruner, make_sampler
 from sweeps.engine.plan import Point, Sweep
+from sweeps.engine.values import finite
 
 GRACE = 300.0  # seconds without a sign of life until another machine's trial counts as dead
 REPEATS = 50  # settings in a row that were tried before: the space is exhausted

@@ -31,8 +31,8 @@ def light(monkeypatch):
         (["alpha_bta"], "unknown sweep 'alpha_bta'; valid: .*alpha_beta"),
         (["none.yaml"], "shipped sweeps: .*alpha_beta"),
         (["--smok"], "unrecognized arguments: --smok; valid options: .*--smoke"),
-        (["--workers", "two"], "invalid int value: 'two'"),
-        (["--seeds", "0"], "seeds must be"),
+        (["--workers", "two"], "--workers: two is not a whole number from 1"),
+        (["--seeds", "0"], "--seeds: 0 is not a whole number from 1"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(arguments, says, capsys, monkeypatch):

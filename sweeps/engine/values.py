@@ -1,7 +1,6 @@
-"""The entries of a sweep's YAML, each checked for its own form; UserError says where and what."""
+"""The values in a sweep's YAML: what an option may hold, and how an error shows it."""
 
 __all__ = [
-    "budget",
     "check_options",
     "expand",
     "finite",
@@ -9,29 +8,21 @@ __all__ = [
     "is_word",
     "list_as_json",
     "named",
-    "objectives",
     "one_line",
-    "one_of",
     "option",
-    "positive",
-    "pruning",
     "shown",
-    "whole",
 ]
 
 import itertools
 import json
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from dtr_lightning.errors import UserError, choices
-from dtr_lightning.rundir.run import OBJECTIVES
+from dtr_lightning.errors import UserError
 
-DIRECTIONS = ("minimize", "maximize")
-PRUNING = ("median", "halving", "hyperband")
-LARGEST = 1_000_000  # points, seeds and settings of a sweep
+LARGEST = 1_000_000  # points of a sweep
 LONGEST = 1000  # characters of a word, a path or a list as JSON
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 60
@@ -80,82 +71,6 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def one_of(value: Any, valid: Sequence[str], what: str) -> str:
-    """Returns a word that is one of the valid ones."""
-    if not isinstance(value, str) or value not in valid:
-        raise choices(what, named(value), valid)
-    return value
-
-
-def whole(value: Any, what: str) -> int:
-    """Returns a whole number from 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
-        raise UserError(f"{what} must be a whole number from 1 to {LARGEST:,}, not {shown(value)}")
-    return value
-
-
-def positive(value: Any, what: str, where: str) -> float | None:
-    """Returns a positive number, None for None."""
-    if value is None:
-        return None
-    if not is_number(value) or not 0 < value < 1e9:
-        raise UserError(f"{where}: {what} must be a positive number, not {shown(value)}")
-    return float(value)
-
-
-def objectives(content: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Returns the numbers of results.json that a sweep is about, each with its better direction."""
-    metric = content.get("metric", "score")
-    for name in [metric] if is_word(metric) else metric if isinstance(metric, Mapping) else ():
-        one_of(name, OBJECTIVES, f"metric in {where}")
-    if is_word(metric):
-        direction = content.get("direction", "minimize")
-        return {metric: one_of(direction, DIRECTIONS, f"direction in {where}")}
-    if not isinstance(metric, Mapping) or not metric:
-        raise UserError(
-            f"{where}: metric must be the name of a number in results.json, or several as in "
-            "{score: minimize, accuracy: maximize}"
-        )
-    if "direction" in content:
-        raise UserError(f"{where}: direction is for one metric; several have theirs in metric")
-    return {
-        key: one_of(value, DIRECTIONS, f"direction of {key} in {where}")
-        for key, value in metric.items()
-    }
-
-
-def pruning(value: Any, where: str) -> dict[str, Any] | None:
-    """Returns the options of pruning with their kind, None for no pruning."""
-    if value is None:
-        return None
-    options = check_options(
-        {"kind": value} if isinstance(value, str) else value, f"{where}: pruning"
-    )
-    one_of(options.get("kind"), PRUNING, f"kind of pruning in {where}")
-    return options
-
-
-def budget(
-    content: Mapping[str, Any],
-    trials: int | None,
-    hours: float | None,
-    smallest: int | None,
-    where: str,
-) -> dict[str, Any]:
-    """Returns how long a search goes on, {trials, hours} of which one is None.
-
-    trials and hours, if given, replace the sweep's; `smallest`, if given, replaces all of them.
-    """
-    if trials is None and hours is None:
-        trials, hours = content.get("trials"), content.get("hours")
-    if (trials is None) == (hours is None):
-        raise UserError(f"{where}: a search needs either trials or hours")
-    if trials is not None:
-        trials = whole(trials, "trials")
-    hours = positive(hours, "hours", where)
-    return {"trials": smallest, "hours": None} if smallest else {"trials": trials, "hours": hours}
-
-
 def option(text: str) -> tuple[str, Any]:
     """Returns key and value of `key=value`, as text where only the option's type can read it."""
     key, equals, value = text.partition("=")
@@ -183,10 +98,10 @@ def check_options(options: Any, where: str) -> dict[str, Any]:
     return dict(options)
 
 
-def expand(grid: Any, where: str) -> list[dict[str, Any]]:
+def expand(grid: list[Any], where: str) -> list[dict[str, Any]]:
     """Returns one assignment of options per point: the product of each entry's lists, in order."""
-    if not isinstance(grid, list) or not grid:
-        raise UserError(f"{where}: grid must be a list of entries such as {{router: NoRouting}}")
+    if not grid:
+        raise UserError(f"{where}: grid has no entries, such as {{router: NoRouting}}")
     assignments = []
     for number, entry in enumerate(grid, 1):
         check_options(entry, f"{where}: entry {number} of grid")
