@@ -121,8 +121,9 @@ def read(
     if form.pruning and len(objectives) > 1:
         raise UserError(f"{where}: pruning works with one metric only; leave one of the two out")
     set_options = dict(map(option, options))
-    for key in set_options.keys() & {*search.get("space", ()), *itertools.chain(*assignments)}:
-        raise UserError(f"--set {key}: {where} sets it already; change it there")
+    swept = {*search.get("space", ()), *itertools.chain(*assignments)}
+    if twice := [key for key in set_options if key in swept]:
+        raise UserError(f"--set {twice[0]}: {where} sets it already; change it there")
     overrides = check_options(SMOKE if form.smoke is None else form.smoke, f"{where}: smoke")
     return Recipe(
         name=name,

@@ -46,7 +46,7 @@ def main() -> int:
         resolve=standin.resolve, run_name=standin.run_name, takes=standin.takes
     )
     driver.this_machine = lambda: Machine(2, ())
-    driver.report = lambda *arguments: None
+    driver.show = lambda *arguments: None
     driver.run_sweep = partial(driver.run_sweep, train=standin.train)
     if name := asked("FAULT_HOST"):
         socket.gethostname = lambda: name
