@@ -136,7 +136,7 @@ def test_planned_twice_at_once_is_planned_once(light, tmp_path):
     folder = Folder(tmp_path / "out")
 
     folder.prepare(sweep)
-    started = Barrier(4, timeout=60)
+    started = Barrier(4, timeout=20)
 
     def work(_):
         with folder.owner() as owner:
