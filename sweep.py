@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 
-from dtr_lightning.cli.commands import Options, loading
+from dtr_lightning.cli.commands import Options, loading, whole
 from dtr_lightning.errors import UserError
 
 SMOKE = "a few steps a point; these numbers mean nothing"
@@ -25,30 +25,43 @@ def parse() -> argparse.Namespace:
     parser = Options(__doc__)
     add = parser.add_argument
     add("sweep", nargs="?", default="alpha_beta", help="a name in sweeps/ or a YAML's path")
-    add("--workers", type=int, metavar="N", help="trainings at once (default: GPUs, else cores)")
-    add("--per-gpu", type=int, metavar="N", help="trainings at once on each GPU")
-    add("--seeds", type=int, metavar="N", help="train every point with the seeds 0 .. N - 1")
-    add("--trials", type=int, metavar="N", help="settings that a search tries")
-    add("--hours", type=float, metavar="H", help="or its hours of training, all workers together")
-    add("--smoke", action="store_true", help="a few steps per point")
-    add("--paper", action="store_true", help="the published sizes, where a sweep has smaller ones")
+    add("--workers", type=whole, metavar="N", help="trainings at once (default: GPUs, else cores)")
+    add("--per-gpu", type=whole, metavar="N", help="trainings at once on each GPU")
+    add("--seeds", type=whole, metavar="N", help="train every point with the seeds 0 .. N - 1")
+    add("--trials", type=whole, metavar="N", help="number of settings that a search tries")
+    add(
+        "--hours",
+        type=float,
+        metavar="H",
+        help="hours of training of a search, in all workers",
+    )
+    add("--smoke", action="store_true", help="train a few steps per point")
+    add(
+        "--paper",
+        action="store_true",
+        help="train the published sizes of a sweep that has smaller ones",
+    )
     add(
         "--set",
         metavar="OPTION=VALUE",
         action="append",
         default=[],
-        help="an option of train.py for every point, such as data.root=images; repeatable",
+        help="set an option of train.py for every point, such as data.root=images; repeatable",
     )
-    add("--dry-run", action="store_true", help="print points and their cost only")
-    add("--retry-failed", action="store_true", help="train again what failed")
-    add("--finish-pruned", action="store_true", help="train what was pruned to its end")
-    add("--status", action="store_true", help="show how far a sweep is, wherever it runs")
+    add("--dry-run", action="store_true", help="only print the points and their cost")
+    add("--retry-failed", action="store_true", help="train failed points again")
+    add("--finish-pruned", action="store_true", help="train pruned points to their end")
+    add(
+        "--status",
+        action="store_true",
+        help="show how far a sweep is, wherever it runs",
+    )
     add(
         "--stop",
         nargs="?",
         const="finish",
         choices=("finish", "save"),
-        help="ask a running sweep to leave when its trials end (finish) or have saved (save)",
+        help="ask a running sweep to stop when its trials end (finish) or have saved (save)",
     )
     add(
         "--storage",

@@ -17,8 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from analysis.measure.probe import Probe
 from analysis.probes import affinity, cka
 from benchmarks.settings import SETTINGS
-from benchmarks.step import positive
-from dtr_lightning.cli.commands import Options, command
+from dtr_lightning.cli.commands import Options, command, whole
 from dtr_lightning.data import Digits
 from dtr_lightning.diffusion import Diffusion
 from dtr_lightning.models import DiT
@@ -31,10 +30,10 @@ from dtr_lightning.training.module import DiffusionModule
 def main() -> int:
     """Measures both and prints the table."""
     parser = Options(__doc__)
-    parser.add_argument("--blocks", type=positive, default=4, metavar="N", help="of the DiT")
-    parser.add_argument("--threads", type=positive, default=2, metavar="N", help="of the CPU")
+    parser.add_argument("--blocks", type=whole, default=4, metavar="N", help="of the DiT")
+    parser.add_argument("--threads", type=whole, default=2, metavar="N", help="of the CPU")
     parser.add_argument(
-        "--timesteps", type=positive, default=50, metavar="N", help="of the figures' protocols"
+        "--timesteps", type=whole, default=50, metavar="N", help="of the figures' protocols"
     )
     parser.add_argument("--only", choices=("cka", "affinity"), help="default: both")
     options = parser.parse_args()

@@ -23,8 +23,8 @@ from analysis.tables.text import Text, published_cells, write_texts
 from benchmarks.counts import NETWORKS, ROUTERS, costs, network
 from benchmarks.interleaved import Row, compare, repeated
 from benchmarks.settings import Setting
-from benchmarks.step import positive, precision, training_step
-from dtr_lightning.cli.commands import Options, command
+from benchmarks.step import precision, training_step
+from dtr_lightning.cli.commands import Options, command, whole
 from dtr_lightning.diffusion import Diffusion
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.objectives import Constant
@@ -125,10 +125,10 @@ def main() -> int:
         "--routers", nargs="+", default=routers, metavar="NAME", help=f"of {', '.join(routers)}"
     )
     parser.add_argument("--steps-per-second", action="store_true", help="also measure steps")
-    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="turns of each")
-    parser.add_argument("--steps", type=positive, default=1, metavar="N", help="of one turn")
-    parser.add_argument("--batch", type=positive, default=32, metavar="N", help="images of a step")
-    parser.add_argument("--threads", type=positive, default=2, metavar="N", help="of the CPU")
+    parser.add_argument("--rounds", type=whole, default=7, metavar="N", help="turns of each")
+    parser.add_argument("--steps", type=whole, default=1, metavar="N", help="of one turn")
+    parser.add_argument("--batch", type=whole, default=32, metavar="N", help="images of a step")
+    parser.add_argument("--threads", type=whole, default=2, metavar="N", help="of the CPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--bf16", action="store_true", help="steps under bf16 autocast")
     parser.add_argument("--compile", action="store_true", help="steps under torch.compile")

@@ -11,10 +11,10 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ from torch import Tensor
 from dtr_lightning.errors import UserError
 
 NEEDED = ("train.py", "models/DiT/models.py", "models/taskrouting.py", "diffusion/__init__.py")
-# What train.py imports for configs, logging, latents and multi-GPU set-up: not part of a step, so a
-# stand-in does where one is not installed.
+# What train.py imports for configs, logging and latents: a step does without.
 UNUSED = ("hydra", "omegaconf", "wandb", "dotenv", "diffusers", "diffusers.models", "tqdm")
 
 
@@ -86,19 +85,36 @@ class Peer:
         return step
 
 
+class _Absent(ModuleType):
+    """A module that is not installed: its attributes, and what calls return, are itself."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)  # for packages that look whether it is there
+
+    def __getattr__(self, name: str) -> "_Absent":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *arguments: Any, **options: Any) -> "_Absent":
+        return self
+
+
 @contextmanager
 def _importing_from(root: Path) -> Iterator[None]:
     """Imports come from the checkout; `@torch.compile()` there leaves its function eager."""
-    absent = [name for name in UNUSED if not _installed(name)]
-    stand_ins: dict[str, ModuleType] = {name: mock.MagicMock() for name in absent}
+    absent = {name: _Absent(name) for name in UNUSED if not _installed(name)}
+    compiled = torch.compile
     sys.path.insert(0, str(root.resolve()))
-    sys.modules.update(stand_ins)
+    sys.modules.update(absent)
+    torch.compile = lambda **_: lambda function: function
     try:
-        with mock.patch.object(torch, "compile", lambda **_: lambda function: function):
-            yield
+        yield
     finally:
+        torch.compile = compiled
         sys.path.remove(str(root.resolve()))
-        for name in stand_ins:
+        for name in absent:
             del sys.modules[name]
 
 

@@ -21,14 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.interleaved import Spread, machine, repeated
 from benchmarks.settings import DIT, Setting
-from benchmarks.step import Context, positive, precision, training_step
-from dtr_lightning.cli.commands import Options, command
+from benchmarks.step import Context, precision, training_step
+from dtr_lightning.cli.commands import Options, command, whole
 from dtr_lightning.config.parser import valid_choices
 from dtr_lightning.diffusion import Diffusion
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.models import DiT
 from dtr_lightning.objectives import Constant
 from dtr_lightning.routing import FixedMasks, NoRouting, Router
+from dtr_lightning.rundir.atomic import write_text
 from dtr_lightning.rundir.provenance import provenance
 from dtr_lightning.rundir.run import to_json
 from dtr_lightning.training.module import DiffusionModule
@@ -111,9 +112,9 @@ def parse() -> argparse.Namespace:
     parser = Options(__doc__)
     parser.add_argument("--model", choices=list(DIT), default="S/4", help="default: S/4")
     parser.add_argument("--routers", nargs="+", metavar="NAME", help="default: all")
-    parser.add_argument("--pairs", type=positive, default=15, metavar="N", help="turns of each")
-    parser.add_argument("--steps", type=positive, default=1, metavar="N", help="of one turn")
-    parser.add_argument("--threads", type=positive, default=2, metavar="N", help="of the CPU")
+    parser.add_argument("--pairs", type=whole, default=15, metavar="N", help="turns of each")
+    parser.add_argument("--steps", type=whole, default=1, metavar="N", help="of one turn")
+    parser.add_argument("--threads", type=whole, default=2, metavar="N", help="of the CPU")
     parser.add_argument("--compile", action="store_true", help="steps under torch.compile")
     parser.add_argument("--bf16", action="store_true", help="steps under bf16 autocast")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
@@ -157,7 +158,7 @@ def main() -> int:
             "threads": options.threads,
             "device": options.device,
         }
-        options.json.write_text(to_json(about | provenance() | {"rows": rows}))
+        write_text(options.json, to_json(about | provenance() | {"rows": rows}))
     return 0
 
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.interleaved import Row, Spread, Summary, compare, machine, repeated
 from benchmarks.peer import Peer
 from benchmarks.settings import SETTINGS, Setting
-from dtr_lightning.cli.commands import Options, command
+from dtr_lightning.cli.commands import Options, command, whole
 from dtr_lightning.config.parser import resolve
 from dtr_lightning.diffusion import Diffusion
 from dtr_lightning.errors import UserError
@@ -33,6 +33,7 @@ from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.models import DiT
 from dtr_lightning.objectives import Constant
 from dtr_lightning.routing import DTR, NoRouting
+from dtr_lightning.rundir.atomic import write_text
 from dtr_lightning.rundir.provenance import provenance
 from dtr_lightning.rundir.run import to_json
 from dtr_lightning.training.ema import EMA
@@ -149,22 +150,13 @@ def _cells(spread: Spread, digits: int) -> tuple[str, str]:
     return median, f"{low} - {high}"
 
 
-def positive(text: str) -> int:
-    """Returns a count of at least 1."""
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
-    return int(text)
-
-
 def parse() -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = Options(__doc__)
     names = list(SETTINGS)
     parser.add_argument("--config", nargs="+", choices=names, default=names, help="default: all")
-    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="turns of each")
-    parser.add_argument(
-        "--steps", type=positive, metavar="N", help="a round, default: 30, dit_s4 3"
-    )
+    parser.add_argument("--rounds", type=whole, default=7, metavar="N", help="turns of each")
+    parser.add_argument("--steps", type=whole, metavar="N", help="a round, default: 30, dit_s4 3")
     parser.add_argument("--peer", metavar="DIR", help="checkout of byeongjun-park/DTR")
     parser.add_argument("--compile", action="store_true", help="compiled rows too (minutes)")
     parser.add_argument("--bf16", action="store_true", help="rows under bf16 autocast too")
@@ -205,7 +197,7 @@ def main() -> int:
         ]
     if options.json:
         stated = {"machine": about, "rounds": options.rounds, "device": options.device}
-        options.json.write_text(to_json(stated | provenance() | {"rows": record}))
+        write_text(options.json, to_json(stated | provenance() | {"rows": record}))
     return 0
 
 

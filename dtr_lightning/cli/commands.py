@@ -12,6 +12,7 @@ __all__ = [
     "once",
     "quiet",
     "stop_on_signals",
+    "whole",
 ]
 
 import argparse
@@ -35,15 +36,8 @@ from typing import Any, NoReturn, TextIO
 from dtr_lightning.errors import Diverged, Stopped, UserError, known_failure
 
 MISTAKES = {
-    errno.ENOSPC: "no space left on the device",
-    errno.EDQUOT: "the disk quota is exceeded",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOTDIR: "not a directory",
-    errno.EISDIR: "is a directory",
-    errno.EEXIST: "exists and is not a directory",
-    errno.ENAMETOOLONG: "the file name is too long",
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
+    *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
 INTERRUPTED = 130
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is SLURM's before the end
@@ -69,6 +63,13 @@ class Options(argparse.ArgumentParser):
         near = difflib.get_close_matches(given[0], options) if given else []
         options = dict.fromkeys([*near, *options])
         raise UserError(f"{message}; valid options: {', '.join(options)}")
+
+
+def whole(text: str) -> int:
+    """Returns a whole number from 1, of an option whose `type` it is."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
+    return int(text)
 
 
 def check_file(option: str, path: str, suffix: str) -> None:
@@ -117,7 +118,8 @@ def command(main: Callable[[], int | None]) -> Callable[[], int | None]:
             if error.errno not in MISTAKES:
                 raise
             where = f": {error.filename}" if error.filename else ""
-            return _fail(f"{MISTAKES[error.errno]}{where}; what was saved before is untouched")
+            reason = os.strerror(error.errno).lower()
+            return _fail(f"{reason}{where}; what was saved before is untouched")
         except (Stopped, KeyboardInterrupt):
             print(f"stopped; go on with: {same_command()}", file=sys.stderr)
             return INTERRUPTED

@@ -1,4 +1,4 @@
-"""What runs in a trial's own process: one training that obeys, and dies with, its command."""
+"""The process of a trial: one training, which its command can stop and which ends with it."""
 
 __all__ = ["Message", "Train", "main", "train_run"]
 
@@ -24,10 +24,9 @@ Train = Callable[
 
 
 class Message(NamedTuple):
-    """What a trial tells its command: progress | done | stopped | failed, and what belongs to it.
+    """A message of a trial to its command: progress | done | stopped | failed, and its value.
 
-    progress comes with a dict (stage, done, total, step, loss, score), done with the results,
-    failed with one line.
+    progress has a dict (stage, done, total, step, loss, score), done the results, failed one line.
     """
 
     kind: str
@@ -69,17 +68,16 @@ def main(
     threads: int,
     smoke: bool = False,
 ) -> None:
-    """Trains one run: what it prints goes to a log, what it reports to the connection.
+    """Trains one run; prints to a log and sends its progress to the connection.
 
-    The run of a smoke says so in its meta.json, and with it all that is printed of its numbers.
-    Signals of a terminal or a scheduler reach this process too; only the command decides what they
-    mean.
+    smoke: recorded in the run's meta.json, so that all that shows its numbers warns. Signals to
+    stop reach this process too, from a terminal or a scheduler; only the command handles them.
     """
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
     os.environ.update(environment)
     stop = threading.Event()
-    threading.Thread(target=_obey, args=(connection, stop), daemon=True).start()
+    threading.Thread(target=_follow_command, args=(connection, stop), daemon=True).start()
     _print_to(log)
     _use_threads(threads)
 
@@ -103,8 +101,8 @@ def main(
         connection.send(Message("stopped") if results is None else Message("done", results))
 
 
-def _obey(connection: Connection, stop: threading.Event) -> None:
-    """Sets `stop` when the command says so; ends this process when the command is gone."""
+def _follow_command(connection: Connection, stop: threading.Event) -> None:
+    """Sets `stop` when the command asks for it; ends this process when the command has ended."""
     try:
         while True:
             connection.recv()
@@ -120,6 +118,6 @@ def _print_to(log: Path) -> None:
 
 
 def _use_threads(threads: int) -> None:
-    # A training without torch, as the tests' stand-in is, need not wait for its import.
+    # a training without torch, such as the tests' stand-in, does without its import
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The database of a sweep: Optuna's storage, waited for while it is away and locked for a plan."""
+"""The database of a sweep: Optuna's storage, with a lock, and retries while it is unavailable."""
 
 __all__ = ["Database", "retry_while_unavailable"]
 
@@ -22,10 +22,10 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from dtr_lightning.errors import UserError
 from sweeps.engine.folder import Folder
 
-PATIENCE = 900.0  # seconds to wait for a database that was there before
+PATIENCE = 900.0  # seconds to wait for a database that worked before
 LONGEST = 20.0  # seconds between two tries
-TOLD = 2  # tries without a word: a database that is only busy
-AWAY = (OperationalError, InterfaceError, sqlite3.OperationalError)
+QUIET = 2  # tries without a message: a database that is only busy
+UNAVAILABLE = (OperationalError, InterfaceError, sqlite3.OperationalError)
 
 R = TypeVar("R")
 
@@ -38,7 +38,7 @@ class Database:
         self.url = url or f"sqlite:///{folder.database.resolve()}"
         self.say: Callable[[str], None] = lambda line: None
         self.interrupted: Callable[[], bool] = lambda: False
-        # a URL that was never right is a mistake, told at once
+        # a URL that never worked is a mistake: no wait
         self.patience = PATIENCE if folder.knows(self.url) else 0.0
         self.waited = 0.0  # seconds, for the lock
 
@@ -56,22 +56,22 @@ class Database:
             return repr(self.url)
 
     def probe(self) -> None:
-        """Raises UserError for a URL that was never right, before anything is written."""
+        """Raises UserError for a URL that cannot be used, before anything is written."""
         with self.guard():
             if self.patience:
                 return
             if self.backend != "sqlite":
                 with create_engine(self.url).connect():
                     return
-        file, own = make_url(self.url).database, str(self.folder.database.resolve())
-        if not file or not (file == own or Path(file).parent.is_dir()):
+        file, default = make_url(self.url).database, str(self.folder.database.resolve())
+        if not file or not (file == default or Path(file).parent.is_dir()):
             raise UserError(
                 f"the database {self.shown} cannot be used: no file in a directory that exists"
             )
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Turns what a database can raise into one line that names it."""
+        """Turns what a database can raise into a UserError of one line that names it."""
         try:
             yield
         except (OptunaError, SQLAlchemyError, ImportError, RuntimeError, sqlite3.Error) as error:
@@ -81,7 +81,7 @@ class Database:
             raise UserError(f"the database {self.shown} cannot be used: {cause}") from error
 
     def open(self) -> RDBStorage:
-        """Connects, and makes the tables of a new database."""
+        """Connects; makes the tables of a new database."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.simplefilter("ignore", ExperimentalWarning)
         arguments: dict[str, Any] = {"pool_pre_ping": True}
@@ -102,9 +102,9 @@ class Database:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Waits for, then holds the right to change the plan: one command at a time, on any node.
+        """Waits for the lock of the plan and holds it: one command at a time, on any node.
 
-        A lock of PostgreSQL's own, which ends with its connection; else one on a file.
+        It is PostgreSQL's advisory lock, which ends with its connection, or else a file's.
         """
         began = time.perf_counter()
         if self.backend != "postgresql":
@@ -116,26 +116,32 @@ class Database:
             self.waited += time.perf_counter() - began
             yield
 
-    def hold(self) -> None:
-        """Raises if the lock ended with its connection: what was read under it may be old."""
+    def check_lock(self) -> None:
+        """Raises if the lock ended with its connection: what was read under it may be stale."""
         if self.backend == "postgresql":
             self.holder.execute(text("SELECT 1"))
 
-    def away(self, error: BaseException) -> bool:
-        """Returns whether an error means that the database is away for now: busy, full, down."""
+    def is_unavailable(self, error: BaseException) -> bool:
+        """Returns whether an error means that the database is busy, full or down for now."""
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-        own = getattr(cause, "orig", cause)
-        wrong = getattr(own, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR  # such as no column
-        return isinstance(cause, AWAY) and not wrong
+        original = getattr(cause, "orig", cause)
+        code = getattr(original, "sqlite_errorcode", None)
+        return isinstance(cause, UNAVAILABLE) and code != sqlite3.SQLITE_ERROR  # no such column
 
     def wait(self, error: BaseException, since: float, tries: int) -> None:
-        """Waits before the next try; raises the error when patience or a person ends it."""
-        if not self.away(error) or time.monotonic() - since > self.patience or self.interrupted():
+        """Waits before the next try; raises the error after PATIENCE seconds or an interrupt."""
+        if (
+            not self.is_unavailable(error)
+            or time.monotonic() - since > self.patience
+            or self.interrupted()
+        ):
             raise error
         seconds = min(LONGEST, 0.25 * 2**tries)
-        if tries == TOLD:
+        if tries == QUIET:
             cause = " ".join(str(error.__cause__ or error).split("\n")[0].split())
-            self.say(f"the database {self.shown} is away ({cause}); trials go on, waiting for it")
+            self.say(
+                f"the database {self.shown} is unavailable ({cause}); trials go on and wait for it"
+            )
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.interrupted():
             time.sleep(0.1)
@@ -154,7 +160,7 @@ def _advisory(engine: Engine, name: str) -> Iterator[Connection]:
 
 
 def retry_while_unavailable(method: Callable[..., R]) -> Callable[..., R]:
-    """Wraps a method, of an object with a `database`, that may be repeated: it is, while away."""
+    """Wraps a method of an object with a `database`, to repeat it while that is unavailable."""
 
     @wraps(method)
     def repeated(self: Any, *arguments: Any, **options: Any) -> R:
@@ -166,7 +172,7 @@ def retry_while_unavailable(method: Callable[..., R]) -> Callable[..., R]:
                 self.database.wait(error, since, tries)
                 tries += 1
             else:
-                if tries > TOLD:
+                if tries > QUIET:
                     self.database.say("the database is back")
                 return result
 

@@ -18,7 +18,7 @@ from sweeps.engine.child import Train, train_run
 from sweeps.engine.database import Database
 from sweeps.engine.folder import Folder
 from sweeps.engine.optimisers import make_pruner, make_sampler
-from sweeps.engine.outputs import Ending, diverged, report
+from sweeps.engine.outputs import Ending, diverged, show
 from sweeps.engine.plan import Sweep, resolve_all
 from sweeps.engine.recipe import read
 from sweeps.engine.session import Session
@@ -28,7 +28,7 @@ from sweeps.engine.workers import Workers, check_numbers, this_machine
 
 
 class Outcome(NamedTuple):
-    """What became of a sweep: results by run name, one line for each point without sound ones."""
+    """What became of a sweep: results by run name, and one line for each point that failed."""
 
     directory: Path
     results: dict[str, dict[str, Any]]
@@ -46,8 +46,8 @@ def prepare(
 ) -> tuple[Sweep, Folder, Workers]:
     """Returns the resolved plan, its directory and the workers; writes nothing.
 
-    `warm` starts the workers' imports beside this process's own, if the directory lacks results.
-    The rest is what `recipe.read` takes.
+    `warm` starts the imports of the workers beside those of this process, if results are missing.
+    `reading` is what `recipe.read` takes.
     """
     recipe = read(sweep, **reading)
     make_pruner(recipe)
@@ -66,7 +66,7 @@ def prepare(
 
 
 def _check(plan: Sweep, folder: Folder, here: bool) -> None:
-    """Raises UserError for a point that lacks results and could not be built, or trained here."""
+    """Raises UserError for a point without results that cannot be built or, if `here`, trained."""
     from dtr_lightning.experiment.planning import check_parts
 
     check_parts(
@@ -80,7 +80,7 @@ def _check(plan: Sweep, folder: Folder, here: bool) -> None:
 
 
 def _announce(plan: Sweep) -> None:
-    """Says once what the trials will read; UserError for a folder that is not there."""
+    """Prints once what the trials will read; UserError for a folder that is not there."""
     choice = (plan.points[0].config if plan.points else plan.config).get("data")
     if choice is None:
         return
@@ -94,8 +94,7 @@ def _announce(plan: Sweep) -> None:
 
 def default_folder(name: str, reading: Mapping[str, Any]) -> Path:
     """Returns the directory of a sweep for which none is given."""
-    kinds = [f"-{kind}" for kind in ("paper", "smoke") if reading.get(kind)]
-    return Path("runs") / "".join([name, *kinds])
+    return Path("runs") / "-".join([name, *(k for k in ("paper", "smoke") if reading.get(k))])
 
 
 def run_sweep(
@@ -121,7 +120,7 @@ def run_sweep(
     """
     console = console or Console()
     check_numbers(workers, per_gpu)
-    plan, folder, crew = prepare(sweep, out=out, train=train, **reading)
+    plan, folder, slots = prepare(sweep, out=out, train=train, **reading)
     database = Database(folder, storage)
     database.probe()
     folder.prepare(plan)
@@ -130,22 +129,22 @@ def run_sweep(
         study = Study(plan, folder, owner, database)
         with database.guard():
             study.plan(retry_failed, finish_pruned)
-            session = Session(study, crew, make_view(plan, console))
+            session = Session(study, slots, make_view(plan, console))
             waiting, running = study.open()
             if waiting or running:
                 trials = waiting if plan.points else plan.total or sys.maxsize
                 _announce(plan)
-                crew.divide(this_machine(), workers, trials, per_gpu, plan.devices)
+                slots.divide(this_machine(), workers, trials, per_gpu, plan.devices)
                 session.work()
             failed = session.failed | study.ended(TrialState.FAIL, "reason")
             pruned = study.ended(TrialState.PRUNED, "pruned_at")
             trials = study.trials()
     results = {
-        name: found
+        name: final
         for name, point in study.points.items()
-        if (found := folder.results(point)) is not None
+        if (final := folder.results(point)) is not None
     }
     failed |= diverged(plan.recipe.objectives, results)
     if not session.stopped:
-        report(Ending(plan, folder, study.points, results, failed, pruned, trials), console)
+        show(Ending(plan, folder, study.points, results, failed, pruned, trials), console)
     return Outcome(folder.path, results, failed, session.stopped)

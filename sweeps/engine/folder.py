@@ -1,9 +1,9 @@
 """The sweep's directory: its runs, its plan and the locks of the commands that work in it.
 
 <run>/          one run directory per point (dtr_lightning.rundir.run)
-sweep.yaml      whose sweep this is: its name in a database, metrics, base config
-study.db        Optuna's study, unless --storage names another database
-logs/           what the trials printed
+sweep.yaml      the identity of the sweep: its name in a database, metrics, base config
+study.db        Optuna's study, unless --storage is another database
+logs/           the output of the trials
 figures/, results.csv, table.csv, table.md, table.tex    written by analysis
 """
 
@@ -43,7 +43,7 @@ class Folder:
 
     @property
     def study(self) -> str:
-        """What the names of this directory's studies begin with, in any database."""
+        """The prefix of the names of this directory's studies, in any database."""
         return self.stored()["study"]
 
     def stored(self) -> dict[str, Any]:
@@ -54,9 +54,9 @@ class Folder:
             raise UserError(f"{self.path} holds no sweep (yet)") from None
         except (yaml.YAMLError, ValueError, OSError) as error:
             raise UserError(f"{self.sweep_file} is damaged; choose another --out") from error
-        kinds = {"study": str, "metric": dict, "config": dict}
+        types = {"study": str, "metric": dict, "config": dict}
         if not isinstance(stored, dict) or not all(
-            isinstance(stored.get(key), kind) for key, kind in kinds.items()
+            isinstance(stored.get(key), kind) for key, kind in types.items()
         ):
             raise UserError(f"{self.sweep_file} is damaged; choose another --out")
         return stored
@@ -82,9 +82,9 @@ class Folder:
         return run.finished(point.config)
 
     def prepare(self, sweep: Sweep) -> None:
-        """Makes the directory this sweep's own; UserError if it is another's or not writable.
+        """Makes the directory; UserError if it is another sweep's or not writable.
 
-        More points or seeds of the same sweep are welcome.
+        More points or seeds of the same sweep are no other sweep.
         """
         try:
             for directory in (self.logs, self._owners):
@@ -106,7 +106,7 @@ class Folder:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
 
     def check(self, sweep: Sweep) -> None:
-        """Raises UserError if the directory is another sweep's; an empty one is anybody's."""
+        """Raises UserError if the directory is another sweep's."""
         if not self.sweep_file.exists():
             return
         stored = self.stored()
@@ -127,7 +127,7 @@ class Folder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Waits for, then holds the right to change the plan; one command at a time."""
+        """Waits for the lock of the plan and holds it: one command at a time."""
         with (self.path / ".lock").open("a") as file:
             _flock(file, fcntl.LOCK_EX)
             yield
@@ -146,7 +146,7 @@ class Folder:
                 self._forget(path.name)
 
     def alive(self, owner: str) -> bool:
-        """Returns whether a command of this machine still runs; a dead one's trace is removed."""
+        """Returns whether a command of this machine still runs; removes the files of a dead one."""
         try:
             with (self._owners / owner).open("r") as file:
                 _flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -157,8 +157,8 @@ class Folder:
         self._forget(owner)
         return False
 
-    def _may_live(self, owner: Path) -> bool:
-        """Returns whether a command may run: one of another machine cannot be seen from here."""
+    def _may_be_alive(self, owner: Path) -> bool:
+        """Returns whether a command may run; of another machine's commands nobody here can know."""
         try:
             elsewhere = owner.read_text() != socket.gethostname()
         except (OSError, UnicodeDecodeError):
@@ -177,21 +177,20 @@ class Folder:
             return False
 
     def remember(self, url: str) -> None:
-        """Notes that the sweep is in this database; the URL itself may hold a password."""
+        """Stores a digest of the URL of the sweep's database: the URL may hold a password."""
         if not self.knows(url):
             with self._databases.open("a") as file:
                 file.write(f"{_digest(url)}\n")
 
     def ask_to_stop(self, save: bool) -> int:
-        """Asks all commands to leave, when their trials end or have saved; returns how many."""
-        found = [path for path in self._owners.glob("*") if path.suffix == ""]
-        owners = [path for path in found if self._may_live(path)]
+        """Asks all commands to stop when their trials end or have saved; returns how many."""
+        owners = [p for p in self._owners.glob("*") if p.suffix == "" and self._may_be_alive(p)]
         for path in owners:
-            path.with_suffix(".stop").write_text("save" if save else "finish")
+            write_text(path.with_suffix(".stop"), "save" if save else "finish")
         return len(owners)
 
     def asked_to_stop(self, owner: str) -> str | None:
-        """Returns `finish` or `save` if a person asked this command to leave."""
+        """Returns `finish` or `save` if `--stop` asked this command to stop."""
         try:
             return (self._owners / f"{owner}.stop").read_text()
         except OSError:
@@ -199,7 +198,7 @@ class Folder:
 
 
 def _flock(file: IO[str], operation: int) -> None:
-    """Locks a file; UserError where the file system cannot: commands could take the same point."""
+    """Locks a file; UserError on a file system without locks."""
     try:
         fcntl.flock(file, operation)
     except OSError as error:

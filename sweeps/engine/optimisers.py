@@ -27,7 +27,7 @@ from optuna.samplers import (
 
 from dtr_lightning.errors import UserError, choices
 from sweeps.engine.recipe import Recipe
-from sweeps.engine.values import one_line, shown
+from sweeps.engine.values import named, one_line, shown
 
 SAMPLERS: dict[str, type[BaseSampler]] = {
     "random": RandomSampler,
@@ -40,17 +40,17 @@ PRUNERS: dict[str, type[BasePruner]] = {
     "halving": SuccessiveHalvingPruner,
     "hyperband": HyperbandPruner,
 }
-# Options of one axis depend on another, and several trials run at once.
+# Some axes exist for some choices only, and several trials run at once.
 DEFAULTS = {"tpe": {"multivariate": True, "group": True, "constant_liar": True}}
-KINDS = {"bool": bool, "int": int, "float": int | float, "str": str, "None": NoneType}
+TYPES = {"bool": bool, "int": int, "float": int | float, "str": str, "None": NoneType}
 GENERATIONS = 5  # of a genetic search, if its budget is in trials
 
 
 def make_sampler(recipe: Recipe, number: int) -> BaseSampler:
-    """Returns the sampler for one trial: its seed is of that trial alone.
+    """Returns the sampler for one trial, seeded by the trial's number.
 
-    A sampler that is seeded once would propose the same again when a sweep goes on. CMA-ES begins
-    at the first start, in the middle of the axes that it leaves out. UserError for an option that
+    A sampler that is seeded once would repeat its proposals when a sweep goes on. CMA-ES begins at
+    the first start, and in the middle of the axes that it leaves out. UserError for an option that
     Optuna's sampler does not have.
     """
     options = DEFAULTS.get(recipe.kind, {}) | recipe.sampler
@@ -58,8 +58,8 @@ def make_sampler(recipe: Recipe, number: int) -> BaseSampler:
         options = {"population_size": max(2, recipe.trials // GENERATIONS)} | options
     digest = sha256(f"{recipe.name} {number}".encode()).digest()
     options |= {"seed": int.from_bytes(digest[:4], "big")}
-    begin = {"x0": _first(recipe)} if recipe.kind == "cmaes" and recipe.assignments else {}
-    return _make(SAMPLERS[recipe.kind], options, "sampler", **begin)
+    start = {"x0": _first(recipe)} if recipe.kind == "cmaes" and recipe.assignments else {}
+    return _make(SAMPLERS[recipe.kind], options, "sampler", **start)
 
 
 def _first(recipe: Recipe) -> dict[str, Any]:
@@ -75,29 +75,31 @@ def make_pruner(recipe: Recipe) -> BasePruner:
     """Returns the pruner of a sweep; UserError for an option that Optuna's does not have."""
     if recipe.pruning is None:
         return NopPruner()
-    options = {key: value for key, value in recipe.pruning.items() if key != "kind"}
-    return _make(PRUNERS[recipe.pruning["kind"]], options, "pruning")
+    options = dict(recipe.pruning)
+    if (kind := options.pop("kind", None)) not in [*PRUNERS]:
+        raise choices("kind of pruning", named(kind), PRUNERS)
+    return _make(PRUNERS[kind], options, "pruning")
 
 
-def _make(cls: type, options: Mapping[str, Any], what: str, **own: Any) -> Any:
-    """Returns an object of Optuna's from options of a person, which are checked, and from ours."""
+def _make(cls: type, options: Mapping[str, Any], what: str, **fixed: Any) -> Any:
+    """Returns an Optuna object made of a person's options, which are checked, and of fixed ones."""
     takes = inspect.signature(cls.__init__).parameters
     for key, value in options.items():
         if key not in (valid := [name for name in takes if name != "self"]):
-            raise choices(f"option of {what}", key, valid)
-        # Optuna itself would find out in the middle of a sweep
+            raise choices(f"option of {what}", named(key), valid)
+        # Optuna itself would fail in the middle of a sweep
         hint = takes[key].annotation
         hint = hint if isinstance(hint, str) else inspect.formatannotation(hint)
-        words = [word for word in hint.split(" | ") if word in KINDS]
+        words = [word for word in hint.split(" | ") if word in TYPES]
         if not any(
-            isinstance(value, KINDS[w]) and (w == "bool") == isinstance(value, bool) for w in words
+            isinstance(value, TYPES[w]) and (w == "bool") == isinstance(value, bool) for w in words
         ):
-            wanted = " or ".join(words) or "left out"
-            raise UserError(f"{what}: {key} is to be {wanted}, not {shown(value)}")
+            valid = " or ".join(words) or "left out"
+            raise UserError(f"{what}: {key} must be {valid}, not {shown(value)}")
     try:
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-            # x0 and sigma0 are to go in Optuna 6
+            # x0 and sigma0 are deprecated
             warnings.filterwarnings("ignore", "`(x0|sigma0)`", FutureWarning)
-            return cls(**options, **own)
+            return cls(**options, **fixed)
     except (TypeError, ValueError) as error:
         raise UserError(f"{what} {shown(dict(options))}: {one_line(error)}") from error

@@ -1,8 +1,7 @@
-"""The end of a sweep: table, figures, and what became of the points without results."""
+"""The end of a sweep: its table, its figures, and its points without results."""
 
-__all__ = ["Ending", "diverged", "report"]
+__all__ = ["Ending", "diverged", "show"]
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,10 +11,11 @@ from rich.console import Console
 from dtr_lightning.errors import Diverged
 from sweeps.engine.folder import Folder
 from sweeps.engine.plan import Point, Sweep
+from sweeps.engine.values import finite
 
 
 class Ending(NamedTuple):
-    """What became of the points of a sweep, by the names of their runs."""
+    """What became of the points of a sweep, by run name."""
 
     sweep: Sweep
     folder: Folder
@@ -29,22 +29,22 @@ class Ending(NamedTuple):
 def diverged(metrics: Sequence[str], results: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Returns {run name: one line} for the runs of which a metric is no finite number."""
     lines = {}
-    for name, found in results.items():
+    for name, final in results.items():
         for metric in metrics:
-            score = found.get(metric)
-            how = Diverged.of(found)
-            if "diverged_at" in found:
+            score = final.get(metric)
+            how = Diverged.of(final)
+            if "diverged_at" in final:
                 lines[name] = f"diverged: {how}"
             elif score is None and not how:
                 lines[name] = f"its protocol does not measure {metric!r}"
-            elif not isinstance(score, int | float) or not math.isfinite(score):
+            elif not finite(score):
                 lines[name] = f"diverged: {metric} is {'nan' if score is None else score}"
     return lines
 
 
-def report(ending: Ending, console: Console) -> None:
-    """Draws what is out of date; prints the table, what failed, and where to look."""
-    # Drawing takes a second to import: a sweep that is stopped or refused does without.
+def show(ending: Ending, console: Console) -> None:
+    """Draws what is out of date; prints the table, failed points and where the files are."""
+    # drawing takes a second to import: a sweep that is stopped or refused does without
     from analysis import draw_all
     from analysis.tables.tables import console_table, table
     from sweeps.engine.plots import draw
@@ -53,13 +53,12 @@ def report(ending: Ending, console: Console) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
     sweep, folder, points, results, failed, pruned, trials = ending
-    runs = [folder.run(points[name]) for name in results]
-    ended = [run.results_file for run in runs]
-    for name in pruned:
-        runs.append(folder.run(points[name]))
-        ended.append(runs[-1].meta_file)
-    if runs:
-        if not _up_to_date(folder, [file.stat().st_mtime for file in ended]):
+    done, ended_early = (
+        [folder.run(points[name]) for name in names] for names in (results, pruned)
+    )
+    if runs := [*done, *ended_early]:
+        ends = [run.results_file for run in done] + [run.meta_file for run in ended_early]
+        if not _up_to_date(folder, max(file.stat().st_mtime for file in ends)):
             draw_all([folder.path])
             if sweep.recipe.space:  # a search: a grid's points are its axes' own figures
                 draw(trials, sweep.recipe.objectives, folder.figures)
@@ -71,12 +70,12 @@ def report(ending: Ending, console: Console) -> None:
         say("--retry-failed trains what failed again")
     if pruned:
         say("--finish-pruned trains what was pruned to its end")
-    done = f"{len(results)} of {sweep.total or len(points)} points done"
-    done += f", {len(pruned)} pruned" if pruned else ""
-    say(f"{done}; figures and tables in {folder.path}")
+    total = f"{len(results)} of {sweep.total or len(points)} points done"
+    total += f", {len(pruned)} pruned" if pruned else ""
+    say(f"{total}; figures and tables in {folder.path}")
     say(f"tensorboard --logdir {folder.path}")
 
 
-def _up_to_date(folder: Folder, times: list[float]) -> bool:
+def _up_to_date(folder: Folder, since: float) -> bool:
     drawn = folder.table.exists() and folder.figures.is_dir() and any(folder.figures.iterdir())
-    return drawn and folder.table.stat().st_mtime >= max(times)
+    return drawn and folder.table.stat().st_mtime >= since

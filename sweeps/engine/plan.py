@@ -1,4 +1,4 @@
-"""The points of a sweep: assignments of options become resolved configs with the names of runs."""
+"""The points of a sweep: assignments of options, their resolved configs and their run names."""
 
 __all__ = ["Point", "Sweep", "resolve_all"]
 
@@ -26,7 +26,7 @@ class Point(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What a person calls it, for instance `DTR alpha=4 beta=0.8 seed=0`."""
+        """Its short name, for instance `DTR alpha=4 beta=0.8 seed=0`."""
         params = {key.rsplit(".", 1)[-1]: value for key, value in self.params.items()}
         first = params.pop("router", None)
         rest = [f"{key}={value}" for key, value in params.items()]
@@ -44,7 +44,7 @@ class Point(NamedTuple):
 
     @property
     def setting(self) -> str:
-        """What it has in common with the same point of another seed."""
+        """Its options without the seed, as JSON."""
         return json.dumps(self.assignment, sort_keys=True)
 
 
@@ -64,19 +64,19 @@ class Sweep:
 
     @property
     def metric(self) -> str:
-        """The number of results.json that is shown, the first one if there are several."""
+        """The first metric."""
         return self.recipe.metric
 
     @property
     def total(self) -> int | None:
-        """How many trainings it will be; None for a search for some hours."""
+        """The number of trainings; None for a search for some hours."""
         if self.recipe.kind == "grid":
             return len(self.points)
         return self.recipe.trials and self.recipe.trials * self.recipe.seeds
 
     @property
     def devices(self) -> int:
-        """How many devices a trial uses, the largest number of all points."""
+        """The largest number of devices that a point uses."""
         counts = [point.config["trainer"].get("devices") for point in self.points]
         counts = counts or [self.config["trainer"].get("devices")]
         return max(count if isinstance(count, int) and count > 0 else 1 for count in counts)
@@ -88,10 +88,10 @@ class Sweep:
     def ask(self, trial: BaseTrial) -> dict[str, Any]:
         """Returns the assignment that a trial of a search proposes.
 
-        An option such as router.alpha is only asked for where the router has it.
+        Options that the chosen router, or another choice, does not have are left out.
         """
         assignment: dict[str, Any] = {}
-        # what a choice may have is known once it is made
+        # a choice comes before its own options
         for key, axis in sorted(self.recipe.space.items(), key=lambda item: "." in item[0]):
             if self._has(key, assignment):
                 assignment[key] = axis.suggest(trial, key)
@@ -100,10 +100,10 @@ class Sweep:
     @property
     def lowest(self) -> dict[str, Any]:
         """Optuna's parameters of the lowest setting of a search's space."""
-        lowest: dict[str, Any] = {}
+        params: dict[str, Any] = {}
         for key, axis in self.recipe.space.items():
-            lowest |= axis.params(key, axis.examples[0])
-        return lowest
+            params |= axis.params(key, axis.examples[0])
+        return params
 
     def known_points(self) -> list[Point]:
         """Returns the points that are known beforehand: all of a grid, the starts of a search."""
@@ -134,8 +134,8 @@ def _points(
 ) -> Iterator[Point]:
     from dtr_lightning.config.parser import resolve, run_name
 
-    # a smoke run is short for those points too whose own entry says otherwise
-    assignment = {key: recipe.overrides.get(key, own) for key, own in assignment.items()}
+    # a smoke run is also short for points that set their number of steps
+    assignment = {key: recipe.overrides.get(key, value) for key, value in assignment.items()}
     config = resolve(recipe.config, recipe.overrides | assignment)
     for seed in range(recipe.seeds):
         seeded = config | {"seed": seed}
@@ -148,13 +148,13 @@ def resolve_all(recipe: Recipe) -> Sweep:
 
     Two assignments that mean the same config are one point. Points of a lower seed come first.
     """
-    # The models behind a config take seconds to import: a caller starts other things before.
+    # takes seconds to import: a caller starts its workers before
     from dtr_lightning.config.parser import resolve
 
     base = resolve(recipe.config, recipe.overrides)
     if recipe.kind != "grid":
         sweep = Sweep(recipe, base, ())
-        _try(sweep)
+        _check_space(sweep)
         return sweep
     points: dict[str, Point] = {}
     digests: dict[str, str] = {}
@@ -165,27 +165,26 @@ def resolve_all(recipe: Recipe) -> Sweep:
     return Sweep(recipe, base, tuple(ordered), digests)
 
 
-def _try(sweep: Sweep) -> None:
-    """Raises UserError for a start that is not valid, and for an option that is in no setting.
+def _check_space(sweep: Sweep) -> None:
+    """Raises UserError for a start that is not valid, and for a value that is in no valid setting.
 
-    A space may hold settings that are not valid together: those are told when they are proposed.
+    A space may hold settings that are not valid: those fail when they are proposed.
     """
     space = sweep.recipe.space
-    first = sweep.lowest
     sweep.known_points()
-    wrong: dict[str, UserError] = {}
-    sound: set[str] = set()
+    errors: dict[str, UserError] = {}
+    valid: set[str] = set()
     for key, axis in space.items():
         for value in axis.examples:
             choice = f"{key}={value}" if isinstance(axis, Choices) else key
-            wrong.setdefault(choice, UserError(f"no setting of the space has {key}"))
+            errors.setdefault(choice, UserError(f"no setting of the space has {key}"))
             try:
-                assignment = sweep.ask(FixedTrial(first | axis.params(key, value)))
+                assignment = sweep.ask(FixedTrial(sweep.lowest | axis.params(key, value)))
                 sweep.points_of(assignment)
             except UserError as error:
-                wrong[choice] = error
+                errors[choice] = error
             else:
-                sound |= {*assignment, *(f"{k}={v}" for k, v in assignment.items())}
-    for choice, error in wrong.items():
-        if choice not in sound:
+                valid |= {*assignment, *(f"{k}={v}" for k, v in assignment.items())}
+    for choice, error in errors.items():
+        if choice not in valid:
             raise error

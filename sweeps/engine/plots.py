@@ -1,4 +1,4 @@
-"""What a search did, from Optuna's numbers: history, parameters, importances, Pareto front."""
+"""The figures of a search: history, parameters, importances, Pareto front."""
 
 __all__ = ["draw"]
 
@@ -33,7 +33,7 @@ from analysis.drawing.style import (
     score_axis,
     styled,
 )
-from sweeps.engine.values import is_number
+from sweeps.engine.values import finite
 
 COLORS = ("#0072B2", "#D55E00")
 LEAST = 2  # complete trials, and values of a parameter, that can be compared
@@ -46,19 +46,19 @@ Axes = Mapping[str, tuple[str, BaseDistribution]]
 def draw(
     trials: Sequence[FrozenTrial], objectives: Mapping[str, str], directory: Path
 ) -> list[Path]:
-    """Draws what complete trials show, as optuna_*.pdf, .png and .csv; returns their paths.
+    """Draws complete trials as optuna_*.pdf, .png and .csv; returns their paths.
 
-    objectives: {metric: minimize | maximize}. One: its history, and a slice along every parameter
-    that varies; two or three: their Pareto front. Importances of the parameters for each. Fewer
-    than two complete trials: nothing. Every CSV has the numbers of its own picture.
+    objectives: {metric: minimize | maximize}. One metric has a history, and a slice along every
+    parameter that varies; two or three have a Pareto front; each has the importances of the
+    parameters. Fewer than two complete trials: nothing.
     """
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    sound = [trial for trial in complete if all(map(is_number, trial.values))]
-    sound.sort(key=lambda trial: trial.number)
+    complete = [trial for trial in complete if all(map(finite, trial.values))]
+    complete.sort(key=lambda trial: trial.number)
     written: list[Path] = []
-    if len(sound) < LEAST:
+    if len(complete) < LEAST:
         return written
-    for name, picture in _pictures(sound, objectives).items():
+    for name, picture in _pictures(complete, objectives).items():
 
         def work(name: str = name, picture: Callable[[], Drawing] = picture) -> None:
             written.extend(save(picture(), directory, name))
@@ -73,39 +73,39 @@ def _pictures(
 ) -> dict[str, Callable[[], Drawing]]:
     """Returns what draws each picture, by its name."""
     axes, metrics = _axes(trials), list(objectives)
-    found: dict[str, Callable[[], Drawing]] = {}
+    pictures: dict[str, Callable[[], Drawing]] = {}
     if len(metrics) == 1:
-        found["optuna_history"] = partial(_history, trials, objectives)
+        pictures["optuna_history"] = partial(_history, trials, objectives)
         if axes:
-            found["optuna_slice"] = partial(_slice, trials, axes, metrics[0])
+            pictures["optuna_slice"] = partial(_slice, trials, axes, metrics[0])
     elif len(metrics) <= 3:
-        found["optuna_pareto_front"] = partial(_front, trials, objectives)
+        pictures["optuna_pareto_front"] = partial(_front, trials, objectives)
     for i, metric in enumerate(metrics):
         if axes and len({trial.values[i] for trial in trials}) > 1:
             name = f"optuna_importances{f'_{metric}' if len(metrics) > 1 else ''}"
-            found[name] = partial(_importances, trials, axes, objectives, i)
-    return found
+            pictures[name] = partial(_importances, trials, axes, objectives, i)
+    return pictures
 
 
 def _axes(trials: Sequence[FrozenTrial]) -> Axes:
     """Returns {parameter: (label, space)} of those that vary; a label is a name's last part."""
-    found: dict[str, list[Any]] = {}
+    values_of: dict[str, list[Any]] = {}
     logs: set[str] = set()
     for trial in trials:
         for key, value in trial.params.items():
-            found.setdefault(key, []).append(value)
+            values_of.setdefault(key, []).append(value)
             if getattr(trial.distributions[key], "log", False):
                 logs.add(key)
-    found = {k: v for k, v in found.items() if k != "seed" and len(set(v)) >= LEAST}
-    last = [key.rpartition(".")[2] for key in found]
+    varied = {k: v for k, v in values_of.items() if k != "seed" and len(set(v)) >= LEAST}
+    last = [key.rpartition(".")[2] for key in varied]
     return {
         key: (
             label if last.count(label) == 1 else key,
             FloatDistribution(min(values), max(values), log=key in logs)
-            if all(map(is_number, values))
+            if all(map(finite, values))
             else CategoricalDistribution([*dict.fromkeys(map(str, values)), NONE]),
         )
-        for label, (key, values) in zip(last, found.items(), strict=True)
+        for label, (key, values) in zip(last, varied.items(), strict=True)
     }
 
 
@@ -140,7 +140,7 @@ def _middle(space: BaseDistribution) -> float:
 
 
 def _numbers(trials: Sequence[FrozenTrial]) -> list[int]:
-    """Returns what the study calls the trials."""
+    """Returns the numbers of trials in their study."""
     return [trial.number for trial in trials]
 
 
@@ -182,11 +182,11 @@ def _slice(trials: Sequence[FrozenTrial], axes: Axes, metric: str) -> Drawing:
     numbers = []
     for ax, (key, (label, space)) in zip(grid.flat, axes.items(), strict=False):
         place = [i for i, trial in enumerate(trials) if key in trial.params]
-        own = [trials[i] for i in place]
+        having = [trials[i] for i in place]
         words = isinstance(space, CategoricalDistribution)
-        x = [str(trial.params[key]) if words else trial.params[key] for trial in own]
-        y = [trial.values[0] for trial in own]
-        rows_of_one = {"parameter": key, "trial": _numbers(own), "value": x, metric: y}
+        x = [str(trial.params[key]) if words else trial.params[key] for trial in having]
+        y = [trial.values[0] for trial in having]
+        rows_of_one = {"parameter": key, "trial": _numbers(having), "value": x, metric: y}
         numbers.append(pd.DataFrame(rows_of_one))
         if words:
             there = [word for word in space.choices if word in x]
@@ -222,11 +222,11 @@ def _front(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> Draw
     figure = new_figure(NARROW if len(pairs) == 1 else WIDE, 2.4)
     grid = figure.subplots(1, len(pairs), squeeze=False)[0]
     for ax, (x, y) in zip(grid, pairs, strict=True):
-        for own, color, label in (
+        for rows, color, label in (
             (~front, COLORS[0], "others"),
             (front, COLORS[1], "Pareto front"),
         ):
-            ax.scatter(values[x][own], values[y][own], s=14, color=color, label=label, zorder=3)
+            ax.scatter(values[x][rows], values[y][rows], s=14, color=color, label=label, zorder=3)
         log = score_axis(ax, [*values[y]])
         ax.set(xlabel=x, ylabel=f"{y}{' (log scale)' if log else ''}")
     legend(figure)
@@ -241,12 +241,12 @@ def _importances(
     """Draws how much of a metric's variance each parameter explains: Optuna's fANOVA, seed 0."""
     metric = list(objectives)[objective]
     with warnings.catch_warnings(action="ignore"):  # Optuna's of experimental parts
-        found = get_param_importances(
+        importances = get_param_importances(
             _study(trials, axes, objectives, fill=True),
             evaluator=FanovaImportanceEvaluator(seed=0),
             target=lambda trial: trial.values[objective],
         )
-    numbers = pd.DataFrame({"parameter": [*found], "importance": [*found.values()]})
+    numbers = pd.DataFrame({"parameter": [*importances], "importance": [*importances.values()]})
     figure = new_figure(NARROW, 0.7 + 0.25 * len(numbers))
     ax = figure.subplots()
     names = [short(name, 30) for name in numbers.parameter]

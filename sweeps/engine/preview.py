@@ -1,4 +1,4 @@
-"""The look before a sweep: points, what is done, and what the rest will cost."""
+"""`--dry-run`: the points of a sweep, what is done, and the cost of the rest."""
 
 __all__ = ["preview"]
 
@@ -26,8 +26,7 @@ def preview(
 ) -> None:
     """Prints the points or the space, what is done, and the cost of the rest.
 
-    The time follows from a measured training step, or from the steps per second that the sweep
-    states of the machine it is meant for.
+    The time follows from a measured training step, or from `steps_per_second` of the sweep.
     """
 
     def say(line: str) -> None:
@@ -66,12 +65,12 @@ def _cost(sweep: Sweep, configs: list[dict[str, Any]], workers: Workers) -> list
     experiment = Experiment(sweep.config)
     size = experiment.parameters() * COPIES * FLOAT
     evaluated = experiment.work() / experiment.training_work()
-    stated, source = sweep.recipe.steps_per_second, "stated in the sweep"
-    if stated is None:
+    rate, source = sweep.recipe.steps_per_second, "stated in the sweep"
+    if rate is None:
         torch.set_num_threads(workers.threads)
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         with warnings.catch_warnings(action="ignore"):
-            stated, source = 1 / seconds_per_step(sweep.config), "measured here"
+            rate, source = 1 / seconds_per_step(sweep.config), "measured here"
     steps = copies = 0
     for config in configs:
         networks = config.get("experts", 1)
@@ -80,11 +79,11 @@ def _cost(sweep: Sweep, configs: list[dict[str, Any]], workers: Workers) -> list
         steps += length
         every = config["checkpoint"]["milestones"]
         copies += networks + (length // every if every else 0)
-    hours = steps / stated * evaluated / 3600
+    hours = steps / rate * evaluated / 3600
     unit = "GPU-hours" if workers.gpus or source != "measured here" else "hours of a worker"
     return [
-        f"about {60 * hours / workers.number:.1f} min with {workers.number} workers of "
-        f"{workers.threads} threads: {stated:.3g} steps/s, {source}, and {evaluated - 1:.0%} more "
+        f"about {60 * hours / workers.slots:.1f} min with {workers.slots} workers of "
+        f"{workers.threads} threads: {rate:.3g} steps/s, {source}, and {evaluated - 1:.0%} more "
         f"for sampling; {hours:.3g} {unit} in all, and some seconds a run to start and to score",
         f"about {copies * size / 1e9:.2g} GB of checkpoints in {len(configs)} runs",
     ]

@@ -1,34 +1,10 @@
-"""A sweep's YAML, read and checked for its own form.
+"""A sweep's YAML, read and checked for its own form; form.py has its keys."""
 
-config: ../configs/digits.yaml      the base, relative to this file
-kind: grid                          grid | tpe | cmaes | nsga2 | random
-grid:                               each entry is the product of its lists;
-  - {router: NoRouting}             keys are the dotted options of train.py
-  - {router: DTR, router.alpha: [1, 4], router.beta: [0.6, 0.8]}
-  - {router: FreeWindow, router.knots: [[0, 1], [0, 0.2, 1]]}     values that are lists
-seeds: 1                            every point is trained with the seeds 0 .. seeds - 1
-metric: score                       a number of results.json, or several numbers, each with its
-direction: minimize                 direction: {score: minimize, macs: minimize}
-pruning: median                     median | halving | hyperband, with options as {kind: median, ..}
-smoke: {trainer.max_steps: 10}      options of --smoke, on top of the base; SMOKE by default
-paper: {config: .., grid: [..]}     what --paper trains instead: the published sizes
-steps_per_second: 3.1               known of the machine it is meant for: --dry-run tells GPU-hours
+__all__ = ["SMOKE", "Recipe", "find", "names", "read"]
 
-The kinds that search have, instead of grid:
-
-space:                              choices, ranges, or numbers that do not fall
-  router: [NoRouting, DTR]
-  router.alpha: {low: 0.5, high: 8, log: true}       only where the router has an alpha
-  router.knots: {rising: 3}                          0, three numbers, 1
-start: [{router: DTR, router.alpha: 4}]              tried first; CMA-ES begins at the first one
-trials: 40                          settings; or `hours: 8`, of training, all workers together
-sampler: {n_startup_trials: 10}     options of Optuna's sampler
-"""
-
-__all__ = ["KINDS", "SMOKE", "Recipe", "find", "names", "read"]
-
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +12,11 @@ import yaml
 
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.rundir.yaml_values import LOADER
-from sweeps.engine import fields
-from sweeps.engine.space import Axis, axes
-from sweeps.engine.values import is_word, named, one_line
+from sweeps.engine.form import GridForm, SearchForm, read_form
+from sweeps.engine.space import Axis, axes, starts
+from sweeps.engine.values import check_options, expand, one_line, option
 
 SHIPPED = Path(__file__).parent.parent
-KINDS = ("grid", "tpe", "cmaes", "nsga2", "random")
-COMMON = "config kind seeds metric direction pruning smoke paper steps_per_second".split()
-OWN = {True: ["grid"], False: ["space", "start", "trials", "hours", "sampler"]}  # grid | search
 SMOKE = {
     "trainer.max_steps": 30,
     "trainer.log_every_n_steps": 10,
@@ -58,7 +31,7 @@ SMOKE_TRIALS = 4  # of a search
 
 @dataclass(frozen=True)
 class Recipe:
-    """A sweep's YAML, checked for its own form; the options in it are not resolved yet."""
+    """A sweep's YAML, checked for its own form; its options are not resolved yet."""
 
     name: str
     config: Path
@@ -73,7 +46,7 @@ class Recipe:
     sampler: dict[str, Any] = field(default_factory=dict)
     pruning: dict[str, Any] | None = None
     steps_per_second: float | None = None
-    smoke: bool = False  # its numbers mean nothing, and its runs say so
+    smoke: bool = False  # its runs say that their numbers mean nothing
 
     @property
     def metric(self) -> str:
@@ -82,7 +55,7 @@ class Recipe:
 
     @property
     def direction(self) -> str:
-        """Which way the first objective is better."""
+        """Whether a lower or a higher first objective is better."""
         return self.objectives[self.metric]
 
 
@@ -128,70 +101,70 @@ def read(
         content, name, folder, where = _load(path), path.stem, path.parent, str(path)
     if paper:
         if not isinstance(content.get("paper"), Mapping):
-            raise UserError(f"{where} has no key `paper`: it knows no other size than its own")
+            raise UserError(f"{where} has no key `paper`: it has one size only")
         content = content | content["paper"]
-    kind = fields.one_of(content.get("kind", "grid"), KINDS, f"kind in {where}")
-    search = kind != "grid"
-    for key in content:
-        if key not in (valid := [*COMMON, *OWN[not search]]):
-            raise choices(f"key in {where} of kind {kind}", named(key), valid)
-    if not is_word(content.get("config")):
-        raise UserError(f"{where}: config is to be the path of the base config")
-    grid = content.get("grid")
-    own = dict(map(fields.option, options))
-    space = axes(content.get("space"), where) if search else {}
-    entries = grid if isinstance(grid, list) else []
-    set_there = set(space).union(*(e for e in entries if isinstance(e, Mapping)))
-    for key in own:
-        if key in set_there:
-            raise UserError(f"--set {key}: {where} sets it already; change it there")
-    overrides = content.get("smoke", SMOKE) or {}
-    fields.check_options(overrides, f"{where}: smoke")
-    overrides = (dict(overrides) if smoke else {}) | own
-    if not search and (trials is not None or hours is not None):
+    replaced = {"trials": trials, "hours": hours} if (trials, hours) != (None, None) else {}
+    if replaced and content.get("kind", "grid") == "grid":
         raise UserError(f"--trials and --hours are for a search; {where} is a grid")
-    objectives = fields.objectives(content, where)
-    pruning = fields.pruning(content.get("pruning"), where)
-    if pruning and len(objectives) > 1:
-        raise UserError(f"{where}: pruning needs one metric; valid without pruning: several")
-    if kind == "cmaes" and (words := [k for k, axis in space.items() if not axis.ranges]):
-        raise UserError(f"{where}: cmaes searches numbers, not the choices of {words[0]}; use tpe")
-    if (kind == "nsga2") != (len(objectives) > 1) and search and kind != "random":
-        raise UserError(
-            f"{where}: nsga2 takes several metrics, as in {{score: minimize, parameters: "
-            "minimize}, the other kinds of search but random take one"
-        )
-    first = fields.starts(content, space, where) if search else fields.expand(grid, where)
-    given = trials is not None or hours is not None
-    smallest = max(SMOKE_TRIALS, len(first)) if smoke and not given else None
+    form = read_form(content | replaced | ({} if seeds is None else {"seeds": seeds}), where)
+    objectives = form.objectives(where)
+    if isinstance(form, SearchForm):
+        space = axes(form.space, where)
+        assignments = starts(form.start or [], space, where)
+        _check_search(form, space, objectives, where)
+        search = {"space": space, "sampler": form.sampler or {}}
+        search |= {"trials": form.trials, "hours": form.hours}
+        if smoke and not replaced:
+            search |= {"trials": max(SMOKE_TRIALS, len(assignments)), "hours": None}
+    else:
+        assignments, search = expand(form.grid, where), {}
+    if form.pruning and len(objectives) > 1:
+        raise UserError(f"{where}: pruning works with one metric only; leave one of the two out")
+    set_options = dict(map(option, options))
+    swept = {*search.get("space", ()), *itertools.chain(*assignments)}
+    if twice := [key for key in set_options if key in swept]:
+        raise UserError(f"--set {twice[0]}: {where} sets it already; change it there")
+    overrides = check_options(SMOKE if form.smoke is None else form.smoke, f"{where}: smoke")
     return Recipe(
         name=name,
-        config=folder / content["config"],
-        kind=kind,
+        config=folder / form.config,
+        kind=form.kind,
         objectives=objectives,
-        seeds=fields.whole(content.get("seeds", 1) if seeds is None else seeds, "seeds"),
-        overrides=overrides,
-        assignments=first,
-        space=space,
-        **(fields.budget(content, trials, hours, smallest, where) if search else {}),
-        sampler=fields.check_options(content.get("sampler") or {}, f"{where}: sampler"),
-        pruning=pruning,
-        steps_per_second=fields.positive(
-            content.get("steps_per_second"), "steps_per_second", where
-        ),
+        seeds=form.seeds,
+        overrides=(overrides if smoke else {}) | set_options,
+        assignments=assignments,
+        pruning={"kind": form.pruning} if isinstance(form.pruning, str) else form.pruning,
+        steps_per_second=form.steps_per_second,
         smoke=smoke,
+        **search,
     )
+
+
+def _check_search(
+    form: SearchForm, space: Mapping[str, Axis], objectives: Mapping[str, str], where: str
+) -> None:
+    if (form.trials is None) == (form.hours is None):
+        raise UserError(f"{where}: a search needs either trials or hours")
+    words = [key for key, axis in space.items() if not axis.is_numeric]
+    if form.kind == "cmaes" and words:
+        raise UserError(f"{where}: cmaes searches numbers, not the choices of {words[0]}; use tpe")
+    if form.kind != "random" and (form.kind == "nsga2") != (len(objectives) > 1):
+        raise UserError(
+            f"{where}: nsga2 takes several metrics, as in {{score: minimize, macs: minimize}}; "
+            "tpe and cmaes take one, random takes either"
+        )
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(), Loader=LOADER)
     except RecursionError:
-        raise UserError(f"{path} is not YAML for a sweep: lists in lists without an end") from None
+        raise UserError(f"{path}: its lists are nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is not YAML: {one_line(error)}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no mapping; valid keys: {', '.join([*COMMON, 'grid'])}")
+        keys = [key.name for key in fields(GridForm)]
+        raise UserError(f"{path} holds no mapping; valid keys: {', '.join(keys)}")
     return content

@@ -19,12 +19,12 @@ from sweeps.engine.view import View
 from sweeps.engine.workers import Workers
 
 ATTEMPTS = 2  # of a trial whose process dies in silence, in one command
-LOOK = 2.0  # seconds between two looks at what other commands did
+LOOK = 2.0  # seconds between two readings of what other commands did
 HEARTBEAT = 30.0  # seconds between two signs of life
 
 
 class Session:
-    """Starts trials in free slots and hears them until nothing waits or a person stops it."""
+    """Starts trials in free slots and handles their messages until the sweep ends or is stopped."""
 
     def __init__(self, study: Study, workers: Workers, view: View) -> None:
         self.study, self.workers, self.view = study, workers, view
@@ -32,29 +32,29 @@ class Session:
         self.lost: Counter[str] = Counter()
         self.seen: set[str] = set()
         self.pruned: dict[int, tuple[int, float]] = {}  # trial id: step and score
-        self.told: dict[int, int] = {}  # trial id: step of the last score on the way
-        self.interrupts = self.heeded = self.beats = 0
-        self.leaving = False  # as another command asked: no more claims
-        study.database.say, study.database.interrupted = view.say, self._impatient
-        self._look_around()
+        self.scored: dict[int, int] = {}  # trial id: step of its last score before the end
+        self.interrupts = self.handled = self.beats = 0
+        self.leaving = False  # another command asked for it: no more claims
+        study.database.say, study.database.interrupted = view.say, self._interrupted_twice
+        self._count_others()
 
     @property
     def stopped(self) -> bool:
         """Whether a person stopped it before the end."""
-        return self.heeded > 0 or self.leaving
+        return self.handled > 0 or self.leaving
 
     def work(self) -> None:
         """Trains until nothing waits and nothing runs here or elsewhere, or a person stops it."""
         with self._interruptible(), contextlib.closing(self.workers), self.view:
             look = beat = 0.0
             while True:
-                self._heed_interrupts()
+                self._handle_interrupts()
                 if time.monotonic() >= look:
                     look = time.monotonic() + LOOK
-                    self._obey()
+                    self._stop_if_asked()
                     if self._fill():
                         self.study.recover()
-                        self._look_around()
+                        self._count_others()
                         self._fill()
                         if not self.workers.running and not any(self.study.open()):
                             return
@@ -64,12 +64,12 @@ class Session:
                     beat = time.monotonic() + HEARTBEAT
                     self._beat()
                 for claim, message in self.workers.poll(0.25):
-                    self._hear(claim, message)
+                    self._handle(claim, message)
                     if message.kind != "progress":
                         look = 0.0
 
     def _fill(self) -> bool:
-        """Starts trials; returns whether slots are left over."""
+        """Starts trials; returns whether a slot is free and nothing waits."""
         while self.workers.free and not self.stopped and not self.interrupts:
             mine = {claim.trial_id for claim, _, _ in self.workers.running.values()}
             if (claim := self.study.claim(mine)) is None:
@@ -82,13 +82,13 @@ class Session:
         self.beats += 1
         for claim, _, _ in list(self.workers.running.values()):
             if not self.study.beat(claim.trial_id, self.beats):
-                self.workers.kill(claim.trial_id)  # given up for dead, and taken over
+                self.workers.kill(claim.trial_id)  # another command took it over
 
-    def _hear(self, claim: Claim, message: Message) -> None:
+    def _handle(self, claim: Claim, message: Message) -> None:
         trial_id, point = claim
         if message.kind == "progress":
             self.view.progress(point, message.value)
-            self._consider(claim, message.value)
+            self._prune(claim, message.value)
         elif message.kind == "done":
             self.study.finish(trial_id, message.value)
             self.seen.add(point.name)
@@ -114,14 +114,14 @@ class Session:
                 self.study.end(trial_id, TrialState.WAITING)
                 self.view.leave(point, f"{reason}; goes on from its last checkpoint")
 
-    def _consider(self, claim: Claim, progress: Mapping[str, Any]) -> None:
-        """Tells the study of a new score on the way; a trial that is to be pruned is stopped."""
+    def _prune(self, claim: Claim, progress: Mapping[str, Any]) -> None:
+        """Records a new score of an unfinished trial; stops the trial if it should be pruned."""
         step, value = progress.get("evaluated"), progress.get(self.study.sweep.metric)
         trial_id = claim.trial_id
-        if step is None or value is None or self.told.get(trial_id) == step:
+        if step is None or value is None or self.scored.get(trial_id) == step:
             return
-        self.told[trial_id] = step
-        if self.study.report(trial_id, step, value) and progress["done"] < progress["total"]:
+        self.scored[trial_id] = step
+        if self.study.should_prune(trial_id, step, value) and progress["done"] < progress["total"]:
             self.pruned[trial_id] = (step, value)
             self.workers.stop(trial_id)
 
@@ -130,8 +130,8 @@ class Session:
         self.failed[claim.point.name] = reason
         self.view.leave(claim.point, f"failed: {reason}", ends=True)
 
-    def _look_around(self) -> None:
-        """Counts the points that are done but not by this command."""
+    def _count_others(self) -> None:
+        """Counts the points that other commands finished."""
         mine = {claim.point.name for claim, _, _ in self.workers.running.values()}
         for name in self.study.finished() - self.seen - mine:
             point = self.study.points[name]
@@ -140,28 +140,28 @@ class Session:
                 self.failed.pop(name, None)
                 self.view.stored(point, results)
 
-    def _obey(self) -> None:
-        """Does what `--stop` asks of this command."""
-        asked = self.study.folder.asked_to_stop(self.study.owner)
-        if asked and not self.leaving:
+    def _stop_if_asked(self) -> None:
+        """Stops as `--stop` asked this command to."""
+        request = self.study.folder.asked_to_stop(self.study.owner)
+        if request and not self.leaving:
             self.view.say("asked to stop: no more trials start here")
             self.leaving = True
-        if asked == "save" and not self.workers.stopping:
+        if request == "save" and not self.workers.stopping:
             self.workers.stop()
 
-    def _impatient(self) -> bool:
-        self._heed_interrupts()
-        return self.heeded > 1
+    def _interrupted_twice(self) -> bool:
+        self._handle_interrupts()
+        return self.handled > 1
 
-    def _heed_interrupts(self) -> None:
-        if self.interrupts == self.heeded:
+    def _handle_interrupts(self) -> None:
+        if self.interrupts == self.handled:
             return
-        if not self.heeded:
-            self.view.say("stopping: the trials save their state; once more ends them at once")
+        if not self.handled:
+            self.view.say("stopping: the trials save their state; Ctrl-C again ends them at once")
             self.workers.stop()
         else:
             self.workers.kill()
-        self.heeded = self.interrupts
+        self.handled = self.interrupts
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""How far a sweep is, seen from another terminal or node; nothing of what it trains is imported."""
+"""How far a sweep is, from any terminal or node, without the imports of a training."""
 
 __all__ = ["status", "stop"]
 
@@ -32,18 +32,18 @@ def _folder(sweep: str, out: str | None, reading: dict[str, Any]) -> tuple[Recip
 
 
 def stop(sweep: str, out: str | None, how: str, console: Console, **reading: Any) -> None:
-    """Asks the commands that work on a sweep to leave: `finish` or `save` their trials first."""
+    """Asks the commands of a sweep to stop, when their trials end (finish) or have saved (save)."""
     _, folder = _folder(sweep, out, reading)
     count = folder.ask_to_stop(save=how == "save")
-    todo = "save their trials and leave" if how == "save" else "leave when their trials end"
+    when = "have saved" if how == "save" else "end"
     commands = "1 command" if count == 1 else f"{count} commands"
-    console.print(f"asked {commands} in {folder.path} to {todo}", soft_wrap=True)
+    console.print(f"asked {commands} in {folder.path} to stop when trials {when}", soft_wrap=True)
 
 
 def status(
     sweep: str, out: str | None, storage: str | None, console: Console, **reading: Any
 ) -> None:
-    """Prints what is done, running (how far, where), waiting and failed, the best and an ETA."""
+    """Prints counts, running trials (how far, where), failed ones, the best score and an ETA."""
     recipe, folder = _folder(sweep, out, reading)
     database = Database(folder, storage)
     if storage is None and not folder.database.exists():
@@ -63,11 +63,11 @@ def status(
         states["waiting"] += max(0, total - len(last))
     order = ("done", "running", "waiting", "failed", "diverged", "pruned")
     say(f"{folder.path}: " + ", ".join(f"{states[name]} {name}" for name in order if states[name]))
-    left = states["waiting"] + 0.0
+    remaining = states["waiting"] + 0.0  # trainings
     for name, trial in last.items():
         if trial.state == TrialState.RUNNING:
             line, part = _progress(folder, name)
-            left += 1 - part
+            remaining += 1 - part
             say(f"running  {_label(trial)}: {line}, on {trial.user_attrs.get('host', '?')}")
     failed = [trial for trial in last.values() if _state(trial) in ("failed", "diverged")]
     for trial in failed[:SHOWN]:
@@ -80,14 +80,14 @@ def status(
         if done:
             best = (min if direction == "minimize" else max)(done, key=lambda t: t.values[i])
             say(f"best {metric} {best.values[i]:.4g}: {_label(best)}")
-            with contextlib.suppress(UserError):  # a damaged file is told by who needs it
+            with contextlib.suppress(UserError):  # a damaged file matters elsewhere
                 results = folder.run(Point(best.user_attrs["point"], {})).results or {}
                 notes |= dict.fromkeys(notes_of(results).values())
     for note in notes:
         say(f"note: {note}")
     seconds = [t.user_attrs["seconds"] for t in last.values() if t.user_attrs.get("seconds")]
     if states["running"] and seconds:
-        eta = left * sum(seconds) / len(seconds) / states["running"]
+        eta = remaining * sum(seconds) / len(seconds) / states["running"]
         say(f"about {eta / 60:.0f} min left with {states['running']} at once")
 
 
@@ -112,7 +112,7 @@ def _label(trial: FrozenTrial) -> str:
 
 
 def _progress(folder: Folder, name: str) -> tuple[str, float]:
-    """Returns how far a running trial is, in words and as a share."""
+    """Returns how far a running trial is, as text and as a share."""
     run = folder.run(Point(name, {}))
     try:
         steps, size = run.config["trainer"]["max_steps"], run.metrics_file.stat().st_size
@@ -124,5 +124,5 @@ def _progress(folder: Folder, name: str) -> tuple[str, float]:
         return "starts", 0.0
     if step == steps:
         return f"step {step}/{steps}, evaluates for {age:.0f} s", 1.0
-    told = f"step {step}/{steps}, {100 * step / steps:.0f} %, last sign {age:.0f} s ago"
-    return told, step / steps
+    line = f"step {step}/{steps}, {100 * step / steps:.0f} %, last logged {age:.0f} s ago"
+    return line, step / steps

@@ -1,8 +1,7 @@
-"""What a person sees of a sweep at work: bars in a terminal, else a line per finished trial."""
+"""What a running sweep shows: bars in a terminal, else a line per finished trial."""
 
-__all__ = ["Bars", "Lines", "View", "make_view"]
+__all__ = ["Bars", "View", "make_view"]
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +11,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.progress import TimeRemainingColumn as Remaining
 
 from sweeps.engine.plan import Point, Sweep
+from sweeps.engine.values import finite
 
 
 class View:
-    """Counts finished trials and keeps the best score; subclasses show it."""
+    """Counts finished trials and keeps the best score; prints a line per trial."""
 
     def __init__(self, sweep: Sweep, console: Console) -> None:
         self.sweep, self.console = sweep, console
@@ -30,23 +30,23 @@ class View:
         """Leaves the terminal as it was."""
 
     def start(self, point: Point) -> None:
-        """A trial of this command starts."""
+        """Shows that a trial starts."""
 
     def progress(self, point: Point, progress: Mapping[str, Any]) -> None:
-        """A trial of this command is so far (experiment.progress.Progress, as a dict)."""
+        """Shows how far a trial is (experiment.progress.Progress, as a dict)."""
 
     def say(self, text: str) -> None:
-        """Shows one line that stays."""
+        """Prints a line."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         self.console.file.flush()
 
     def stored(self, point: Point, results: Mapping[str, Any]) -> None:
-        """A point is done without this command's work."""
+        """Counts a point that is done."""
         self.finished += 1
         self._compare(point, results)
 
     def finish(self, point: Point, results: Mapping[str, Any]) -> None:
-        """A trial of this command is done."""
+        """Prints what a trial of this command came to."""
         self.stored(point, results)
         for note in results.get("notes") or ():
             if note not in self.notes:
@@ -60,7 +60,7 @@ class View:
         )
 
     def leave(self, point: Point, reason: str, ends: bool = False) -> None:
-        """A trial of this command leaves without results; `ends`: no other one follows."""
+        """Prints why a trial stopped without results; `ends`: it will not go on."""
         self.finished += ends
         self.say(f"{point.label}: {reason}")
 
@@ -71,7 +71,7 @@ class View:
 
     def _compare(self, point: Point, results: Mapping[str, Any]) -> None:
         score = results.get(self.sweep.metric)
-        if not isinstance(score, int | float) or not math.isfinite(score):
+        if not finite(score):
             return
         sign = 1 if self.sweep.recipe.direction == "minimize" else -1
         if self.best is None or sign * score < sign * self.best[0]:
@@ -79,7 +79,7 @@ class View:
 
     @property
     def best_text(self) -> str:
-        """The best score so far and whose it is."""
+        """The best score so far and its point."""
         return f"best {_text(self.best[0])} ({self.best[1]})" if self.best else "best -"
 
 
@@ -87,12 +87,8 @@ def _text(value: Any, form: str = ".4g") -> str:
     return format(value, form) if isinstance(value, int | float) else "-"
 
 
-class Lines(View):
-    """One line per finished trial."""
-
-
 class Bars(View):
-    """A bar per running trial, and one for the sweep whose ETA counts the running ones' parts."""
+    """A bar per running trial, and one for the sweep; its ETA counts unfinished trials in part."""
 
     def __init__(self, sweep: Sweep, console: Console) -> None:
         super().__init__(sweep, console)
@@ -138,7 +134,7 @@ class Bars(View):
         self.tasks[point.name] = self.trials.add_task(point.label, total=None, state="starts")
 
     def progress(self, point: Point, progress: Mapping[str, Any]) -> None:
-        """Moves a bar and the sweep's."""
+        """Moves the trial's bar and the sweep's."""
         state = f"{progress['stage']} step {progress['step']}"
         for key, name in (("loss", "loss"), ("score", self.sweep.metric)):
             if progress[key] is not None:
@@ -157,12 +153,12 @@ class Bars(View):
         )
 
     def stored(self, point: Point, results: Mapping[str, Any]) -> None:
-        """Counts a point and takes its bar away."""
+        """Counts a point and removes its bar."""
         super().stored(point, results)
         self._remove(point)
 
     def leave(self, point: Point, reason: str, ends: bool = False) -> None:
-        """Takes a bar away and says why."""
+        """Removes a bar and prints why."""
         super().leave(point, reason, ends)
         self._remove(point)
 
@@ -175,4 +171,4 @@ class Bars(View):
 
 def make_view(sweep: Sweep, console: Console) -> View:
     """Returns bars for a terminal and lines for anything else."""
-    return (Bars if console.is_terminal else Lines)(sweep, console)
+    return (Bars if console.is_terminal else View)(sweep, console)

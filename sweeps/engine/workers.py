@@ -42,7 +42,7 @@ class Machine(NamedTuple):
 
 
 def this_machine() -> Machine:
-    """Returns what this process may use; a GPU is counted, never initialised."""
+    """Returns what this process may use; counts GPUs without initialising one."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -71,25 +71,25 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 
 def check_numbers(number: int | None, per_gpu: int | None) -> None:
-    """Raises UserError for numbers of slots that no machine can give."""
+    """Raises UserError for a number of slots below 1."""
     for name, value in (("--workers", number), ("--per-gpu", per_gpu)):
         if value is not None and value < 1:
-            raise UserError(f"{name} is to be a whole number from 1, not {value}")
+            raise UserError(f"{name} must be a whole number from 1, not {value}")
 
 
 class Workers:
-    """The trials that run now, by their claim; closing it ends those that are left."""
+    """The trials that run now; closing it kills those that still run."""
 
     def __init__(self, folder: Folder, train: Train = train_run, smoke: bool = False) -> None:
         self.folder, self.train, self.smoke = folder, train, smoke
         self.context = multiprocessing.get_context("forkserver")
         self.running: dict[Connection, tuple[Claim, int, BaseProcess]] = {}
-        self.number, self.threads = 1, 1
-        self.gpus: list[str] = []  # of a slot, as CUDA_VISIBLE_DEVICES has them
+        self.slots, self.threads = 1, 1
+        self.gpus: list[str] = []  # CUDA_VISIBLE_DEVICES of each slot
         self.stopping = False
 
     def warm(self) -> None:
-        """Starts the server that imports what a training needs; returns at once."""
+        """Starts the server that imports what a training needs, without waiting for it."""
         preload = (
             PRELOADED if self.train is train_run else ["sweeps.engine.child", self.train.__module__]
         )
@@ -117,26 +117,24 @@ class Workers:
         check_numbers(number, per_gpu)
         gpus = machine.gpus
         if gpus and devices > len(gpus):
-            raise UserError(
-                f"a trial asks for {devices} GPUs by trainer.devices; here: {len(gpus)}"
-            )
+            raise UserError(f"trainer.devices asks for {devices} GPUs a trial; here: {len(gpus)}")
         if per_gpu and not gpus:
-            raise UserError("--per-gpu: there is no GPU here; use --workers N")
+            raise UserError("--per-gpu: no GPU here; use --workers N")
         groups = [gpus[i : i + devices] for i in range(0, len(gpus) - devices + 1, devices)]
         self.gpus = [",".join(group) for group in groups]
         number = number or len(groups) * (per_gpu or 1) or max(1, machine.cores // devices)
-        self.number = max(1, min(number, trials))
-        share = max(1, machine.cores // (self.number * devices))
+        self.slots = max(1, min(number, trials))
+        share = max(1, machine.cores // (self.slots * devices))
         self.threads = int(os.environ.get("OMP_NUM_THREADS") or share)
 
     @property
     def free(self) -> bool:
         """Whether a slot waits for a trial."""
-        return len(self.running) < self.number and not self.stopping
+        return len(self.running) < self.slots and not self.stopping
 
     def start(self, claim: Claim) -> None:
         """Starts a trial in a free slot."""
-        slot = min(set(range(self.number)) - {slot for _, slot, _ in self.running.values()})
+        slot = min(set(range(self.slots)) - {slot for _, slot, _ in self.running.values()})
         environment = {"OMP_NUM_THREADS": str(self.threads)}
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
@@ -144,15 +142,15 @@ class Workers:
         point = claim.point
         log = self.folder.logs / f"{point.name}.log"
         path = self.folder.run(point).path
-        own = (self.threads, self.smoke)
-        arguments = (theirs, self.train, point.config, path, log, environment, *own)
+        arguments = (theirs, self.train, point.config, path, log, environment)
+        arguments += (self.threads, self.smoke)
         process = self.context.Process(target=main, args=arguments, name=point.name)
         process.start()
         theirs.close()
         self.running[ours] = (claim, slot, process)
 
     def poll(self, timeout: float) -> Iterator[tuple[Claim, Message]]:
-        """Yields what the trials say within some seconds; a trial that dies in silence fails."""
+        """Yields the messages of some seconds; `lost`: a process ended without its last one."""
         for connection in wait(list(self.running), timeout):
             claim, _, process = self.running[connection]
             try:
@@ -169,24 +167,24 @@ class Workers:
     def _end(self, connection: Connection) -> None:
         _, _, process = self.running.pop(connection)
         process.join(LEAVE)
-        process.kill()  # one that hangs after its last word; nothing to a dead one
+        process.kill()  # if it hangs after its last message
         process.join()
         process.close()
         connection.close()
 
     def stop(self, trial_id: int | None = None) -> None:
-        """Asks a trial to save and leave; without one: all, and no new ones start."""
+        """Asks a trial to save and end; without one: all trials, and no more start."""
         self.stopping |= trial_id is None
-        for connection in self._of(trial_id):
+        for connection in self._connections(trial_id):
             with contextlib.suppress(OSError):
                 connection.send(Message("stop"))
 
     def kill(self, trial_id: int | None = None) -> None:
-        """Ends a trial, or all, at once: they lose the steps since their last checkpoint."""
-        for connection in self._of(trial_id):
+        """Kills a trial, or all: they lose the steps since their last checkpoint."""
+        for connection in self._connections(trial_id):
             self.running[connection][2].kill()
 
-    def _of(self, trial_id: int | None) -> list[Connection]:
+    def _connections(self, trial_id: int | None) -> list[Connection]:
         return [
             connection
             for connection, (claim, _, _) in self.running.items()
@@ -194,7 +192,7 @@ class Workers:
         ]
 
     def close(self) -> None:
-        """Ends and forgets what is left."""
+        """Kills what still runs."""
         self.kill()
         for connection in list(self.running):
             self._end(connection)
@@ -202,7 +200,7 @@ class Workers:
 
 @contextlib.contextmanager
 def _without_signals() -> Iterator[None]:
-    """Processes started here inherit that signals to stop are ignored: the command gets them."""
+    """Processes started here ignore the signals to stop: only the command handles them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

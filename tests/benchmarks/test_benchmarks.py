@@ -46,7 +46,7 @@ def test_one_short_round_prints_and_stores_ratios(benchmark, tmp_path):
     ("options", "told"),
     [
         (["--config", "huge"], "dit_s4"),
-        (["--rounds", "0"], "at least 1"),
+        (["--rounds", "0"], "whole number from 1"),
         (["--round", "3"], "--rounds"),
         (["--peer", "/nowhere"], "no checkout"),
     ],

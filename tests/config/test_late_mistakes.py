@@ -139,8 +139,8 @@ def test_a_network_is_planned_without_its_memory(model, monkeypatch, tiny):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": 0}, "--workers is to be"),
-        ({"per_gpu": 0}, "--per-gpu is to be"),
+        ({"workers": 0}, "--workers must be"),
+        ({"per_gpu": 0}, "--per-gpu must be"),
         ({"storage": "nonsense"}, "cannot be used"),
         ({"storage": "sqlite://"}, "cannot be used: no file"),
         ({"storage": "sqlite:////none/study.db"}, "cannot be used: no file in a directory"),

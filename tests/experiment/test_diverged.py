@@ -19,7 +19,7 @@ from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.fit import read_checkpoint, run
 from dtr_lightning.objectives import Constant
 from dtr_lightning.rundir.run import Run, to_json
-from sweeps.engine.records import Records
+from sweeps.engine.study import Study
 from tests.conftest import ROOT, TINY
 
 HUGE = {"module.lr": 1e30}  # finite at step 1, infinite at step 2
@@ -216,7 +216,7 @@ def test_a_diverged_point_of_a_sweep_has_no_value():
     diverged = {"score": None, "parameters": 3, "diverged_at": 5}
     for results, values in ((diverged, None), ({"score": 1.0, "parameters": 3}, [3])):
         sweep = SimpleNamespace(recipe=SimpleNamespace(objectives={"parameters": "minimize"}))
-        assert Records._values(SimpleNamespace(sweep=sweep), results) == values
+        assert Study._values(SimpleNamespace(sweep=sweep), results) == values
 
 
 def test_json_is_strict():

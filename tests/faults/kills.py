@@ -16,7 +16,7 @@ from tests.faults.postgres import Server
 from tests.faults.verdict import Verdict, Watch, judge
 from tests.faults.victims import Command, Lab, locks, stopped, writes
 
-OPEN = {"checkpoint": "/last.part", "results": "/.results.json."}  # what is written then
+OPEN = {"checkpoint": "-last.ckpt", "results": "-results.json"}  # the end of an unfinished file
 AIMED = 8.0  # seconds of a command at work to wait for a moment; then any will do
 MOMENTS = {
     "trial": ["random", *OPEN],

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import sweep
-from sweeps.engine import driver, records, session
+from sweeps.engine import driver, session, study
 from sweeps.engine.workers import Machine
 from tests.sweeps import standin
 
@@ -46,13 +46,13 @@ def main() -> int:
         resolve=standin.resolve, run_name=standin.run_name, takes=standin.takes
     )
     driver.this_machine = lambda: Machine(2, ())
-    driver.report = lambda *arguments: None
+    driver.show = lambda *arguments: None
     driver.run_sweep = partial(driver.run_sweep, train=standin.train)
     if name := asked("FAULT_HOST"):
         socket.gethostname = lambda: name
     if grace := asked("FAULT_GRACE"):
-        records.GRACE = float(grace)
-        session.HEARTBEAT = records.GRACE / 10
+        study.GRACE = float(grace)
+        session.HEARTBEAT = study.GRACE / 10
     if asked("FAULT_BARRIER"):
         print("ready", flush=True)
         sys.stdin.readline()

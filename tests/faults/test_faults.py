@@ -19,8 +19,7 @@ from dtr_lightning.rundir.run import Run
 from sweeps.engine import plan, recipe
 from sweeps.engine.database import Database
 from sweeps.engine.folder import Folder
-from sweeps.engine.records import GRACE
-from sweeps.engine.study import Study
+from sweeps.engine.study import GRACE, Study
 from tests.faults import campaigns as faults
 from tests.faults.kills import campaign, reference
 from tests.faults.mishaps import eight_starts

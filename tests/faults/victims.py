@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 
 import yaml
 
+from dtr_lightning.rundir.atomic import write_text
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PER_ALPHA = 6  # points: two betas, three seeds
 TINY = {
@@ -115,9 +117,9 @@ class Lab:
         """Writes a sweep of tiny trainings and returns its path."""
         base = {"config": str(ROOT / "configs" / "digits.yaml"), "seeds": 3}
         path = self.folder / f"{name}.yaml"
-        part = path.with_suffix(".part")  # a command that starts may be reading it
-        part.write_text(yaml.safe_dump(base | {"smoke": LIGHT if self.light else TINY} | content))
-        return part.replace(path)
+        text = yaml.safe_dump(base | {"smoke": LIGHT if self.light else TINY} | content)
+        write_text(path, text)  # a command that starts may be reading it
+        return path
 
     def start(
         self,

@@ -99,7 +99,7 @@ def install(monkeypatch):
     """Lets this process sweep without the imports of a real config and of the figures."""
     config = SimpleNamespace(resolve=resolve, run_name=run_name, takes=takes)
     monkeypatch.setitem(sys.modules, "dtr_lightning.config.parser", config)
-    monkeypatch.setattr(driver, "report", lambda *arguments: None)
+    monkeypatch.setattr(driver, "show", lambda *arguments: None)
     monkeypatch.setattr(driver, "this_machine", lambda: Machine(2, ()))
     monkeypatch.setattr(session, "LOOK", 0.1)
 
@@ -148,7 +148,7 @@ def main(sweep, out, pace):
     )
     from tests.sweeps import standin
 
-    driver.report = lambda *arguments: None
+    driver.show = lambda *arguments: None
     outcome = driver.run_sweep(sweep, workers=2, out=out, train=standin.train)
     print("stopped" if outcome.stopped else "ended", len(outcome.results), flush=True)
 

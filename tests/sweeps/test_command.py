@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 import sweep as command
-from sweeps.engine import outputs as report
-from sweeps.engine import plan, preview, recipe
+from sweeps.engine import outputs, plan, preview, recipe
 from sweeps.engine.folder import Folder
 from sweeps.engine.view import Bars
 from sweeps.engine.workers import Machine, Workers, this_machine
@@ -31,8 +30,8 @@ def light(monkeypatch):
         (["alpha_bta"], "unknown sweep 'alpha_bta'; valid: .*alpha_beta"),
         (["none.yaml"], "shipped sweeps: .*alpha_beta"),
         (["--smok"], "unrecognized arguments: --smok; valid options: .*--smoke"),
-        (["--workers", "two"], "invalid int value: 'two'"),
-        (["--seeds", "0"], "seeds is to be"),
+        (["--workers", "two"], "--workers: two is not a whole number from 1"),
+        (["--seeds", "0"], "--seeds: 0 is not a whole number from 1"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(arguments, says, capsys, monkeypatch):
@@ -92,7 +91,7 @@ def test_the_report_is_drawn_once(light, tmp_path, monkeypatch):
     for _ in range(2):
         console = Console(file=StringIO(), width=60)
         points = {point.name: point for point in sweep.points}
-        report.report(report.Ending(sweep, folder, points, results, failed, {}), console)
+        outputs.show(outputs.Ending(sweep, folder, points, results, failed, {}), console)
         text = console.file.getvalue()
         assert "2 rows" in text
         assert "failed: DTR alpha=1 beta=0.8 seed=0: bad [luck]" in text
@@ -113,8 +112,8 @@ def test_a_search_alone_has_optunas_pictures(space, light, tmp_path, monkeypatch
     folder.run(point).prepare(point.config)
     folder.run(point).write_results({"score": 1.0})
     points = {point.name: point}
-    ending = report.Ending(replace(sweep, recipe=kind), folder, points, {point.name: {}}, {}, {})
-    report.report(ending, Console(file=StringIO()))
+    ending = outputs.Ending(replace(sweep, recipe=kind), folder, points, {point.name: {}}, {}, {})
+    outputs.show(ending, Console(file=StringIO()))
     assert len(drawn) == len(space)
 
 
@@ -129,7 +128,7 @@ def test_slots_share_the_cores_or_the_gpus(tmp_path, monkeypatch):
         (Machine(2, ()), 16, 15, 15, 1),
     ):
         workers.divide(machine, asked, trials_)
-        assert (workers.number, workers.threads) == (number, threads)
+        assert (workers.slots, workers.threads) == (number, threads)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert this_machine().gpus == ()
 

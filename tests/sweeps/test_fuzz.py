@@ -11,7 +11,7 @@ import re
 import sys
 import tempfile
 import traceback
-from dataclasses import replace
+from dataclasses import fields, replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ import yaml
 import sweep as command
 from dtr_lightning.config import parser as config
 from sweeps.engine import driver, plan, preview, recipe
+from sweeps.engine.form import GridForm, SearchForm
 from sweeps.engine.workers import Machine
 from tests.sweeps import standin
 
@@ -110,7 +111,7 @@ VALUES = [
         list(range(99)),
     ),
 ]
-KEYS = [*recipe.COMMON, "grid", "space", "start", "trials", "hours", "sampler", "seed", "router"]
+KEYS = [*{f.name: 0 for form in (GridForm, SearchForm) for f in fields(form)}, "seed", "router"]
 KEYS += ["router.alpha", "router.gamma", "data.root", "", "a.b.c.d", "no", 3, None, "a\nb"]
 
 

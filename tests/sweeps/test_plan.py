@@ -11,8 +11,7 @@ from dtr_lightning.errors import UserError
 from sweeps.engine import plan, recipe
 from sweeps.engine.database import Database
 from sweeps.engine.folder import Folder
-from sweeps.engine.records import GRACE
-from sweeps.engine.study import Study
+from sweeps.engine.study import GRACE, Study
 from tests.sweeps import standin
 from tests.sweeps.standin import counts, run, trials, write
 
@@ -102,20 +101,28 @@ def test_alpha_beta_is_figure_4():
         ("config: b\n\tgrid: []", "not YAML"),
         ("- a", "valid keys"),
         ("config: b\ngird: []", "unknown key .*'gird'; valid: config, .*grid"),
-        ("config: 3\ngrid: [{a: 1}]", "config is to be"),
-        ("config: b", "grid is to be a list"),
-        ("config: b\ngrid: {a: 1}", "grid is to be a list"),
+        ("config: 3\ngrid: [{a: 1}]", "config is 3; valid: path of the base config"),
+        ("config: b", "grid is missing; valid: a list of entries"),
+        ("config: b\ngrid: {a: 1}", "grid is .*; valid: a list of entries"),
+        ("config: b\ngrid: []", "grid has no entries"),
         ("config: b\ngrid: [3]", "entry 1 of grid"),
         ("config: b\ngrid: [{a: []}]", "a in entry 1"),
         ("config: b\ngrid: [{a: [{}]}]", "a in entry 1"),
         ("config: b\ngrid: [{seed: [1, 2]}]", "use seeds"),
-        ("config: b\ngrid: [{a: 1}]\nseeds: two", "seeds is to be"),
-        ("config: b\ngrid: [{a: 1}]\nseeds: 0", "seeds is to be"),
-        ("config: b\ngrid: [{a: 1}]\ndirection: up", "valid: minimize, maximize"),
-        ("config: b\ngrid: [{a: 1}]\nmetric: [a]", "metric is to be"),
+        ("config: b\ngrid: [{a: 1}]\nseeds: two", "seeds is 'two'; valid: a whole number from 1"),
+        ("config: b\ngrid: [{a: 1}]\nseeds: 0", "seeds is 0; valid: a whole number from 1"),
+        (
+            "config: b\ngrid: [{a: 1}]\ndirection: up",
+            "direction is 'up'; valid: minimize or",
+        ),
+        (
+            "config: b\ngrid: [{a: 1}]\nmetric: [a]",
+            "metric is .*; valid: a number of results.json",
+        ),
         ("config: b\ngrid: [{a: 1}]\nmetric: foo", "unknown metric .*'foo'; valid: score, kid"),
-        ("config: b\ngrid: [{a: 1}]\nsmoke: 3", "smoke is to map"),
+        ("config: b\ngrid: [{a: 1}]\nsmoke: 3", "smoke is 3; valid: options of --smoke"),
         ("config: b\ngrid: [{a: 1}]\ngrid: [{a: 2}]", "the key 'grid' is there twice"),
+        ("config: b\ngrid: [{a: &a [*a]}]", "its lists are nested too deeply"),
     ],
 )
 def test_a_bad_yaml_is_one_line(tmp_path, text, says):

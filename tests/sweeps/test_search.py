@@ -224,16 +224,17 @@ def test_rising_numbers_and_their_shares_are_each_others_inverse():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("trials: 0", "trials is to be"),
+        ("trials: 0", "trials is 0; valid: a whole number from 1"),
         ("hours: 3", "either trials or hours"),
         ("grid: []", "unknown key .* 'grid'"),
         ("kind: tpo", "unknown kind .* 'tpo'; valid: grid, tpe"),
         ("kind: cmaes", "cmaes searches numbers"),
         ("kind: nsga2", "nsga2 takes several metrics"),
         ("metric: {score: minimize, loss: minimize}", "nsga2 takes several"),
-        ("metric: {score: up}", "unknown direction"),
-        ("pruning: soon", "unknown kind of pruning"),
-        ("space: {}", "a search needs space"),
+        ("metric: {score: up}", "metric is .*; valid: .* minimize or maximize"),
+        ("pruning: soon", "pruning is 'soon'; valid: median, halving"),
+        ("space: {}", "space has no options"),
+        ("pruning: {kind: soon}", "unknown kind of pruning 'soon'; valid: median, halving"),
         ("space: {router.alpha: {low: 8, high: 1}}", "router.alpha in space"),
         ("space: {router.alpha: {low: -1, high: 1, log: true}}", "router.alpha in space"),
         ("space: {router.knots: {rising: 0}}", "router.knots in space"),
@@ -246,7 +247,7 @@ def test_rising_numbers_and_their_shares_are_each_others_inverse():
         ("start: [{router.beta: 0.8}]", "unknown key .*'router.beta'"),
         ("sampler: {speed: 3}", "unknown option of sampler 'speed'"),
         ("pruning: {kind: median, steps: 3}", "unknown option of pruning 'steps'"),
-        ("steps_per_second: -1", "steps_per_second is to be a positive"),
+        ("steps_per_second: -1", "steps_per_second is -1; valid: a positive"),
     ],
 )
 def test_a_bad_search_is_one_line(tmp_path, change, says):

@@ -121,7 +121,7 @@ def test_bad_places_are_one_line(light, tmp_path):
             run(path, tmp_path / "out", storage=url)
         assert "\n" not in str(caught.value)
         assert ":b@" not in str(caught.value)
-    with pytest.raises(UserError, match="--workers is to be"):
+    with pytest.raises(UserError, match="--workers must be"):
         run(path, tmp_path / "out", workers=0)
 
 
