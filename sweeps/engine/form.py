@@ -10,7 +10,7 @@ __all__ = ["Form", "GridForm", "SearchForm", "read_form"]
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
@@ -112,9 +112,12 @@ def read_form(content: Mapping[str, Any], where: str) -> GridForm | SearchForm:
     reader = _Reader(add_help=False)
     reader.add_class_arguments(form)
     meanings = {a.dest: " ".join(a.help.split()) for a in reader._actions}
-    for key in content:
+    defaults = {field.name: field.default for field in fields(form)}
+    for key, value in content.items():
         if key not in meanings:
             raise choices(f"key in {where} of kind {kind}", named(key), meanings)
+        if value is None and defaults[key] is not None:
+            raise UserError(f"{where}: {key} is {shown(None)}; valid: {meanings[key]}")
     try:
         parsed = form(**reader.parse_object(dict(content)).as_dict())
     except (ValueError, RecursionError) as error:
