@@ -12,8 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import docstring_parser
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dtr_lightning.config.parser import AXES, DEFAULTS, Parser, make_parser
 from dtr_lightning.config.registry import options, valid_choices
@@ -58,7 +57,8 @@ def axis_lines(axis: str) -> Iterator[str]:
             continue
         yield from (f"### `{name}`", "", *described(cls), "")
         rows, parent = options_of(axis, cls), cls.__bases__[0]
-        if rows and choices.get(parent.__name__) is parent and set(rows) <= set(options_of(axis, parent)):
+        inherited = parent in choices.values() and set(rows) <= set(options_of(axis, parent))
+        if rows and inherited:
             names = ", ".join(row.split("|")[1].strip() for row in rows[2:])
             yield from (f"Options, as of `{parent.__name__}`: {names}.", "")
         elif rows:

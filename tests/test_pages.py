@@ -23,11 +23,9 @@ from dtr_lightning.rundir.run import Run
 from sweeps.engine.plan import resolve_all
 from sweeps.engine.recipe import read
 from tests.conftest import ROOT, TINY, shipped
+from tests.test_architecture import HOUSES
 
-PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-    + [ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md")]
-)
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/*.md")])
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 OPTIONS = ROOT / "docs" / "options.md"
 COMMANDS = ("train", "evaluate", "sample", "make_reference", "sweep")
@@ -191,7 +189,7 @@ def test_commands_can_be_given(words, own, tiny_run, parsed):
     elif program == "pytest":
         assert all((ROOT / w).exists() for w in given if w.startswith("tests"))
     elif "--help" in given:
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             parsed("analysis.__main__", given)
     elif program != "docs/make_options.py":
         module = program.removesuffix(".py").replace("/", ".")
@@ -234,7 +232,7 @@ def test_dotted_options_exist(page):
 def test_the_page_of_options_is_that_of_the_classes(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     page = importlib.import_module("make_options")
-    head, marker, rest = OPTIONS.read_text().partition(page.MARKER)
+    _, _, rest = OPTIONS.read_text().partition(page.MARKER)
     assert rest.strip() == page.generated().strip(), "python docs/make_options.py"
     for axis in AXES:
         for name in shipped(AXES[axis][0]):
@@ -279,6 +277,18 @@ def test_the_page_of_sweeps_names_every_sweep_and_its_trainings():
     for name, trainings in rows.items():
         recipe = read(name)
         assert (recipe.trials or len(recipe.assignments)) * recipe.seeds == int(trainings)
+
+
+@pytest.mark.parametrize(("house", "floors"), HOUSES.items())
+def test_the_page_on_development_shows_the_rooms_as_they_are(house, floors):
+    text = (ROOT / "docs" / "development.md").read_text()
+    table = text.split(f"| floor | rooms of {house} |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (\d+) \| (.*?)(?: \(.*|:.*)? \|$", table, re.M)
+    shown = {int(floor): set(re.findall(r"`(\w+)`", rooms)) for floor, rooms in rows}
+    assert shown == dict(enumerate(floors, 1))
+    if house == "dtr_lightning":
+        drawn = re.findall(r'^ +(\w+)\["\1: ', text, re.M)
+        assert sorted(drawn) == sorted(room for rooms in floors for room in rooms)
 
 
 # Code
