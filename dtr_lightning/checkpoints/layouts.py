@@ -4,7 +4,7 @@ Our parameter names are those of facebookresearch/DiT and openai/guided-diffusio
 few places, which this file lists.
 """
 
-__all__ = ["KINDS", "Checkpoint", "Kind", "recognise"]
+__all__ = ["KINDS", "OWN", "Checkpoint", "Kind", "recognise"]
 
 import re
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from dtr_lightning.checkpoints.diffusers import from_diffusers
 from dtr_lightning.checkpoints.reading import File, plain
 from dtr_lightning.errors import UserError, choices
 
+OWN = "dtr_lightning"  # also the key of our config in the header of a safetensors
 Kind = Literal["dit", "sit", "dtr", "switch-dit", "guided-diffusion", "diffusers"]
 KINDS: dict[str, str] = {
     "dit": "DiT (facebookresearch/DiT)",
@@ -27,6 +28,7 @@ KINDS: dict[str, str] = {
     "switch-dit": "Switch-DiT (byeongjun-park/Switch-DiT)",
     "guided-diffusion": "ADM (openai/guided-diffusion)",
     "diffusers": "DiTTransformer2DModel (diffusers)",
+    OWN: "dtr_lightning",
 }
 # A name that tells the kind; the first that is there counts.
 TELLING = {
@@ -67,6 +69,9 @@ def recognise(file: File, kind: str | None = None, weights: str | None = None) -
         raise choices("kind of checkpoint", kind, KINDS)
     found, which = _weights(file, weights)
     state, masks = _cleaned(file.path, found)
+    if "current_model_state" in file.content or OWN in file.metadata:
+        steps = file.content.get("global_step")
+        return Checkpoint(file.path, OWN, state, which, {}, file.metadata, steps=steps)
     told = next((told for name, told in TELLING.items() if name in state), None)
     if told is None:
         some = ", ".join(sorted(state)[:3])
@@ -107,16 +112,16 @@ def _weights(file: File, weights: str | None) -> tuple[Mapping[str, Any], str]:
         parts = {"ema": content["state_dict"], "model": content["current_model_state"]}
         start = "model."
     else:
-        parts = {key: content[key] for key in ("ema", "model") if isinstance(content.get(key), dict)}
+        parts = {
+            key: content[key] for key in ("ema", "model") if isinstance(content.get(key), dict)
+        }
         start = ""
         if not parts:
             whole = content.get("state_dict", content)
             parts = {"all": whole if isinstance(whole, dict) else content}
     which = weights or next(iter(parts))
     if which not in parts:
-        raise UserError(
-            f"{file.path} has no weights called {which!r}; valid: {', '.join(parts)}"
-        )
+        raise UserError(f"{file.path} has no weights called {which!r}; valid: {', '.join(parts)}")
     found = {name: value for name, value in parts[which].items() if isinstance(name, str)}
     if start:
         found = {n.removeprefix(start): w for n, w in found.items() if n.startswith(start)}
@@ -164,7 +169,7 @@ def _options(file: File) -> dict[str, Any]:
         for key, value in values.items():
             if isinstance(value, dict):
                 walk(value)
-            elif value is not None:
+            elif value is not None and "${" not in str(value):  # a reference to another option
                 given[key] = value
 
     for key in ("args", "config"):
@@ -175,8 +180,6 @@ def _options(file: File) -> dict[str, Any]:
 
 def _steps(file: File) -> int | None:
     """Returns how many steps a network was trained, by its optimiser or the file's name."""
-    if isinstance(step := file.content.get("global_step"), int):
-        return step
     optimiser = file.content.get("opt")
     states = optimiser.get("state") if isinstance(optimiser, dict) else None
     for state in (states or {}).values() if isinstance(states, dict) else ():

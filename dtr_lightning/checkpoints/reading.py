@@ -123,7 +123,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_safetensors(path: Path) -> File:
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
             return File(path, tensors, metadata=file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
