@@ -110,5 +110,5 @@ def _sizes(checkpoint: Checkpoint) -> Options:
         "channel_mult": multipliers,
         "use_scale_shift_norm": scale_shift,
         "resblock_updown": bool(growing) and growing[0][1].startswith("in_layers"),
-        "conv_resample": not growing or growing[0][1] == "conv.weight" or len(blocks) == 1,
+        "conv_resample": bool(growing) or len(blocks) == 1,
     }

@@ -35,11 +35,10 @@ TELLING = {
     "transformer_blocks.0.norm1.linear.weight": "diffusers",
     "input_blocks.0.0.weight": "guided-diffusion",
     "router.routers.0.experts.w": "switch-dit",
-    "blocks.0.routing._unit_mapping": "dtr",
     "x_embedder.proj.weight": "dit",
 }
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
-MASKS = re.compile(r"blocks\.(\d+)\.routing\._unit_mapping")
+MASKS = re.compile(r"(?:blocks|router\.routers)\.(\d+)\.(?:routing\.)?_unit_mapping")
 DERIVED = ("full_time", "prior._unit_mapping")  # of Switch-DiT
 STEPS = re.compile(r"(?:^|_)(\d{4,8})$")  # of a file's name: 0400000.pt, ema_0.9999_250000.pt
 
@@ -141,7 +140,6 @@ def _cleaned(path: Path, found: Mapping[str, Any]) -> tuple[dict[str, Tensor], T
             continue
         if table := MASKS.fullmatch(name):
             tables[int(table[1])] = value
-            state.setdefault("blocks.0.routing._unit_mapping", value)
             continue
         if not value.is_floating_point():
             if name == "router.assignment":
@@ -150,7 +148,6 @@ def _cleaned(path: Path, found: Mapping[str, Any]) -> tuple[dict[str, Tensor], T
         if not value.isfinite().all():
             raise UserError(f"{path}: {name} is not finite")
         state[name] = value.float()
-    state.pop("blocks.0.routing._unit_mapping", None)
     if not state:
         raise UserError(f"{path} holds no weights: no tensor with a name in it")
     if not tables:

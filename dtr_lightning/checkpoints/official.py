@@ -108,7 +108,8 @@ def _dit_options(checkpoint: Checkpoint, given: Mapping[str, str]) -> tuple[Opti
     if kind == "sit":
         options |= {"diffusion": "FlowMatching", "sampler": "Euler"}
     else:
-        schedule = {"squaredcos_cap_v2": "cosine"}.get(name := str(told.get("schedule_name")), name)
+        told_schedule = str(told.get("schedule_name"))
+        schedule = {"squaredcos_cap_v2": "cosine"}.get(told_schedule, told_schedule)
         if schedule not in ("cosine", "linear"):
             schedule = "cosine" if kind in ("dtr", "switch-dit") else "linear"
             assumed += [f"diffusion.schedule {schedule}"]

@@ -26,6 +26,7 @@ from dtr_lightning.rundir.atomic import replacing
 from dtr_lightning.rundir.provenance import provenance
 from dtr_lightning.rundir.run import Run
 
+RESERVED = {"class_path", "init_args", "help"}  # what the parser of options takes for more
 FEATURES = {"features": "TimmFeatures"}  # where nothing says which
 
 
@@ -112,7 +113,7 @@ def _words(found: Mapping[str, Any], given: Mapping[str, str]) -> list[str]:
     another data set none.
     """
     words = []
-    for name, value in found.items():
+    for name, value in sorted(found.items(), key=lambda item: "." in item[0]):  # choices first
         axis, _, option = name.partition(".")
         if name in given or (option and axis == "data" and "data" in given):
             continue
@@ -140,8 +141,9 @@ def _exported(checkpoint: Checkpoint) -> tuple[dict[str, Any], Tensor | None]:
     except (ValueError, AssertionError) as error:
         raise UserError(f"{checkpoint.path}: its header is damaged") from error
     for name, value in found.items():
-        axis = name.partition(".")[0]
-        if axis not in {*AXES, "module", "evaluation", "trainer"} or isinstance(value, dict):
+        axis, _, option = name.partition(".")
+        known = axis in {*AXES, "module", "evaluation", "trainer"} and option not in RESERVED
+        if not known or "." in option or isinstance(value, dict):
             raise UserError(f"{checkpoint.path}: its header has an unknown option {name[:60]!r}")
         if name in AXES and not str(value).isidentifier():
             raise UserError(
