@@ -20,7 +20,8 @@ def fit_weights(
     """Loads weights into a network; returns a line for each kind of what partial loading left out.
 
     UserError, before anything is loaded, for the first parameter that is absent or of another
-    shape; with `partial` that is left out instead. Names in `optional` may be absent.
+    shape; with `partial` that is left out instead. Names in `optional` may be absent. Of a network
+    without memory, on the meta device, it is a check.
     """
     expected = network.state_dict()
     needed = [name for name in expected if name not in optional]
@@ -38,7 +39,8 @@ def fit_weights(
     taken = {n: w for n, w in state.items() if n in expected and n not in wrong}
     if not taken:
         raise UserError(f"{path} holds none of the network's parameters")
-    network.load_state_dict(taken, strict=False)
+    if not any(parameter.is_meta for parameter in network.parameters()):
+        network.load_state_dict(taken, strict=False)
     return [
         f"{what}: {_few(names)}"
         for what, names in (

@@ -115,7 +115,7 @@ class Run:
     def _difference(
         self, key: str, there: dict[str, Any], here: dict[str, Any], config: Mapping[str, Any]
     ) -> str:
-        if key not in self.contents:
+        if key not in self.contents or key not in here:
             return (
                 f"{self.path} holds a run of another config: {key} is {there.get(key)!r} there and "
                 f"{here.get(key)!r} here; choose another --out"
