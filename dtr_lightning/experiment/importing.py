@@ -26,6 +26,7 @@ from dtr_lightning.rundir.atomic import replacing
 from dtr_lightning.rundir.provenance import provenance
 from dtr_lightning.rundir.run import Run
 
+SIZED = {"hidden_size", "depth", "num_heads"}  # of DiT_S to DiT_XL
 RESERVED = {"class_path", "init_args", "help"}  # what the parser of options takes for more
 FEATURES = {"features": "TimmFeatures"}  # where nothing says which
 
@@ -71,7 +72,7 @@ def import_checkpoint(
         if masks is not None:
             found["router.path"] = str(Path(folder) / "masks.npy")
             np.save(found["router.path"], masks.numpy())
-        config = parse(make_parser(), [*_words(found, given), *arguments]).config
+        config = parse(make_parser(), _words(found, given, arguments)).config
         if config["experts"] != 1:
             raise UserError("a checkpoint is of one network: leave out --experts")
         experiment = Experiment(config)
@@ -106,28 +107,27 @@ def _given(arguments: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def _words(found: Mapping[str, Any], given: Mapping[str, str]) -> list[str]:
-    """Returns what a file says as options, but for what a person says.
+def _words(
+    found: Mapping[str, Any], given: Mapping[str, str], arguments: Sequence[str]
+) -> list[str]:
+    """Returns a person's options, and what a file says beside them: its choices come first.
 
     Of a choice that a person names, as `--model DiT_XL`, the options that it takes remain; of
     another data set none.
     """
-    words = []
-    for name, value in sorted(found.items(), key=lambda item: "." in item[0]):  # choices first
+    choices, own = [], []
+    for name, value in found.items():
         axis, _, option = name.partition(".")
         if name in given or (option and axis == "data" and "data" in given):
             continue
         if option and axis in given and axis in AXES:
             takes = options(AXES[axis][0], given[axis]) if "." not in given[axis] else set()
-            sized = given[axis].startswith("DiT_") and option in (
-                "hidden_size",
-                "depth",
-                "num_heads",
-            )
+            sized = given[axis].startswith("DiT_") and option in SIZED
             if option not in takes or sized:
                 continue
-        words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
-    return words
+        word = f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+        (own if option else choices).append(word)
+    return [*choices, *arguments, *own]
 
 
 def _exported(checkpoint: Checkpoint) -> tuple[dict[str, Any], Tensor | None]:
