@@ -67,8 +67,9 @@ def recognise(file: File, kind: str | None = None, weights: str | None = None) -
     if kind is not None and kind not in KINDS:
         raise choices("kind of checkpoint", kind, KINDS)
     found, which = _weights(file, weights)
-    state, masks = _cleaned(file.path, found)
-    if "current_model_state" in file.content or OWN in file.metadata:
+    own = "current_model_state" in file.content or OWN in file.metadata
+    state, masks = _cleaned(file.path, found, own)
+    if own:
         steps = file.content.get("global_step")
         return Checkpoint(file.path, OWN, state, which, {}, file.metadata, steps=steps)
     told = next((told for name, told in TELLING.items() if name in state), None)
@@ -127,8 +128,13 @@ def _weights(file: File, weights: str | None) -> tuple[Mapping[str, Any], str]:
     return found, which
 
 
-def _cleaned(path: Path, found: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Returns the weights float32 by name without wrappers, and DTR's tables apart."""
+def _cleaned(
+    path: Path, found: Mapping[str, Any], own: bool
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Returns the weights float32 by name without wrappers, and DTR's tables apart.
+
+    What is no float belongs to the state of our own routers, or is derived elsewhere.
+    """
     state: dict[str, Tensor] = {}
     tables: dict[int, Tensor] = {}
     for name, value in found.items():
@@ -142,7 +148,7 @@ def _cleaned(path: Path, found: Mapping[str, Any]) -> tuple[dict[str, Tensor], T
             tables[int(table[1])] = value
             continue
         if not value.is_floating_point():
-            if name == "router.assignment":
+            if own:
                 state[name] = value
             continue
         if not value.isfinite().all():
