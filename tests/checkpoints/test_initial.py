@@ -97,7 +97,7 @@ def test_a_resumed_run_does_not_read_it_again(tiny, pretrained, tmp_path):
 
 def test_a_run_begins_once(tiny, pretrained, tmp_path):
     train(tiny(init=str(pretrained), evaluation__every=0), tmp_path / "run")
-    with pytest.raises(UserError, match="init is .* there and None here"):
+    with pytest.raises(UserError, match=r"init is .* there and None here"):
         train(tiny(evaluation__every=0), tmp_path / "run")
     with pytest.raises(UserError, match="init is None there"):
         train(tiny(init=str(tmp_path / "run"), evaluation__every=0), pretrained)
