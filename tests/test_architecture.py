@@ -17,6 +17,7 @@ FLOORS = [
     {"data", "models", "objectives"},
     {"metrics", "training"},
     {"config"},
+    {"checkpoints"},
     {"experiment"},
 ]
 OTHER_NAMES = {"masks", "routers", "loss_weights"}  # of routing and objectives, for old imports

@@ -53,6 +53,8 @@ def check(config: Config) -> None:
         raise choices("trainer.strategy", strategy, STRATEGIES)
     if (nodes := config["trainer"]["num_nodes"]) < 1:
         raise UserError(f"trainer.num_nodes must be at least 1; got {nodes}")
+    if "init_partial" in config and "init" not in config:
+        raise UserError("init_partial belongs to --init, the weights to start from; give that too")
     if steps < 1:
         raise UserError(f"trainer.max_steps must be at least 1; got {steps}")
     if config["evaluation"]["n"] == 0 and process.tasks == (0, process.T):

@@ -9,6 +9,7 @@ __all__ = ["contents", "with_absolute_paths"]
 import json
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from dtr_lightning.config.registry import instantiate, path_options, source_file
 from dtr_lightning.data import Data
 from dtr_lightning.errors import UserError
+from dtr_lightning.rundir.weights_file import weights_file
 
 Config = dict[str, Any]
 
@@ -26,6 +28,8 @@ def with_absolute_paths(config: Config, axes: dict[str, type]) -> Config:
     for axis, option, path in _paths(config, axes):
         arguments = config[axis]["init_args"] | {option: os.path.abspath(os.path.expanduser(path))}
         config[axis] = config[axis] | {"init_args": arguments}
+    if "init" in config:
+        config["init"] = os.path.abspath(os.path.expanduser(config["init"]))
     return config
 
 
@@ -56,6 +60,8 @@ def contents(
     for axis in axes:
         if axis in config and (file := source_file(config[axis]["class_path"])):
             digest_by_option[f"{axis}.source"] = _file(file)
+    if "init" in config and Path(config["init"]).exists():
+        digest_by_option["init"] = _file(weights_file(config["init"]))
     return digest_by_option
 
 
@@ -70,7 +76,13 @@ def _paths(config: Config, axes: dict[str, type]) -> Iterator[tuple[str, str, st
 
 def _file(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()[:12]
+        state = path.stat()
+        return _digest(path, state.st_size, state.st_mtime_ns)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+@lru_cache  # weights are gigabytes, and the points of a sweep share them
+def _digest(path: Path, size: int, time: int) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()[:12]

@@ -73,7 +73,8 @@ DEFAULTS = {
     "sampler": "DDPM",
 }
 # What no parser needs to know of the others, in the order of a config.
-GROUPS = ("seed", "experts", *AXES, "module", "evaluation", "checkpoint", "trainer")
+GROUPS = ("seed", "experts", "init", "init_partial", *AXES)
+GROUPS += ("module", "evaluation", "checkpoint", "trainer")
 # Lightning's own types and texts would name what cannot be used here.
 TRAINER_OPTIONS: dict[str, tuple[Any, Any, str]] = {  # type, default, help
     "accelerator": (str, "auto", "what to train on: auto, cpu, gpu (cuda, mps)"),
@@ -154,6 +155,12 @@ def make_parser(description: str | None = None, groups: Sequence[str] = GROUPS) 
             default=1,
             help="networks for as many equal ranges of tasks, or for these [low, high] (App. D)",
         )
+    if "init" in groups:
+        about = "checkpoint, run or diffusers folder whose weights training starts from"
+        add("--init", type=str | None, default=None, help=about)
+    if "init_partial" in groups:
+        about = "whether parameters that --init has not, or of another shape, start anew"
+        add("--init_partial", type=bool, default=False, help=about)
     for axis in filter(AXES.__contains__, groups):
         base, linked = AXES[axis]
         about = f"name of a class below, or import path of your own; --{axis}.help NAME explains it"
@@ -218,6 +225,9 @@ def _plain(namespace: Namespace) -> Config:
     """Returns what was parsed as plain values, our own classes by their bare name."""
     config = json.loads(json.dumps(namespace.as_dict(), default=_text))  # tuples become lists
     config.pop("config", None)
+    for key in ("init", "init_partial"):  # without them a run is what it was before they were
+        if not config.get(key):
+            config.pop(key, None)
     devices = config.get("trainer", {}).get("devices")
     if isinstance(devices, str) and devices.lstrip("-").isdecimal():
         config["trainer"]["devices"] = int(devices)  # "2" is one of its types too

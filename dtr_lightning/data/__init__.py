@@ -5,6 +5,7 @@ from dtr_lightning.data.codec import VAE, Codec, Pixels, to_float, to_uint8
 from dtr_lightning.data.digits import Digits
 from dtr_lightning.data.digits_captions import DigitsCaptions
 from dtr_lightning.data.image_folder import ImageFolder
+from dtr_lightning.data.no_images import NoImages
 
 __all__ = [
     "VAE",
@@ -13,6 +14,7 @@ __all__ = [
     "Digits",
     "DigitsCaptions",
     "ImageFolder",
+    "NoImages",
     "Pixels",
     "to_float",
     "to_uint8",

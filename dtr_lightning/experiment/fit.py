@@ -24,6 +24,7 @@ from dtr_lightning.errors import Diverged, Stopped
 from dtr_lightning.expect import is_own
 from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.experts import train_experts
+from dtr_lightning.experiment.initial import refuse_imported, start_from_init
 from dtr_lightning.experiment.notes import notes_of
 from dtr_lightning.experiment.progress import Progress, Reporter
 from dtr_lightning.rundir.provenance import provenance
@@ -68,10 +69,13 @@ def run(
     if begun:
         if (results := directory.finished(config, contents)) is not None:
             return results
+        refuse_imported(directory)
         refuse_shorter(directory, config["trainer"]["max_steps"])
     # a mistake in the config leaves no directory behind
     experiment = Experiment(config, directory.planned_steps)
     experiment.check()
+    if not directory.last.exists():
+        start_from_init(experiment)
     with directory.lock() if leader else nullcontext():
         if leader:
             contents = contents or contents_of(config, experiment.data)

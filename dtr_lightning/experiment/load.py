@@ -20,7 +20,7 @@ from dtr_lightning.experiment.evaluation import Report, silent
 from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.fit import KEPT_SAMPLES
 from dtr_lightning.experiment.notes import notes_of
-from dtr_lightning.rundir.naming import evaluation_name, flatten
+from dtr_lightning.rundir.naming import evaluation_name, flatten, protocol
 from dtr_lightning.rundir.run import Run, finite
 from dtr_lightning.training.weights import load_average
 
@@ -140,6 +140,7 @@ class TrainedRun:
         """Returns the results under the config's protocol, and stores them with the run."""
         if (stored := self.run.evaluation(self.name)) is not None:
             return stored
+        self.experiment.data.split("train")  # to compare with: a mistake is told before sampling
         n = self.experiment.protocol.n
         scores, *_ = self.experiment.evaluate(self.trainer, self.module, n, KEPT_SAMPLES, report)
         results = {
@@ -150,6 +151,9 @@ class TrainedRun:
         }
         results = finite(results | {"notes": [*notes_of(results).values()]})
         self.run.write_evaluation(self.name, results)
+        own = protocol(self.run.config) == protocol(self.experiment.config)
+        if "imported" in self.run.meta and own:  # what its training would have ended with
+            self.run.write_results(results)
         return results
 
 

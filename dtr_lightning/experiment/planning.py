@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
+from dtr_lightning.checkpoints.fitting import fit_weights
+from dtr_lightning.checkpoints.layouts import Checkpoint, recognise
+from dtr_lightning.checkpoints.reading import read
 from dtr_lightning.cli.commands import quiet
 from dtr_lightning.config.registry import instantiate
 from dtr_lightning.data import Data
@@ -17,7 +20,7 @@ from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.evaluation import check_guidance
 from dtr_lightning.experiment.own_classes import check_own_data
 from dtr_lightning.metrics import Features
-from dtr_lightning.models import Denoiser
+from dtr_lightning.models import Denoiser, SiT
 from dtr_lightning.objectives import Constant
 from dtr_lightning.routing import NoRouting, Router
 from dtr_lightning.training.launch import plain_trainer
@@ -108,12 +111,21 @@ def check_parts(configs: Mapping[str, Mapping[str, Any]], here: bool = False) ->
         without = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         plain_trainer({**options, **without, "plugins": [LightningEnvironment()]})
 
+    def initial(path: str, kind: str | None) -> Checkpoint:
+        return recognise(read(path), kind)
+
     for label, config in configs.items():
         if "model" not in config:
             continue
         try:
             whole = {key: config[key] for key in ("data", "model", "diffusion")}
             made_network, _ = once(network, whole)
+            if "init" in config:  # routers are made elsewhere
+                kind = "sit" if isinstance(made_network, SiT) else None
+                checkpoint = once(initial, config["init"], kind)
+                shared = {n: w for n, w in checkpoint.state.items() if n[:7] != "router."}
+                partial = config.get("init_partial", False)
+                fit_weights(made_network, shared, checkpoint.path, partial)
             check_guidance(made_network, config["evaluation"]["guidance"])
             parts = {"network": whole, "router": config["router"]}
             once(router, parts, config["trainer"]["max_steps"])

@@ -4,7 +4,7 @@ Keyword arguments and parameter names are those of facebookresearch/DiT, so its 
 they are. Routing follows Eq. 8 of the DTR paper.
 """
 
-__all__ = ["DiT", "DiT_B", "DiT_L", "DiT_S", "DiT_XL"]
+__all__ = ["DiT", "DiT_B", "DiT_L", "DiT_S", "DiT_XL", "SiT"]
 
 from typing import Any, ClassVar
 
@@ -207,3 +207,14 @@ class DiT_XL(DiT):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(hidden_size=1152, depth=28, num_heads=16, **kwargs)
+
+
+class SiT(DiT):
+    """SiT (Ma et al., 2024): a DiT that embeds SiT's time 1 - t / (T - 1), which is 1 at the data.
+
+    For imported weights; use it with FlowMatching. Routers see t as everywhere.
+    """
+
+    def embed(self, t: Tensor) -> Tensor:
+        """Returns the embedding (N, C) of timesteps t (N,)."""
+        return self.t_embedder(1 - t.float() / (self.router.tasks - 1))

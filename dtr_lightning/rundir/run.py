@@ -103,6 +103,8 @@ class Run:
             here = identity(config, {k: now[k] for k in known.keys() & now.keys()})
             # an option that is newer than the run says nothing of it
             differ = sorted(key for key in there if here.get(key) != there[key])
+            if "init" in here and "init" not in there:  # no run begins twice
+                differ.append("init")
             if differ:
                 raise UserError(self._difference(differ[0], there, here, config))
         elif self.path.exists() and not self.path.is_dir():
@@ -113,7 +115,7 @@ class Run:
     def _difference(
         self, key: str, there: dict[str, Any], here: dict[str, Any], config: Mapping[str, Any]
     ) -> str:
-        if key not in self.contents:
+        if key not in self.contents or key not in here:
             return (
                 f"{self.path} holds a run of another config: {key} is {there.get(key)!r} there and "
                 f"{here.get(key)!r} here; choose another --out"

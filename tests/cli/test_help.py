@@ -16,6 +16,7 @@ from tests.conftest import ROOT, shipped
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 CHOICES = [(axis, name) for axis, (base, _) in AXES.items() for name in shipped(base)]
 COMMANDS = ["sweep", "evaluate", "sample", "make_reference", "analysis.__main__"]
+COMMANDS += ["import_checkpoint", "export"]
 BENCHMARKS = ["analysis", "cost", "metrics", "routing", "step", "sweep"]
 MODULES = [*COMMANDS, *(f"benchmarks.{name}" for name in BENCHMARKS)]
 MODULES += ["dtr_lightning.metrics.train_digits", "tests.faults.campaigns"]

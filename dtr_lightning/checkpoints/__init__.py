@@ -1,0 +1,1 @@
+"""Checkpoints of other code: read without executing anything, recognised, renamed, written."""
