@@ -199,7 +199,7 @@ def test_published_sizes_are_chosen_by_their_names(tmp_path):
         ((HEADS, "--model.patch_size=4"), "x_embedder.proj.weight is (96, 4, 2, 2)"),
         (("--model", "DiT_S"), "x_embedder.proj.weight is (96, 4, 2, 2)"),
         (("--model.num_heads=x",), "--model.num_heads takes a whole number; got 'x'"),
-        ((HEADS, "unknown option 'modle'"), "unknown option 'modle'"),
+        ((HEADS, "--modle=DiT"), "unknown option 'modle'"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_leaves_nothing(tmp_path, dit, options, says):
