@@ -23,7 +23,6 @@ __all__ = [
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,30 +65,34 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(mean - half), float(mean + half)
 
 
-@lru_cache(maxsize=2)
-def _signs(n: int) -> np.ndarray:
-    """Returns all +-1 (2^(n - 1), n) whose last sign is +: the others give the same |sum|."""
-    bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1
-    return 1.0 - 2.0 * bits
-
-
 def sign_flip(differences: Sequence[float]) -> float:
     """Returns the two-sided p-value of a zero centre: the share of sign flips with such a |sum|.
 
-    All 2^n flips for n up to EXACT, else as many as DRAWS at random (always the same) and the given
-    one; nan for no pairs, and where a difference is not finite.
+    All 2^n flips for n up to EXACT, else DRAWS at random (always the same) and the given one; nan
+    for no pairs, and where a difference is not finite.
     """
+    from scipy.stats import permutation_test  # takes a second to import
+
     values = np.asarray(differences, float)
     n = len(values)
     if n == 0 or not np.isfinite(values).all():
         return math.nan
-    values = values / (np.abs(values).max() or 1.0)  # sums of huge ones stay finite
-    # flips that tie with the given signs may differ from them in rounding
-    least = abs(values.sum()) - 1e-12 * np.abs(values).sum()
-    if n <= EXACT:
-        return float(np.mean(np.abs(_signs(n) @ values) >= least))
-    flips = np.random.default_rng(0).choice([-1.0, 1.0], (DRAWS, n))
-    return float(1 + np.sum(np.abs(flips @ values) >= least)) / (1 + DRAWS)
+    if n == 1:
+        return 1.0  # SciPy wants two or more
+
+    def distance(flipped: np.ndarray, axis: int) -> np.ndarray:
+        return np.abs(flipped.sum(axis)).round(12)  # flips that tie may differ in rounding
+
+    result = permutation_test(
+        [values / (np.abs(values).max() or 1.0)],  # sums of huge ones stay finite
+        distance,
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=math.inf if n <= EXACT else DRAWS,
+        vectorized=True,
+        random_state=np.random.default_rng(0),
+    )
+    return float(result.pvalue)
 
 
 def paired(mine: Sequence[float], theirs: Sequence[float]) -> Paired:
