@@ -80,11 +80,15 @@ def sign_flip(differences: Sequence[float]) -> float:
     if n == 1:
         return 1.0  # SciPy wants two or more
 
+    values = values / (np.abs(values).max() or 1.0)  # sums of huge ones stay finite
+    most = np.abs(values).sum()
+
     def distance(flipped: np.ndarray, axis: int) -> np.ndarray:
-        return np.abs(flipped.sum(axis)).round(12)  # flips that tie may differ in rounding
+        # SciPy takes what differs by 1e-14 of it for a tie: that is to be 1e-14 of the largest sum
+        return most + np.abs(flipped.sum(axis))
 
     result = permutation_test(
-        [values / (np.abs(values).max() or 1.0)],  # sums of huge ones stay finite
+        [values],
         distance,
         permutation_type="samples",
         alternative="greater",
