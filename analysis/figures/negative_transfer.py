@@ -4,7 +4,7 @@ The gap of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023, 
 `transfer`; this one is of the loss, which runs have recorded: no sampling.
 """
 
-__all__ = ["TITLE", "draw", "intervals", "needs", "pairs", "told"]
+__all__ = ["TITLE", "compared", "draw", "intervals", "needs", "pairs"]
 
 import math
 from collections import defaultdict
@@ -103,8 +103,8 @@ def _over_seeds(pairs: Sequence[tuple[Finished, Finished]]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def told(run: Finished, joint: Finished) -> str:
-    """Returns two lines for a reader: how long the experts and the joint model were trained."""
+def compared(run: Finished, joint: Finished) -> str:
+    """Returns two lines: how long the experts, and the joint model, were trained."""
     each, whole = (r.flat.get("trainer.max_steps", 0) for r in (run, joint))
     return f"{len(intervals(run))} experts, {each:,} steps each\njoint: {whole:,} steps"
 
@@ -121,7 +121,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     panels = defaultdict(list)
     for setting in groups:
         first = setting.runs[0]
-        panels[told(first, twins[first.path])].append(setting)
+        panels[compared(first, twins[first.path])].append(setting)
     figure = new_figure(WIDE, 2.5)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     figure.get_layout_engine().set(wspace=0.06)
