@@ -159,8 +159,8 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     """
     settings = defaultdict(list)
     for run in frame.to_dict("records"):
-        own = run["run"] if run["status"] == "pruned" else ""
-        settings[run["group"], run["setting"], own].append(run)
+        pruned = run["run"] if run["status"] == "pruned" else ""
+        settings[run["group"], run["setting"], pruned].append(run)
     scores = {}
     for key, runs in settings.items():
         runs.sort(key=lambda run: run["seed"])
@@ -168,8 +168,8 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
             raise ValueError(f"a setting has a seed twice: {runs[0]['run']}")
         scores[key] = {run["seed"]: run["score"] for run in runs if math.isfinite(run["score"])}
     rows = []
-    for (group, setting, own), runs in settings.items():
-        mine, baseline = scores[group, setting, own], (group, runs[0]["baseline"], own)
+    for (group, setting, pruned), runs in settings.items():
+        mine, baseline = scores[group, setting, pruned], (group, runs[0]["baseline"], pruned)
         row = runs[0] | {
             name: _mean(run[name] for run in runs if run["seed"] in mine)
             for name in (*MEASURED, "floor_n")
@@ -191,9 +191,9 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
                 row["p"] = math.nan
         rows.append(row)
     for group in {row["group"] for row in rows}:
-        own = [row for row in rows if row["group"] == group]
-        tested = [row.get("p", math.nan) if row["pairs"] >= SIX else math.nan for row in own]
-        for row, p in zip(own, holm(tested), strict=True):
+        members = [row for row in rows if row["group"] == group]
+        tested = [row.get("p", math.nan) if row["pairs"] >= SIX else math.nan for row in members]
+        for row, p in zip(members, holm(tested), strict=True):
             row["p_holm"] = p
     return ranked(rows, MEANS)
 
@@ -221,7 +221,7 @@ def lowest(means: pd.DataFrame) -> list[int]:
 
 
 def reach(means: pd.DataFrame) -> str:
-    """Returns which test gave p, over how many tests, and which seeds are too few for 5 %.
+    """Returns which test gave p, Holm's number of tests, and which seeds are too few for 5 %.
 
     Empty where no row has a p-value.
     """
@@ -230,13 +230,13 @@ def reach(means: pd.DataFrame) -> str:
         return ""
     tests, most, few = int(means.p_holm.notna().sum()), pairs[-1], [n for n in pairs if n < SIX]
     flips = f", of {DRAWS:,} random flips beyond {EXACT} pairs" if most > EXACT else ""
-    told = f"p: {'exact ' * (pairs[0] <= EXACT)}sign-flip test{flips}"
+    text = f"p: {'exact ' * (pairs[0] <= EXACT)}sign-flip test{flips}"
     if tests:
         least_seeds = f" of at least {SIX} seeds" if few else ""
-        told += f", Holm over {tests} comparison{'s'[: tests > 1]}{least_seeds}"
+        text += f", Holm over {tests} comparison{'s'[: tests > 1]}{least_seeds}"
     if few:
         seeds = " and ".join(map(str, few)) + (" seeds" if few[-1] > 1 else " seed")
-        told += f"; {seeds} cannot reach 5 % (least p {least_p(few[-1]):.2g})"
+        text += f"; {seeds} cannot reach 5 % (least p {least_p(few[-1]):.2g})"
     if most >= SIX and (least := tests * least_p(most)) >= 0.05:
-        told += f"; {most} seeds cannot reach 5 % after Holm (least p {min(least, 1):.2g})"
-    return told + ("; *: below 5 %" if (means.p_holm < 0.05).any() else "")
+        text += f"; {most} seeds cannot reach 5 % after Holm (least p {min(least, 1):.2g})"
+    return text + ("; *: below 5 %" if (means.p_holm < 0.05).any() else "")

@@ -240,7 +240,7 @@ def test_pairs_of_tasks_have_a_tick_at_t_and_cosines_a_centre(figure, name, tmp_
     monkeypatch.setattr(
         figure, "measured", lambda *_: ({r.path: own | {name: value} for r in runs}, [])
     )
-    monkeypatch.setattr(figure, "shown", lambda r: (analysis.figures.samples.settings(r), []))
+    monkeypatch.setattr(figure, "to_measure", lambda r: (analysis.figures.samples.settings(r), []))
     ax = next(ax for ax in figure.draw(runs).figure.axes if ax.get_visible())
     assert 1000 in ax.get_yticks() and 1000 in ax.get_xticks()
     if figure is affinity:
