@@ -59,7 +59,7 @@ def draw_all(
             continue
         module = figure(name)
         # what may not be compared is never in one figure
-        shown = next((own for own in comparable if _drawable(module, own)), comparable[0])
+        shown = next((runs for runs in comparable if _drawable(module, runs)), comparable[0])
         options = [configs[name]] if configs and name in configs else []
         paths, note = _draw(name, module, shown, options, for_figures)
         written += paths

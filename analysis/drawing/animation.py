@@ -9,7 +9,7 @@ from typing import NamedTuple
 from matplotlib.animation import FFMpegWriter, PillowWriter
 from matplotlib.figure import Figure
 
-from dtr_lightning.rundir.atomic import replacing
+from dtr_lightning.rundir.atomic import writing
 
 PER_SECOND = 10
 DPI = 100
@@ -34,7 +34,7 @@ def write_film(film: Film, directory: Path, name: str) -> list[Path]:
     paths = []
     for suffix, writer in writers.items():
         paths.append(directory / f"{name}.{suffix}")
-        with replacing(paths[-1]) as part, writer.saving(film.figure, str(part), DPI):
+        with writing(paths[-1]) as part, writer.saving(film.figure, str(part), DPI):
             for i in film.frames:
                 film.show(i)
                 writer.grab_frame()

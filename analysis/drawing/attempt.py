@@ -1,4 +1,4 @@
-"""A figure that fails ends nothing else: its bug becomes one line, its traceback a file."""
+"""Keeps a figure that fails from ending the others: one line for a reader, a file for the bug."""
 
 __all__ = ["attempt"]
 

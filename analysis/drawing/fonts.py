@@ -52,26 +52,26 @@ def _rank(font: object) -> tuple:
 
 def families(text: str) -> list[str]:
     """Returns DejaVu Sans, and the installed fonts that have the letters which it lacks."""
-    own = next(font.fname for font in fontManager.ttflist if font.name == FAMILY)
-    missing = {ord(c) for c in text if c.isprintable()} - _letters(own)
-    found = [FAMILY]
+    file = next(font.fname for font in fontManager.ttflist if font.name == FAMILY)
+    missing = {ord(c) for c in text if c.isprintable()} - _letters(file)
+    names = [FAMILY]
     for font in sorted(fontManager.ttflist, key=_rank) if missing else ():
-        if not font.name.startswith(SYMBOLS) and font.name not in found:
+        if not font.name.startswith(SYMBOLS) and font.name not in names:
             if more := missing & _letters(font.fname):
                 missing -= more
-                found.append(font.name)
+                names.append(font.name)
         if not missing:
             break
-    return found
+    return names
 
 
 def give_fonts(figure: Figure) -> None:
     """Lets all text of a figure fall back to fonts that have its letters, and lays it out."""
     figure.draw_without_rendering()  # makes the labels of ticks
     texts = [text for text in figure.findobj(Text) if text.get_text()]
-    found = families("".join(text.get_text() for text in texts))
-    if len(found) > 1:
+    names = families("".join(text.get_text() for text in texts))
+    if len(names) > 1:
         for text in texts:
             if FAMILY in text.get_fontfamily():
-                text.set_fontfamily(found)
+                text.set_fontfamily(names)
         figure.draw_without_rendering()

@@ -9,7 +9,6 @@ from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from torch import Tensor
@@ -72,10 +71,9 @@ def _width(run: Finished) -> int | None:
 
 
 def _key(run: Finished) -> tuple:
-    own = {k: repr(v) for k, v in run.flat.items() if k.split(".")[0] == "router"}
-    router = run.choice("router"), *sorted((k, v) for k, v in own.items() if k != "router")
-    steps = run.flat.get("trainer.max_steps") if router[0] == "MaxRoaming" else None
-    return *router, _width(run), run.flat.get("diffusion.T"), steps
+    options = sorted((k, repr(v)) for k, v in run.flat.items() if k.startswith("router."))
+    steps = run.flat.get("trainer.max_steps") if run.choice("router") == "MaxRoaming" else None
+    return run.choice("router"), *options, _width(run), run.flat.get("diffusion.T"), steps
 
 
 def _made(run: Finished) -> list[tuple[Tensor, str, bool]]:
@@ -107,40 +105,40 @@ def _formulas(runs: Sequence[Finished]) -> list[Masks]:
     """Returns random masks and DTR's at three alphas; C and T are the first run's that has them."""
     channels = next(filter(None, map(_width, runs)), 768)
     tasks = int(runs[0].flat.get("diffusion.T", 1000)) if runs else 1000
-    found = []
+    tables = []
     for label, (router, alpha) in FORMULAS.items():
         if alpha is None:
-            table = masks.random(tasks, channels, BETA, torch.Generator().manual_seed(0))
+            table = masks.random(tasks, channels, BETA)
         else:
             table = masks.dtr(tasks, channels, alpha, BETA)
         setting = Setting(router, alpha or math.nan, BETA, "", "", ())
-        found.append(Masks(setting, label, table, differs=alpha is None))
-    return found
+        tables.append(Masks(setting, label, table, differs=alpha is None))
+    return tables
 
 
 def mask_tables(runs: Sequence[Finished]) -> tuple[list[Masks], str]:
     """Returns the distinct mask tables of these runs, and one line on what is left out.
 
-    Those of Figure 2 where no run has any. Random masks are those of the lowest seed. More than
-    MOST routers are thinned out to the few that tell the story.
+    Those of Figure 2 where no run has any. Random masks are those of the lowest seed. Of more than
+    MOST routers, the `highlighted` ones are shown.
     """
     lowest = sorted(runs, key=lambda run: run.seed)
     distinct = {_key(run): run for run in reversed(lowest) if run.choice("router") != "NoRouting"}
-    routed, left, tables = list(distinct.values()), [], []
+    routed, skipped, tables = list(distinct.values()), [], []
     for setting in settings(routed):
         try:
             made = _made(setting.runs[0])
-            tables.append([Masks(setting, setting.label, *one) for one in made])
+            tables.append([Masks(setting, setting.label, *table) for table in made])
         except (UserError, ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            left.append(f"left out {setting.label}: its masks cannot be made again ({reason})")
-    tables = [of_one for of_one in tables if of_one]
+            skipped.append(f"left out {setting.label}: its masks cannot be made again ({reason})")
+    tables = [moments for moments in tables if moments]
     if len(tables) > MOST:
-        few = highlighted([of_one[0].setting for of_one in tables])
-        kept = [of_one for of_one in tables if any(of_one[0].setting is s for s in few)]
-        left.append(f"{len(tables) - len(kept)} other masks not shown: name single runs to see")
-        tables = kept
-    return [one for of_one in tables for one in of_one] or _formulas(runs), "; ".join(left)
+        few = highlighted([moments[0].setting for moments in tables])
+        shown = [moments for moments in tables if any(moments[0].setting is s for s in few)]
+        skipped.append(f"{len(tables) - len(shown)} other masks not shown: name single runs to see")
+        tables = shown
+    return [masks for moments in tables for masks in moments] or _formulas(runs), "; ".join(skipped)
 
 
 def enlarged(table: np.ndarray, axis: int) -> np.ndarray:

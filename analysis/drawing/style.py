@@ -47,14 +47,13 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from analysis.drawing.animation import Film, write_film
 from analysis.drawing.fonts import FAMILY, families, give_fonts, short, width_of
 from analysis.read.runs import Recorded
-from dtr_lightning.errors import UserError
-from dtr_lightning.rundir.atomic import replacing
+from dtr_lightning.rundir.atomic import writing
 
 NARROW, WIDE = 3.25, 6.75  # inches: one column and two columns of a paper
 GREY = {"color": "0.72", "linewidth": 0.6}
 
-# Okabe and Ito's palette; yellow is left to the masks, it is too pale for a line.
-# Of one sweep every router has its own: the alternatives of Table 8, then the controls.
+# Okabe and Ito's palette without yellow, which is too pale for a line. A router that is not here
+# takes its colour and marker from its name; `lines` tells routers of one figure apart.
 ROUTERS = {
     "NoRouting": ("#000000", "s"),
     "RTR": ("#D55E00", "^"),
@@ -149,13 +148,13 @@ def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
     No two routers look alike, and no two of up to eight lines of one router do.
     """
     counts, seen = Counter(routers), Counter()
-    own = {router: line_style(router) for router in counts}
-    taken = [(style["color"], style["marker"]) for style in own.values()]
-    looks = ((to_rgb(color), marker) for marker in MARKERS for color, _ in OTHERS)
-    free = [pair for pair in looks if pair not in taken]
-    for i, router in enumerate(own):
+    styles = {router: line_style(router) for router in counts}
+    taken = [(style["color"], style["marker"]) for style in styles.values()]
+    pairs = ((to_rgb(color), marker) for marker in MARKERS for color, _ in OTHERS)
+    free = [pair for pair in pairs if pair not in taken]
+    for i, router in enumerate(styles):
         if taken[i] in taken[:i] and free:
-            own[router] = dict(zip(("color", "marker"), free.pop(0), strict=True))
+            styles[router] = dict(zip(("color", "marker"), free.pop(0), strict=True))
     looks = []
     for router in routers:
         rank, count = seen[router], counts[router]
@@ -165,8 +164,8 @@ def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
             shade = matplotlib.colormaps["viridis"](0.9 * rank / (count - 1))[:3]
             marker = MARKERS[rank % len(MARKERS)]
             style |= {"color": shade, "marker": marker, "markerfacecolor": shade}
-        elif own[router].keys() == {"color", "marker"}:
-            style |= own[router] | {"markerfacecolor": own[router]["color"]}
+        elif styles[router].keys() == {"color", "marker"}:
+            style |= styles[router] | {"markerfacecolor": styles[router]["color"]}
         looks.append(style)
     return looks
 
@@ -220,8 +219,8 @@ def caption(figure: Figure, *parts: str) -> None:
         below.set_bbox_to_anchor((0, bottom, 1, 1 - bottom), figure.transFigure)
         bottom += below.get_tightbbox().height / figure.dpi / height
     figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom))
-    told = {"ha": "center", "va": "bottom", "fontsize": size, "color": "0.35", "in_layout": False}
-    figure.text(0.5, 0.01 / height, "\n".join(lines), **told)
+    look = {"ha": "center", "va": "bottom", "fontsize": size, "color": "0.35", "in_layout": False}
+    figure.text(0.5, 0.01 / height, "\n".join(lines), **look)
 
 
 def panel_title(ax: Axes, *parts: str, width: int = 30) -> None:
@@ -239,34 +238,34 @@ def count_seeds(counts: Iterable[float]) -> str:
 
 
 def of_seeds(counts: Iterable[float], protocol: tuple[str, int] | None = None) -> str:
-    """Returns the caption of how many seeds a figure has, and of what one seed cannot tell.
+    """Returns the caption of how many seeds a figure has, and what one seed cannot show.
 
     protocol: name and N of the score, whose noise may be known.
     """
     counts = [count for count in counts if count >= 1]
     several = count_seeds(counts)
-    told = f"mean of {several}, 95 % t interval" if several else "one seed"
+    seeds = f"mean of {several}, 95 % t interval" if several else "one seed"
     if counts and min(counts) > 1:
-        return told
+        return seeds
     noise = NOISE.get(protocol) if protocol else None
     rest = "small differences mean nothing: the noise between seeds is unknown here"
     if noise:
         rest = f"differences below about {noise:g}, the known noise, mean nothing"
-    return f"{told}{'; where it is one' if several else ''}: {rest}"
+    return f"{seeds}{'; where it is one' if several else ''}: {rest}"
 
 
 def of_one(runs: Iterable[Recorded]) -> str:
     """Returns the caption of a figure that shows one run, or one run of every setting."""
-    found = [run.seed for run in runs]
-    each = " each" * (len(found) > 1)
-    seeds = ", ".join(map(str, sorted(set(found))))
-    return f"one seed{each} ({seeds}): what another seed would show is unknown"
+    seeds = [run.seed for run in runs]
+    each = " each" * (len(seeds) > 1)
+    numbers = ", ".join(map(str, sorted(set(seeds))))
+    return f"one seed{each} ({numbers}): what another seed would show is unknown"
 
 
 def count_images(measured: Iterable[Mapping[str, np.ndarray]], asked: int) -> str:
     """Returns `512 images`; as many as were asked for where the arrays, older ones, do not say."""
-    found = sorted({int(own.get("images", asked)) for own in measured})
-    return f"{' to '.join(f'{n:,}' for n in found[:: max(1, len(found) - 1)])} images"
+    counts = sorted({int(arrays.get("images", asked)) for arrays in measured})
+    return f"{' to '.join(f'{n:,}' for n in counts[:: max(1, len(counts) - 1)])} images"
 
 
 def score_name(name: str, n: int, *more: str, width: int = 30) -> str:
@@ -346,18 +345,14 @@ def range_ticks(ax: Axes, edges: Iterable[int], most: int = 5) -> None:
 def save(drawing: Drawing, directory: Path, name: str) -> list[Path]:
     """Writes NAME.pdf, .png (300 dpi), .csv (what is plotted), a film if any; returns paths."""
     pdf, png, table = (directory / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv"))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for figure in (drawing.figure, *([drawing.film.figure] if drawing.film else [])):
-            give_fonts(figure)
-            figure.set_layout_engine("none")  # laid out once, for both files
-        with replacing(pdf) as part:  # without a date the same runs give the same bytes
-            drawing.figure.savefig(part, metadata={"CreationDate": None})
-        with replacing(png) as part:
-            drawing.figure.savefig(part)
-        film = write_film(drawing.film, directory, name) if drawing.film else []
-        with replacing(table) as part:  # names of files need not be UTF-8
-            drawing.numbers.to_csv(part, index=False, errors="backslashreplace")
-    except OSError as error:
-        raise UserError(f"figures cannot be written to {directory}: {error.strerror}") from error
+    for figure in (drawing.figure, *([drawing.film.figure] if drawing.film else [])):
+        give_fonts(figure)
+        figure.set_layout_engine("none")  # laid out once, for both files
+    with writing(pdf) as part:  # without a date the same runs give the same bytes
+        drawing.figure.savefig(part, metadata={"CreationDate": None})
+    with writing(png) as part:
+        drawing.figure.savefig(part)
+    film = write_film(drawing.film, directory, name) if drawing.film else []
+    with writing(table) as part:  # names of files need not be UTF-8
+        drawing.numbers.to_csv(part, index=False, errors="backslashreplace")
     return [pdf, png, table, *film]

@@ -47,7 +47,7 @@ def _with_alphas(runs: Sequence[Finished]) -> list[Finished]:
     for run in runs:
         if run.choice("router") == "DTR" and math.isfinite(run.score):
             groups[_comparable(run)].append(run)
-    several = [own for own in groups.values() if len({r.option("router.alpha") for r in own}) > 1]
+    several = [rs for rs in groups.values() if len({r.option("router.alpha") for r in rs}) > 1]
     return max(several, key=len, default=[])
 
 
@@ -69,13 +69,13 @@ def needs(runs: Sequence[Finished]) -> str | None:
     return None
 
 
-def _numbers(found: Sequence[Setting]) -> pd.DataFrame:
+def _numbers(shown: Sequence[Setting]) -> pd.DataFrame:
     """Returns a row for every mean, with its 95 % t interval [low, high], and for every seed.
 
     One seed has a row of its mean alone.
     """
     rows = []
-    for s in found:
+    for s in shown:
         row = {"line": s.line, "router": s.router, "alpha": s.alpha, "beta": s.beta}
         low, high = t_interval(s.scores)
         mean = {"what": "mean", "seeds": len(s.scores), "score": s.score}
@@ -107,9 +107,9 @@ def _cut(ax: Axes, means: pd.DataFrame, color: Any) -> bool:
         style = {"marker": marker, "color": color, "linestyle": "none", "markersize": 5}
         level = rows.alpha.isna()
         x = rows.alpha.where(~level, 0.96)  # a level has no alpha: beside the right end
-        for own, transform in ((x[~level], ax.get_xaxis_transform()), (x[level], ax.transAxes)):
-            if len(own):
-                ax.plot(own, [edge] * len(own), transform=transform, **style, zorder=4)
+        for places, transform in ((x[~level], ax.get_xaxis_transform()), (x[level], ax.transAxes)):
+            if len(places):
+                ax.plot(places, [edge] * len(places), transform=transform, **style, zorder=4)
     return len(above) + len(below) > 0
 
 
@@ -161,12 +161,12 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     and seed are left out; diverged ones have no point.
     """
     what = "differs from most runs in more than router and seed"
-    kept, note = largest(runs, _comparable, what, among=_with_alphas(runs))
-    if diverged := sum(not math.isfinite(run.score) for run in kept):
+    selected, note = largest(runs, _comparable, what, among=_with_alphas(runs))
+    if diverged := sum(not math.isfinite(run.score) for run in selected):
         note = "; ".join(filter(None, [note, f"{diverged} diverged and have no point"]))
-    numbers = _numbers([s for s in settings(kept) if math.isfinite(s.score)])
-    floors = [run.number("floor") for run in kept if math.isfinite(run.number("floor"))]
-    floor_n = kept[0].results.get("floor_n")
+    numbers = _numbers([s for s in settings(selected) if math.isfinite(s.score)])
+    floors = [run.number("floor") for run in selected if math.isfinite(run.number("floor"))]
+    floor_n = selected[0].results.get("floor_n")
     means = numbers[numbers.what == "mean"]
     near = means[means.alpha.notna() | (means.router == "NoRouting")]
 
@@ -190,7 +190,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         ax.axhline(floors[0], color="0.6", linewidth=0.7, label=label)
         floor = {"line": "floor", "router": "floor", "what": "floor", "score": floors[0]}
         numbers = pd.concat([numbers, pd.DataFrame([floor])], ignore_index=True)
-    _noise(ax, numbers, kept[0].protocol)
+    _noise(ax, numbers, selected[0].protocol)
 
     alphas = sorted(means.alpha.dropna().unique())
     ax.set_xscale("log", base=2)
@@ -198,11 +198,11 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     ax.minorticks_off()
     ax.set_xlim(alphas[0] / 1.25, alphas[-1] * 1.25)
     ax.set_xlabel(f"{ALPHA} (log scale)")
-    name, n = kept[0].protocol
+    name, n = selected[0].protocol
     ax.set_ylabel(score_name(name, n, f"{'log scale, ' * log}lower is better"))
     legend(figure)
-    told = [of_seeds(means.seeds, kept[0].protocol), _over_seeds(means, cut), note]
-    caption(figure, *told)
+    seeds = of_seeds(means.seeds, selected[0].protocol)
+    caption(figure, seeds, _over_seeds(means, cut), note)
     return Drawing(figure, numbers, note)
 
 

@@ -40,8 +40,8 @@ def _points(run: Finished) -> pd.DataFrame:
     steps = run.results.get("steps")
     if steps is not None and during:
         during.append({"step": steps, "n": run.protocol[1], "score": run.score})
-    found = pd.DataFrame(during, columns=["step", "n", "score"]).drop_duplicates("step")
-    return found[found.score.map(math.isfinite)]
+    points = pd.DataFrame(during, columns=["step", "n", "score"]).drop_duplicates("step")
+    return points[points.score.map(math.isfinite)]
 
 
 def _protocol(run: Finished) -> tuple[str, int]:
@@ -97,7 +97,7 @@ def _to_baseline(setting: Setting, runs: Sequence[Finished], n: int) -> dict[str
     return row | {"reached": len(there), "pairs": len(steps)}
 
 
-def _told(reach: dict[str, float]) -> str:
+def _reached(reach: dict[str, float]) -> str:
     """Returns ` (300-600, 2 of 3)`, ` (0 of 3)` if no seed gets there; nothing of one seed."""
     if reach["pairs"] < 2:
         return ""
@@ -118,18 +118,18 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     """
     evaluated = [run for run in runs if len(_points(run))]
     what = "its evaluations during training have another score or N"
-    kept, note = largest(evaluated, _protocol, what)
-    name, n = _protocol(kept[0])
-    found = settings(kept)
-    front = highlighted(found)
+    selected, note = largest(evaluated, _protocol, what)
+    name, n = _protocol(selected[0])
+    every = settings(selected)
+    front = highlighted(every)
     styles = lines([setting.router for setting in front])
     looks = {id(setting): style for setting, style in zip(front, styles, strict=True)}
 
     figure = new_figure(NARROW, 2.8)
     ax = figure.subplots()
-    numbers, told = [], False
-    for setting in found:
-        curve, reach = _curve(setting, n), _to_baseline(setting, kept, n)
+    numbers, explained = [], False
+    for setting in every:
+        curve, reach = _curve(setting, n), _to_baseline(setting, selected, n)
         style = looks.get(id(setting))
         row = {"setting": setting.label, "router": setting.router, "alpha": setting.alpha}
         row |= {"beta": setting.beta, "n": n, "coloured": style is not None}
@@ -137,13 +137,13 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         if style is None:
             ax.plot(curve.step, curve.score, **GREY, zorder=1)
             continue
-        when = _told(reach)
-        told |= bool(when)
+        when = _reached(reach)
+        explained |= bool(when)
         ax.plot(curve.step, curve.score, **style, label=as_label(setting.label) + when, zorder=3)
         if len(front) <= BANDS:
             band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
             ax.fill_between(curve.step, curve.low.clip(lower=1e-9), curve.high, **band)
-    if rest := len(found) - len(front):
+    if rest := len(every) - len(front):
         ax.plot([], [], **GREY, label=f"{rest} other settings")
     table = pd.concat(numbers, ignore_index=True)
 
@@ -153,13 +153,13 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         ax.set_xticks(steps)
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     # the intervals of two seeds may reach far: the axis cuts them
-    own = table[table.coloured]
-    log = score_axis(ax, [*own.lowest, *own.highest], log=True)
+    coloured = table[table.coloured]
+    log = score_axis(ax, [*coloured.lowest, *coloured.highest], log=True)
     ax.set_xlabel("training steps")
     ax.set_ylabel(score_name(name, n, f"{'log scale, ' * log}lower is better"))
     legend(figure)
     when = "(first-last step, seeds): the evaluation at which seeds have no routing's final score"
     several = bool(table.seeds.max() > 1)
     bands = "bands: 95 % t interval" if len(front) <= BANDS else f"no bands of {len(front)} lines"
-    caption(figure, of_seeds(table.seeds, (name, n)), bands * several, when * told, note)
+    caption(figure, of_seeds(table.seeds, (name, n)), bands * several, when * explained, note)
     return Drawing(figure, table, note)

@@ -25,16 +25,17 @@ def called(row: Any) -> str:
 def doubts(means: pd.DataFrame, reading: Reading) -> list[str]:
     """Returns a sentence or two per doubt that the table over seeds and its runs give reason to."""
     scored = means[means.score.notna()]
-    told = [*_of_seeds(scored)]
+    sentences = [*_of_seeds(scored)]
     if scored.score_name.str.contains("digits").any():
-        told.append("The score is a distance in a small classifier's features; it is not FID.")
+        sentences.append("The score is a distance in a small classifier's features; it is not FID.")
     if (means.diverged > 0).any():
         rows = [row for row in means.itertuples() if row.diverged]
-        told.append("Diverged: " + ", ".join(f"{called(r)} ({r.diverged})" for r in rows) + ".")
+        names = [f"{called(row)} ({row.diverged})" for row in rows]
+        sentences.append(f"Diverged: {', '.join(names)}.")
     if pruned := len(reading.pruned):
-        told.append(f"Pruned, and in no mean: {pruned} run{'s'[: pruned > 1]}.")
-    told += _of_notes(means[means.status != "pruned"])
-    return told + [f"{line[0].upper()}{line[1:]}." for line in reading.skipped]
+        sentences.append(f"Pruned, and in no mean: {pruned} run{'s'[: pruned > 1]}.")
+    sentences += _of_notes(means[means.status != "pruned"])
+    return sentences + [f"{line[0].upper()}{line[1:]}." for line in reading.skipped]
 
 
 def _of_seeds(scored: pd.DataFrame) -> list[str]:

@@ -83,13 +83,15 @@ def table(runs: Iterable[Run]) -> pd.DataFrame:
     reading = read(runs, records=False)
     rows, places = [], relative_paths([*reading.finished, *reading.pruned])
     for group in groups([*reading.finished, *reading.pruned]):
-        found = settings(group.runs)
-        names = {id(setting): setting.runs[0].hash_without("seed") for setting in found}
-        shared = {id(setting): setting.runs[0].hash_without("seed", "router") for setting in found}
-        plain = [s for s in found if s.router == "NoRouting"]
-        baselines = {shared[id(s)]: names[id(s)] for s in plain}
-        for setting in found:
-            name, baseline = names[id(setting)], baselines.get(shared[id(setting)], "")
+        every = settings(group.runs)
+        baselines = {
+            setting.runs[0].hash_without("seed", "router"): setting.runs[0].hash_without("seed")
+            for setting in every
+            if setting.router == "NoRouting"
+        }
+        for setting in every:
+            name = setting.runs[0].hash_without("seed")
+            baseline = baselines.get(setting.runs[0].hash_without("seed", "router"), "")
             row = {key: getattr(setting, key) for key in SETTING}
             row |= {"data": group.data, "group": group.label, "setting": name}
             row["baseline"] = baseline if setting.router != "NoRouting" else ""
@@ -156,8 +158,8 @@ def cells(means: pd.DataFrame) -> dict[str, list[str]]:
     rows, digits = list(means.itertuples()), decimals(means.score)
     marks, _ = footnotes(_notes(means))
     names = [DISPLAY_NAMES.get(name, name) for name in means.router]
-    told = zip(names, marks, strict=True)
-    texts = {"router": [f"{name} {mark}".strip() for name, mark in told]}
+    marked = zip(names, marks, strict=True)
+    texts = {"router": [f"{name} {mark}".strip() for name, mark in marked]}
     forms = FORMATS | {"floor": f"{{:.{_floor_digits(means)}f}}".format}
     for name in ("alpha", "beta"):
         texts |= _numbers(means, name, forms[name])
@@ -191,29 +193,29 @@ def _floor_digits(means: pd.DataFrame) -> int:
 def caption(means: pd.DataFrame) -> str:
     """Returns one line on what the numbers of a group are."""
     scored = means[means.status != "pruned"]
-    told = [name for name in means.data.iloc[:1] if name]
+    parts = [name for name in means.data.iloc[:1] if name]
     names = dict.fromkeys(map(_protocol, scored.score_name, scored.n))
-    told += [f"score: {' and '.join(names)}, lower is better"] if names else []
+    parts += [f"score: {' and '.join(names)}, lower is better"] if names else []
     if scored.floor.notna().any():
         counts = sorted({int(n) for n in scored.floor_n.dropna()})
         floor = f" {scored.floor.max():.{_floor_digits(means)}f}" * (scored.floor.nunique() == 1)
-        told.append(
+        parts.append(
             f"floor{floor}: real images{f' (N = {counts[0]:,})' if len(counts) == 1 else ''}"
         )
     if scored.overlap.notna().any():
-        told.append("overlap: channels that two tasks share on average, of all channels")
+        parts.append("overlap: channels that two tasks share on average, of all channels")
     common = f"seeds {_span(means.seed.iloc[0])}" if means.seed.nunique() == 1 else "seeds"
     if (means.seeds > 1).any():
         counts = sorted({int(n) for n in means.seeds if n})
         n = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
-        told.append(f"mean ± half-width of the 95 % t interval over {common} (n = {n})")
+        parts.append(f"mean ± half-width of the 95 % t interval over {common} (n = {n})")
     elif common != "seeds":
         one = (means.seeds + means.diverged <= 1).all()
-        told.append(common.replace("seeds", "seed") if one else common)
+        parts.append(common.replace("seeds", "seed") if one else common)
     if (means.pairs > 1).any():
-        told.append("Δ: mean paired difference to no routing, likewise")
-        told += filter(None, [reach(means)])
-    return "; ".join(told)
+        parts.append("Δ: mean paired difference to no routing, likewise")
+        parts += filter(None, [reach(means)])
+    return "; ".join(parts)
 
 
 def below(means: pd.DataFrame) -> list[str]:
@@ -231,8 +233,8 @@ def _text(means: pd.DataFrame) -> Text:
             best[name] = tied if len(tied) < len(sound) else []
     words = [name for name in columns if name not in NUMBERS]
     columns["run"] = [*means.run]
-    told, *notes = below(means)
-    return Text(columns, [*words, "run"], told, notes, unprinted=["seconds", "run"], best=best)
+    about, *notes = below(means)
+    return Text(columns, [*words, "run"], about, notes, unprinted=["seconds", "run"], best=best)
 
 
 def markdown(frame: pd.DataFrame) -> str:
