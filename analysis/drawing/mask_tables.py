@@ -16,9 +16,9 @@ from torch import Tensor
 from analysis.drawing.style import task_ticks
 from analysis.read.runs import Finished
 from analysis.read.settings import ALPHA, Setting, highlighted, settings
-from dtr_lightning.config.registry import instantiate
+from dtr_lightning.config.registry import class_of, instantiate
 from dtr_lightning.errors import UserError
-from dtr_lightning.routing import MaxRoaming, Router, masks
+from dtr_lightning.routing import Router, masks
 
 BETA = 0.8
 WIDTHS = {"DiT_S": 384, "DiT_B": 768, "DiT_L": 1024, "DiT_XL": 1152}
@@ -70,16 +70,25 @@ def _width(run: Finished) -> int | None:
     return None if width is None else int(width)
 
 
+def _changes(run: Finished) -> bool:
+    """Returns whether the run's router has an `advance` of its own: masks change in training."""
+    try:
+        router = class_of(Router, run.config["router"]["class_path"])
+    except (UserError, ImportError, AttributeError, KeyError):
+        return False
+    return router.advance is not Router.advance
+
+
 def _key(run: Finished) -> tuple:
     options = sorted((k, repr(v)) for k, v in run.flat.items() if k.startswith("router."))
-    steps = run.flat.get("trainer.max_steps") if run.choice("router") == "MaxRoaming" else None
+    steps = run.flat.get("trainer.max_steps") if _changes(run) else None
     return run.choice("router"), *options, _width(run), run.flat.get("diffusion.T"), steps
 
 
 def _made(run: Finished) -> list[tuple[Tensor, str, bool]]:
     """Returns a run's table, its moment and whether blocks differ; nothing without masks.
 
-    Roaming masks are those of the first and the last step. What is made once is kept with the run.
+    Masks that change are those of the first and the last step. Tables are made once per run.
     """
     if run in MADE:
         return MADE[run]
@@ -93,7 +102,7 @@ def _made(run: Finished) -> list[tuple[Tensor, str, bool]]:
     else:
         differs = not table.equal(router.table(1))
         made = [(table, "", differs)]
-        if isinstance(router, MaxRoaming):
+        if _changes(run):
             first = table.clone(), "step 0", differs
             router.advance(steps, lambda t: t)
             made = [first, (router.table(0), f"step {steps:,}", differs)]

@@ -49,8 +49,8 @@ def _numbers(masks: Masks) -> pd.DataFrame:
 def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws tables bool[tasks, channels], those of the paper's figure if no run has any.
 
-    Roaming masks are shown at the first and the last step. Of masks that differ between blocks,
-    block 0 is shown.
+    Masks that change in training are shown at the first and the last step; of masks that differ
+    between blocks, those of block 0.
     """
     shown, note = mask_tables(runs)
     columns = min(4, len(shown))

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 import analysis
 from analysis import draw_all
 from analysis.drawing import fonts
-from analysis.drawing.style import log_bounds, styled
+from analysis.drawing.style import line_style, lines, log_bounds, styled
 from analysis.figures import (
     ablation,
     convergence,
@@ -279,3 +279,9 @@ def test_long_names_of_rows_leave_room_for_samples(tmp_path):
         styled(figure.draw_without_rendering)()
     assert figure.axes[0].get_position().width > 0.3
     assert fonts.short("日本語の名前", 6) == "日本…"
+
+
+def test_a_router_of_ones_own_has_a_look_that_no_other_of_the_figure_has():
+    assert line_style("Mine") == line_style("Mine")
+    looks = lines(["NoRouting", "RTR", "DTR", "Switch", "Mine", "Yours", "my.Third"])
+    assert len({(look["color"], look["marker"]) for look in looks}) == len(looks)

@@ -146,7 +146,7 @@ def test_settings_in_one_row_say_what_tells_them_apart(tmp_path):
     ]
     assert frame.difference.dropna().tolist() == [27, 59] and frame["published FID"].isna().all()
     entry = published()["table1_latent"]  # all else equal: one size, the others are named
-    assert len(select(entry, finished(tmp_path)).left) == 2
+    assert len(select(entry, finished(tmp_path)).others) == 2
 
 
 def test_experts_are_compared_with_the_one_network(tmp_path):
