@@ -1,4 +1,4 @@
-"""Writing a figure that moves: GIF, and MP4 where ffmpeg is installed."""
+"""Writes animations as GIF, and as MP4 where ffmpeg is installed."""
 
 __all__ = ["Film", "write_film"]
 
@@ -16,7 +16,7 @@ DPI = 100
 
 
 class Film(NamedTuple):
-    """A figure, what makes it show frame i, and the order of the frames."""
+    """A figure, a function that makes it show frame i, and the order of the frames."""
 
     figure: Figure
     show: Callable[[int], None]

@@ -1,4 +1,4 @@
-"""The mask tables of the routers among runs, made again from their configs."""
+"""Makes the mask tables of runs' routers from their configs."""
 
 __all__ = ["BETA", "FORMULAS", "SMOOTH", "Masks", "enlarged", "mask_tables", "of_masks", "show"]
 
@@ -38,9 +38,10 @@ MADE: WeakKeyDictionary[Finished, list[tuple[Tensor, str, bool]]] = WeakKeyDicti
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """One table bool[tasks, channels]: the first block's at a step of training.
+    """One table bool[tasks, channels] of the first block.
 
-    `moment` tells apart tables of one run, `differs` is whether other blocks have other masks.
+    `moment` is the step of training, empty for masks that never change; `differs` is whether other
+    blocks have other masks.
     """
 
     setting: Setting
@@ -151,7 +152,7 @@ def mask_tables(runs: Sequence[Finished]) -> tuple[list[Masks], str]:
 
 
 def enlarged(table: np.ndarray, axis: int) -> np.ndarray:
-    """Repeats the entries of a small table along an axis: averages would blur their edges."""
+    """Repeats the entries of a small table along an axis, so that their edges stay sharp."""
     return table.repeat(max(1, PIXELS // table.shape[axis]), axis)
 
 
@@ -167,6 +168,6 @@ def show(ax: Axes, table: Tensor) -> None:
 
 
 def of_masks(runs: Sequence[Finished]) -> str:
-    """Returns the caption of figures of masks: they are no measurement."""
+    """Returns the caption of figures of masks: nothing in them is measured."""
     seed = min((run.seed for run in runs), default=0)
     return f"masks follow from formulas, random ones from one seed ({seed}): nothing is measured"

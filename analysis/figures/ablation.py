@@ -27,18 +27,14 @@ from analysis.drawing.style import (
     score_name,
     styled,
 )
-from analysis.figures.heatmap import searched
+from analysis.figures.heatmap import comparable, searched
 from analysis.read.runs import Finished
 from analysis.read.settings import ALPHA, Setting, largest, settings
 from analysis.read.statistics import t_interval
 
 TITLE = "Score over alpha (Figure 4)"
-MOST = 8  # lines that can be told apart
+MOST = 8  # lines in colour
 TRIANGLE = "\N{BLACK UP-POINTING TRIANGLE}"
-
-
-def _comparable(run: Finished) -> tuple:
-    return *run.protocol, run.hash_without("router", "seed")
 
 
 def _with_alphas(runs: Sequence[Finished]) -> list[Finished]:
@@ -46,7 +42,7 @@ def _with_alphas(runs: Sequence[Finished]) -> list[Finished]:
     groups = defaultdict(list)
     for run in runs:
         if run.choice("router") == "DTR" and math.isfinite(run.score):
-            groups[_comparable(run)].append(run)
+            groups[comparable(run)].append(run)
     several = [rs for rs in groups.values() if len({r.option("router.alpha") for r in rs}) > 1]
     return max(several, key=len, default=[])
 
@@ -89,7 +85,7 @@ def _numbers(shown: Sequence[Setting]) -> pd.DataFrame:
 def _ends(means: pd.DataFrame) -> list[float]:
     """Returns the ends of intervals as far as the axis should show them.
 
-    Those of two or three seeds can be so long that the means could not be told apart.
+    Intervals of two or three seeds can be so long that all means would look equal.
     """
     low, high = means.score.min(), means.score.max()
     span = max(high - low, 0.1 * abs(high))
@@ -99,7 +95,7 @@ def _ends(means: pd.DataFrame) -> list[float]:
 
 
 def _cut(ax: Axes, means: pd.DataFrame, color: Any) -> bool:
-    """Marks the intervals that the axis of their mean cuts by a triangle at the edge, if any."""
+    """Marks intervals that the axis cuts by a triangle at its edge; returns whether there are any."""
     bottom, top = ax.get_ylim()
     here = means[means.score.between(bottom, top)]
     above, below = here[here.high > top], here[here.low < bottom]
@@ -137,7 +133,7 @@ def _draw_line(ax: Axes, numbers: pd.DataFrame, style: dict, label: str | None) 
 
 
 def _noise(ax: Axes, numbers: pd.DataFrame, protocol: tuple[str, int]) -> None:
-    """Shades what one seed cannot tell from no routing, where the noise of the score is known."""
+    """Shades the known noise of one seed around no routing."""
     plain = numbers[(numbers.router == "NoRouting") & (numbers.what == "mean")]
     noise = NOISE.get(protocol)
     if noise and len(plain) == 1 and plain.seeds.iloc[0] == 1:
@@ -156,12 +152,12 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws mean scores over a log2 alpha axis; with several seeds, single ones as small points.
 
     The score begins at zero, or is logarithmic where it spans a factor of ten. Bars are 95 % t
-    intervals over seeds, bands those of routers without alpha, which are levels; where the axis
-    cuts them is a triangle, the numbers are whole. Runs that differ from most in more than router
+    intervals over seeds, bands those of routers without alpha, which are levels; a triangle marks
+    where the axis cuts one. Runs that differ from most in more than router
     and seed are left out; diverged ones have no point.
     """
     what = "differs from most runs in more than router and seed"
-    selected, note = largest(runs, _comparable, what, among=_with_alphas(runs))
+    selected, note = largest(runs, comparable, what, among=_with_alphas(runs))
     if diverged := sum(not math.isfinite(run.score) for run in selected):
         note = "; ".join(filter(None, [note, f"{diverged} diverged and have no point"]))
     numbers = _numbers([s for s in settings(selected) if math.isfinite(s.score)])

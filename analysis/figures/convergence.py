@@ -1,4 +1,4 @@
-"""Figure 5: score over training steps, and when a router has the baseline's final score."""
+"""Figure 5: score over training steps, and when a router reaches the baseline's final score."""
 
 __all__ = ["TITLE", "draw", "needs"]
 
@@ -27,11 +27,11 @@ from analysis.read.settings import Setting, highlighted, largest, settings
 from analysis.read.statistics import t_interval
 
 TITLE = "Score over training (Figure 5)"
-BANDS = 6  # more cannot be told apart
+BANDS = 6  # more would hide each other
 
 
 def _points(run: Finished) -> pd.DataFrame:
-    """Returns step, n and score of every evaluation; the final one has another n as a rule."""
+    """Returns step, n and score of every evaluation; the final one usually has another n."""
     during = [
         {"step": r["step"], "n": r.get("eval/n", 0), "score": r["eval/score"]}
         for r in run.records
@@ -73,12 +73,12 @@ def _reaches(points: pd.DataFrame, level: float) -> float:
 
 
 def _to_baseline(setting: Setting, runs: Sequence[Finished], n: int) -> dict[str, float]:
-    """Returns the evaluation at which this setting has the final score of no routing, over seeds.
+    """Returns the step at which this setting reaches the final score of no routing, over seeds.
 
-    A run is compared with the last score on the way of the no-routing run of its own seed that is
-    equal otherwise. `reached` of `pairs` seeds get there; the step of the middle one (the later of
-    two), of the first and of the last are nan where fewer than two pairs can be compared: one seed
-    does not tell. No step is finer than the evaluations.
+    A run is compared with the last score during training of the no-routing run of its own seed
+    that is equal otherwise. `reached` of `pairs` seeds reach it; the steps of the middle one (the
+    later of two), the first and the last are nan for fewer than two pairs. Steps are those of
+    evaluations.
     """
     plain = {r.hash_without("router"): r for r in runs if r.choice("router") == "NoRouting"}
     steps = []
@@ -91,14 +91,16 @@ def _to_baseline(setting: Setting, runs: Sequence[Finished], n: int) -> dict[str
             final = theirs.sort_values("step").score.iloc[-1]
             steps.append(_reaches(mine, float(final)))
     there = sorted(step for step in steps if math.isfinite(step))
-    tell = there and len(steps) > 1
-    first, middle, last = (there[0], there[len(there) // 2], there[-1]) if tell else [math.nan] * 3
+    several = there and len(steps) > 1
+    first, middle, last = (
+        (there[0], there[len(there) // 2], there[-1]) if several else [math.nan] * 3
+    )
     row = {"to_baseline": middle, "to_baseline_first": first, "to_baseline_last": last}
     return row | {"reached": len(there), "pairs": len(steps)}
 
 
 def _reached(reach: dict[str, float]) -> str:
-    """Returns ` (300-600, 2 of 3)`, ` (0 of 3)` if no seed gets there; nothing of one seed."""
+    """Returns ` (300-600, 2 of 3)`, ` (0 of 3)` if no seed reaches it; empty for one seed."""
     if reach["pairs"] < 2:
         return ""
     of = f"{reach['reached']} of {reach['pairs']}"
@@ -112,9 +114,9 @@ def _reached(reach: dict[str, float]) -> str:
 def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws means over seeds (band: 95 % t interval), a few settings coloured, the rest grey.
 
-    The legend has the evaluations at which the first and the last seed of a setting have the final
-    score of no routing, and how many seeds get there. More than BANDS coloured settings have no
-    bands, which the numbers hold.
+    The legend has the steps at which the first and the last seed of a setting reach the final score
+    of no routing, and how many seeds do. With more than BANDS coloured settings the bands are in
+    the numbers only.
     """
     evaluated = [run for run in runs if len(_points(run))]
     what = "its evaluations during training have another score or N"
@@ -158,7 +160,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     ax.set_xlabel("training steps")
     ax.set_ylabel(score_name(name, n, f"{'log scale, ' * log}lower is better"))
     legend(figure)
-    when = "(first-last step, seeds): the evaluation at which seeds have no routing's final score"
+    when = "(first-last step, seeds): the evaluation at which seeds reach no routing's final score"
     several = bool(table.seeds.max() > 1)
     bands = "bands: 95 % t interval" if len(front) <= BANDS else f"no bands of {len(front)} lines"
     caption(figure, of_seeds(table.seeds, (name, n)), bands * several, when * explained, note)

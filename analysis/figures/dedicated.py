@@ -41,9 +41,8 @@ def needs(runs: Sequence[Finished]) -> str | None:
 def _numbers(masks: Masks) -> pd.DataFrame:
     """Returns counts of channels per tenth; a tenth reads what any of its tasks reads.
 
-    `switched_on` it reads and the tenth before does not, `switched_off` the other way round (both
-    0 for the first); `own` are channels with over half of their tasks in this tenth, `only` those
-    that no other tenth reads.
+    `switched_on` are read here and not in the tenth before, `switched_off` the reverse (both 0 for
+    the first); `own` have over half of their tasks in this tenth, `only` are read in no other.
     """
     table = masks.table
     tenth = torch.arange(len(table)) * TENTHS // len(table)

@@ -1,6 +1,6 @@
 """Figure 4 as a table in colours: DTR's score over alpha and beta; a search as points."""
 
-__all__ = ["TITLE", "draw", "needs", "searched"]
+__all__ = ["TITLE", "comparable", "draw", "needs", "searched"]
 
 import math
 from collections import Counter
@@ -34,11 +34,12 @@ from analysis.read.statistics import t_interval
 
 TITLE = "Score over alpha and beta"
 BETA = "\N{GREEK SMALL LETTER BETA}"
-ALPHAS = 4  # fewer are no search
+ALPHAS = 4  # of a search at least
 RING = "#D55E00"
 
 
-def _comparable(run: Finished) -> tuple:
+def comparable(run: Finished) -> tuple:
+    """Returns what two runs must have in common to be compared: all but router and seed."""
     return *run.protocol, run.hash_without("router", "seed")
 
 
@@ -49,7 +50,7 @@ def _grid(runs: Sequence[Finished]) -> tuple[list[Setting], list[Setting], str]:
         return [], [], ""
     both = [run for run in runs if run.choice("router") in ("DTR", "NoRouting")]
     what = "differs from most runs in more than router and seed"
-    selected, note = largest(both, _comparable, what, among=dtr)
+    selected, note = largest(both, comparable, what, among=dtr)
     every = settings(selected)
     return (
         [s for s in every if s.router == "DTR"],
@@ -87,9 +88,9 @@ def _text(row: dict, cell: bool = False) -> str:
 
 
 def searched(dtr: Sequence[Setting]) -> bool:
-    """Returns whether alphas and betas are a search's: most of their cells would be empty.
+    """Returns whether alphas and betas are those of a search: most cells of their grid are empty.
 
-    A line over alpha at one beta and one over beta at one alpha are a cross, and no search.
+    A line over alpha at one beta with one over beta at one alpha is a cross and no search.
     """
     cells = {(s.alpha, s.beta) for s in dtr}
     alphas, betas = Counter(alpha for alpha, _ in cells), Counter(beta for _, beta in cells)

@@ -92,7 +92,7 @@ def _gaps(experts: Finished, joint: Finished) -> Iterator[dict]:
 
 
 def _over_seeds(pairs: Sequence[tuple[Finished, Finished]]) -> pd.DataFrame:
-    """Returns the means over seeds of every span, and the t interval of the percents."""
+    """Returns the means over seeds of every range, and the t interval of the percents."""
     rows = pd.DataFrame([row for pair in pairs for row in _gaps(*pair)])
     means = []
     for key, each in rows.groupby(["what", "t_first", "t_last"]):

@@ -51,7 +51,7 @@ def _numbers(masks: Masks, shared: np.ndarray, at: np.ndarray) -> pd.DataFrame:
 
 @styled
 def draw(runs: Sequence[Finished]) -> Drawing:
-    """Draws |A_i and A_j| / C for all tasks i, j, in one colour scale; tells the mean of i != j.
+    """Draws |A_i and A_j| / C for all tasks i, j, in one colour scale, with the mean of i != j.
 
     Independent random masks of C_beta channels share C_beta^2 / C in expectation (Appendix B). A
     row of the numbers is a pair of SHOWN tasks; `mean` is over all pairs.

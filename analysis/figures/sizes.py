@@ -76,7 +76,7 @@ def _short(count: float, _: object = None) -> str:
 
 
 def _without_size(setting: Setting) -> Setting:
-    """Returns a setting whose name tells no option of the model."""
+    """Returns a setting without the options of the model in its name."""
     (run, *_), prefixes = setting.runs, ("model", "model.")
     options = {key.rsplit(".", 1)[-1] for key in run.flat if key.startswith(prefixes)}
     words = [w for w in setting.other.split() if w.split("=")[0] not in options]

@@ -1,4 +1,4 @@
-"""Where on the timeline routing helps or hurts: held-out loss of each eighth, beside no routing."""
+"""Where on the timeline routing helps or hurts: held-out loss of each eighth."""
 
 __all__ = ["TITLE", "draw", "losses_of", "needs"]
 

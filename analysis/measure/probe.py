@@ -1,6 +1,6 @@
 """Measures trained networks on the same images and noise, and stores the numbers with the run."""
 
-__all__ = ["OnProgress", "Probe", "artifact", "at_least", "measured", "to_measure"]
+__all__ = ["OnProgress", "Probe", "artifact", "at_least", "measured", "needs", "to_measure"]
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,6 +95,12 @@ def to_measure(runs: Sequence[Finished]) -> tuple[list[Setting], list[str]]:
     if skipped := len(every) - len(selected):
         lines.append(f"{skipped} other settings are not measured; name their runs to do so")
     return selected, lines
+
+
+def needs(runs: Sequence[Finished]) -> str | None:
+    """Says what is missing: a finished run of one network with its checkpoint."""
+    selected, lines = to_measure(runs)
+    return None if selected else "; ".join(lines or ["no run is finished"])
 
 
 def artifact(run: Run, name: str) -> Path:

@@ -1,7 +1,7 @@
 """Task affinity: cosine similarity of the gradients of tasks, over t and over log-SNR.
 
-It is that of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023, and is
-what clusters by affinity read: each run gets artifacts/affinity.npy.
+The measure is that of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023.
+Clusters by affinity read it: each run gets artifacts/affinity.npy.
 """
 
 __all__ = ["CONFIG", "FILE", "TITLE", "AffinityConfig", "draw", "measure", "needs"]
@@ -29,7 +29,15 @@ from analysis.drawing.style import (
     styled,
     task_ticks,
 )
-from analysis.measure.probe import OnProgress, Probe, artifact, at_least, measured, to_measure
+from analysis.measure.probe import (
+    OnProgress,
+    Probe,
+    artifact,
+    at_least,
+    measured,
+    needs,
+    to_measure,
+)
 from analysis.measure.similarity import PARTS, Projection, cosines, interpolated
 from analysis.read.runs import Finished
 from dtr_lightning.errors import UserError, choices
@@ -141,12 +149,6 @@ def measure(
     }
 
 
-def needs(runs: Sequence[Finished]) -> str | None:
-    """Says what is missing: a finished run of one network with its checkpoint."""
-    selected, lines = to_measure(runs)
-    return None if selected else "; ".join(lines or ["no run is finished"])
-
-
 @styled
 def draw(runs: Sequence[Finished], config: AffinityConfig | None = None) -> Drawing:
     """Draws the affinity of every setting (its lowest seed), over t and below over log-SNR.
@@ -207,7 +209,7 @@ def _accuracy(table: pd.DataFrame, size: int) -> str:
     of = used if len(used) else table
     error = f"off by {of.projection_rms.max():.4f} rms, {of.projection_max.max():.4f} at most"
     if len(used):
-        return f"gradients projected to {size:,} numbers, {error} as its parts tell"
+        return f"gradients projected to {size:,} numbers, {error}, as its parts show"
     return f"exact gradients; projected to {size:,} numbers they would be {error}"
 
 

@@ -23,7 +23,7 @@ from analysis.drawing.style import (
     styled,
     task_ticks,
 )
-from analysis.measure.probe import OnProgress, Probe, at_least, measured, to_measure
+from analysis.measure.probe import OnProgress, Probe, at_least, measured, needs, to_measure
 from analysis.measure.similarity import LEAST, Estimator, Minibatches, gram
 from analysis.read.runs import Finished
 from dtr_lightning.errors import UserError, choices
@@ -139,12 +139,6 @@ def measure(probe: Probe, config: CKAConfig, on_progress: OnProgress) -> Mapping
     cka = {kind: torch.stack([b.cka() for b in each]).numpy() for kind, each in sums.items()}
     images = np.array(len(probe.x0))
     return {"t": at.numpy(), "blocks": np.array(list(named)), "images": images, **cka}
-
-
-def needs(runs: Sequence[Finished]) -> str | None:
-    """Says what is missing: a finished run of one network with its checkpoint."""
-    selected, lines = to_measure(runs)
-    return None if selected else "; ".join(lines or ["no run is finished"])
 
 
 @styled

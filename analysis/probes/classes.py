@@ -48,8 +48,7 @@ CONFIG = ClassesConfig
 def _candidates(runs: Sequence[Finished]) -> list[Finished]:
     """Returns the runs that can be sampled, the best score first."""
     sound = [run for run in runs if math.isfinite(run.score)]
-    there = [run for run in sound if run.last.is_file() or any(run.path.glob("experts/*/ckpt/*"))]
-    return sorted(there, key=lambda run: run.score)
+    return sorted((run for run in sound if run.has_checkpoint), key=lambda run: run.score)
 
 
 def needs(runs: Sequence[Finished]) -> str | None:

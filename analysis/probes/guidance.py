@@ -31,7 +31,7 @@ from dtr_lightning.errors import UserError
 TITLE = "Guidance scale (Figure 3)"
 SCALES = (1.0, 1.5, 2.0, 2.5)
 MEASURED = ("score", "accuracy", "classifier_score", "precision", "recall")
-MOST = 16  # lines; of more settings those that tell the story
+MOST = 16  # lines; of more settings the `highlighted` ones
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "so^DvPXh"
 PLAIN, STYLES = "NoRouting", ("-", ":", "-.")
@@ -62,9 +62,9 @@ def _size(run: Finished, config: GuidanceConfig) -> int:
 
 
 def stored(run: Finished, scale: float, config: GuidanceConfig) -> Results | None:
-    """Returns a run's results at a guidance scale, else by its own protocol; None if not there.
+    """Returns a run's results at a guidance scale under its own protocol; None if not there.
 
-    They are its results, or an evaluation of the same step that `evaluate.py` or this figure made.
+    They are in results.json, or in an evaluation of the same step.
     """
     wanted = run.results["protocol"] | {"guidance": scale, "n": _size(run, config)}
     names = sorted(file.stem for file in run.evaluations.glob("*.json"))
@@ -77,9 +77,8 @@ def stored(run: Finished, scale: float, config: GuidanceConfig) -> Results | Non
 
 def _usable(run: Finished) -> bool:
     drops = float(run.flat.get("model.class_dropout_prob", 0.1)) > 0
-    trained = run.last.is_file() or any(run.path.glob("experts/*/ckpt/last.ckpt"))
     stated = {"steps", "protocol"} <= run.results.keys()
-    return trained and stated and math.isfinite(run.score) and drops
+    return run.has_checkpoint and stated and math.isfinite(run.score) and drops
 
 
 def needs(runs: Sequence[Finished]) -> str | None:

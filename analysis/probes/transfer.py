@@ -62,7 +62,7 @@ CONFIG = TransferConfig
 
 
 def _usable(runs: Sequence[Finished]) -> list[Pair]:
-    """Returns the pairs of which the checkpoints are there."""
+    """Returns the pairs whose checkpoints are there."""
 
     def complete(experts: Finished, joint: Finished) -> bool:
         parts = [experts.expert(interval) for interval in intervals(experts)]

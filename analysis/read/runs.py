@@ -28,7 +28,7 @@ class Recorded(Run):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run.path)
-        # a run that was stored without digests is told from others by the folder of its images
+        # runs that were stored without digests differ in the folder of their images
         root = {"data.root": self.root} if self.root else {}
         self.flat = settings(self.config, root | self.contents)
 
@@ -54,7 +54,7 @@ class Recorded(Run):
 
     @property
     def smoke(self) -> bool:
-        """Whether it is of a smoke run, whose numbers mean nothing."""
+        """Whether it is a smoke run, whose numbers mean nothing."""
         return bool(self.meta.get("smoke"))
 
     @property
@@ -89,13 +89,18 @@ class Finished(Recorded):
 
     @property
     def smoke(self) -> bool:
-        """Whether it is of a smoke run, whose numbers mean nothing."""
+        """Whether it is a smoke run, whose numbers mean nothing."""
         return bool(self.results.get("smoke")) or super().smoke
 
     @property
     def score(self) -> float:
         """The final score, lower is better; nan if the run diverged."""
         return self.number("score")
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether its last checkpoint is there, or those of its experts."""
+        return self.last.is_file() or any(self.path.glob("experts/*/ckpt/last.ckpt"))
 
     @property
     def protocol(self) -> tuple[str, int]:
@@ -105,7 +110,10 @@ class Finished(Recorded):
 
 @dataclass(frozen=True)
 class Reading:
-    """Finished runs and a line per reason why others are left out, as which it unpacks; pruned."""
+    """Finished runs, a line per reason why others are skipped, and pruned runs.
+
+    It unpacks to the first two.
+    """
 
     finished: list[Finished]
     skipped: list[str]
@@ -146,7 +154,7 @@ def read(runs: Iterable[Run], records: bool = True) -> Reading:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs whose scores may be compared: equal in data and scoring, all of a smoke or none."""
+    """Runs whose scores may be compared: equal in data and protocol, all smoke runs or none."""
 
     label: str
     data: str
@@ -159,7 +167,7 @@ class Group:
 
 
 def groups(runs: Iterable[Recorded]) -> list[Group]:
-    """Parts runs into groups, smoke runs last, else that of the most finished runs first."""
+    """Parts runs into groups: the largest first, those of smoke runs last."""
     alike, protocols = defaultdict(list), {}
     for run in sorted(runs, key=lambda run: not isinstance(run, Finished)):
         key = run.smoke, json.dumps(_compared(run), sort_keys=True)
@@ -178,7 +186,7 @@ def groups(runs: Iterable[Recorded]) -> list[Group]:
 
 
 def _label(run: Recorded, others: Sequence[Recorded]) -> str:
-    """Returns a run's data and score, and the options that tell it from others of that data."""
+    """Returns a run's data and score, and the options that others of that data have otherwise."""
 
     def short(run: Recorded) -> list[str]:
         score = [run.protocol[0], f"N = {run.protocol[1]:,}"] if isinstance(run, Finished) else []
@@ -218,7 +226,7 @@ def mixed(parted: Sequence[Group]) -> str:
 
 
 def relative_paths(runs: Sequence[Run]) -> dict[Path, str]:
-    """Returns what tables call each run: its path from the directory that all have in common."""
+    """Returns {path of a run: its path below the directory that all have in common}."""
     if not runs:
         return {}
     root = os.path.commonpath([run.path.parent for run in runs])

@@ -38,7 +38,7 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """What a reader calls it, for instance `DTR α=4 β=0.8`."""
+        """Its name in figures, for instance `DTR α=4 β=0.8`."""
         if math.isnan(self.alpha):
             return self.line
         name = DISPLAY_NAMES.get(self.router, self.router)
@@ -71,7 +71,7 @@ def _differing(runs: Sequence[Recorded]) -> list[str]:
 
 
 def _shown(key: str, value: Any) -> str:
-    """Returns an option as a reader knows it: PCGrad, hidden_size=64; nothing for what is usual."""
+    """Returns an option as a label has it: PCGrad, hidden_size=64; empty for gradients Joint."""
     if "." not in key and isinstance(value, str):
         return "" if value == "Joint" else value.rsplit(".", 1)[-1]
     return f"{key.rsplit('.', 1)[-1]}={value}"

@@ -209,9 +209,9 @@ def parted(text: str) -> list[str]:
 
 
 def lowest(means: pd.DataFrame) -> list[int]:
-    """Returns the rows of the lowest mean score and of those whose interval overlaps its interval.
+    """Returns the rows of the lowest mean score and of those whose interval overlaps its own.
 
-    A score that is meaningless is not among them, nor is the only one that there is.
+    Meaningless scores do not count; of a single score there is none.
     """
     sound = means[means.score.notna() & (means.meaningless != 1)]
     if len(sound) < 2:

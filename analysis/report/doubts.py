@@ -1,4 +1,4 @@
-"""What does not hold, or cannot be known, from runs: the report says it in sentences."""
+"""What the runs of a report do not show, in sentences."""
 
 __all__ = ["called", "doubts"]
 
@@ -13,7 +13,7 @@ from analysis.read.statistics import SIX, parted
 
 
 def called(row: Any) -> str:
-    """Returns what a sentence calls a row of the table over seeds."""
+    """Returns the name of a row of the table over seeds, for sentences."""
     parts = [DISPLAY_NAMES.get(row.router, row.router)]
     for key in ("alpha", "beta"):
         if math.isfinite(value := getattr(row, key)):
@@ -23,7 +23,7 @@ def called(row: Any) -> str:
 
 
 def doubts(means: pd.DataFrame, reading: Reading) -> list[str]:
-    """Returns a sentence or two per doubt that the table over seeds and its runs give reason to."""
+    """Returns the doubts about the table over seeds and its runs, in sentences."""
     scored = means[means.score.notna()]
     sentences = [*_of_seeds(scored)]
     if scored.score_name.str.contains("digits").any():
@@ -48,7 +48,7 @@ def _of_seeds(scored: pd.DataFrame) -> list[str]:
 
 
 def _of_notes(means: pd.DataFrame) -> list[str]:
-    """Returns the notes on the rows, each once, and of which rows it is where not of all."""
+    """Returns each note on the rows once, with the names of its rows where it is not of all."""
     rows: dict[str, list[str]] = {}
     for row in means.itertuples():
         for sentence in parted(row.notes):

@@ -40,7 +40,7 @@ class Picture(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A table for the page, what it answers, and what must be known to read it."""
+    """A table for the page, the answer above it, and the lines below it."""
 
     label: str
     answer: list[str]
@@ -95,7 +95,7 @@ def write_report(
 
 
 def _question(directory: Path) -> str:
-    """Returns what the sweep's own YAML says it asks, if it is a shipped one."""
+    """Returns the first line of a shipped sweep's YAML: the question that it asks."""
     try:
         name = yaml.load((directory / "sweep.yaml").read_text(), Loader=LOADER)["name"]
         lines = (HERE.parent.parent / "sweeps" / f"{name}.yaml").read_text().splitlines()
@@ -105,7 +105,7 @@ def _question(directory: Path) -> str:
 
 
 def _answer(means: pd.DataFrame) -> list[str]:
-    """Returns the result of a group in sentences that only say what the numbers show."""
+    """Returns the result of a group in sentences."""
     sound = means[means.score.notna()]
     if not len(sound):
         return ["No run has a finite score."]
@@ -141,7 +141,7 @@ def _first(names: list[str], most: int = 6) -> str:
 
 
 def _common(runs: Sequence[Finished]) -> list[tuple[str, str]]:
-    """Returns the options that all runs share, as a reader wants them."""
+    """Returns the options that all runs share, of the trainer the steps alone."""
     shared = dict(runs[0].flat)
     for run in runs[1:]:
         shared = {k: v for k, v in shared.items() if run.flat.get(k, shared) == v}

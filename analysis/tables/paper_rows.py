@@ -1,6 +1,7 @@
-"""Which runs belong to which row of the papers' tables, and the numbers of those rows.
+"""The runs and the numbers of each row of the papers' tables.
 
-published.yaml says so, and what is published. A table's runs are equal in what it does not vary.
+published.yaml says which runs a row takes, and its published numbers. A table's runs are equal in
+all that the table does not vary.
 """
 
 __all__ = ["SHARES", "Entry", "Selection", "needs", "paper_rows", "published", "select"]
@@ -37,7 +38,7 @@ def published() -> dict[str, dict[str, Any]]:
 
 
 class Selection(NamedTuple):
-    """The settings of each row of a table, and the runs that match a row but differ otherwise."""
+    """The settings of each row of a table, and other runs that match a row but differ otherwise."""
 
     rows: list[list[Setting]]
     others: list[Finished]
@@ -63,7 +64,7 @@ def _matches(run: Finished, wanted: Mapping[str, Any]) -> bool:
 
 
 def select(entry: Entry, runs: Sequence[Finished]) -> Selection:
-    """Returns the settings of a table's rows: of those otherwise equal, the group of most rows."""
+    """Returns the settings of a table's rows: of the group of equal runs that fills most rows."""
     groups: dict[tuple, list[list[Finished]]] = defaultdict(lambda: [[] for _ in entry["rows"]])
     for run in runs:
         for i, row in enumerate(entry["rows"]):
@@ -83,7 +84,7 @@ def select(entry: Entry, runs: Sequence[Finished]) -> Selection:
 
 
 def needs(entry: Entry, selection: Selection) -> str | None:
-    """Returns what a table lacks, one line; None if it can be drawn."""
+    """Returns one line on what a table lacks; None if it can be drawn."""
     rows, least = entry["rows"], entry.get("least", 2)
     filled = [row for row, same in zip(rows, selection.rows, strict=bool(selection.rows)) if same]
     ours = [row for row in rows if row.get("own")]
@@ -100,7 +101,7 @@ def needs(entry: Entry, selection: Selection) -> str | None:
 
 
 def _label(row: str, setting: Setting, others: Sequence[Setting]) -> str:
-    """Returns a row's label with what tells a setting from others in the same row."""
+    """Returns a row's label with what differs between the settings in the same row."""
     differing = [
         f"{letter}={getattr(setting, name):g}"
         for name, letter in (("alpha", ALPHA), ("beta", "β"))
@@ -110,9 +111,9 @@ def _label(row: str, setting: Setting, others: Sequence[Setting]) -> str:
 
 
 def _baselines(entry: Entry, selection: Selection) -> dict[str, str]:
-    """Returns {setting: its baseline}; nothing for a setting of which several would do.
+    """Returns {setting: its baseline} for settings that have exactly one.
 
-    That is no routing, otherwise equal; for a table with a `baseline` entry, its first row.
+    The baseline is no routing, equal otherwise; of a table with a `baseline` entry, its first row.
     """
     axes = ("seed", *entry.get("baseline", ["router"]))
     plain = defaultdict(list)
@@ -127,7 +128,7 @@ def _baselines(entry: Entry, selection: Selection) -> dict[str, str]:
 
 
 def _name(setting: Setting) -> str:
-    """Returns what `analysis.tables.tables.table` calls a setting."""
+    """Returns the name that `analysis.tables.tables.table` gives a setting."""
     return setting.runs[0].hash_without("seed")
 
 

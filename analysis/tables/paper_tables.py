@@ -49,7 +49,7 @@ def _score(row: Any, digits: int) -> str:
 
 
 def _text(entry: Entry, frame: pd.DataFrame, runs: Sequence[Finished]) -> Text:
-    """Returns the table as a reader sees it; columns of ours that say nothing are dropped."""
+    """Returns the table as text, without empty columns of ours."""
     rows, digits = list(frame.itertuples()), decimals(frame.score)
     marks, ours = footnotes(frame.notes)
     labels = [row.row + f" {DAGGER}" * bool(row.note) for row in rows]
@@ -75,7 +75,7 @@ def _text(entry: Entry, frame: pd.DataFrame, runs: Sequence[Finished]) -> Text:
 
 
 def _best(frame: pd.DataFrame) -> dict[str, list[int]]:
-    """Returns the rows of our best numbers, of the score with what its interval overlaps."""
+    """Returns the rows of our best numbers; of the score, all whose interval overlaps the best."""
     sound = frame[frame.score.notna() & (frame.meaningless != 1)]
     best = {"score": lowest(frame)}
     for name in SHARES if len(sound) > 1 else ():
@@ -86,7 +86,7 @@ def _best(frame: pd.DataFrame) -> dict[str, list[int]]:
 
 
 def _about(runs: Sequence[Finished]) -> str:
-    """Returns what our numbers are of: network, data and steps, where all runs agree."""
+    """Returns network, data and steps of our runs, where all agree."""
     parts = []
     for form, key in (
         (" of {}", "model"),

@@ -73,7 +73,7 @@ def table(runs: Iterable[Run]) -> pd.DataFrame:
 
     accuracy, copies and overlap (channels that two tasks both read) are shares in 0..1, seconds
     those of the whole run; `run` is its path from the directory that all have in common; `other`
-    tells runs apart that differ in more than router, loss weight and seed; `setting` is equal for
+    has the options in which runs differ beyond router, loss weight and seed; `setting` is equal for
     runs that differ in their seed alone, `baseline` the setting that differs from it in having no
     routing. `group` is that of runs that may be compared; its rows follow each other. `notes` are
     the sentences of `notes_of`, `meaningless` where one of them forbids to compare scores.
@@ -134,7 +134,7 @@ def _score(row: Any, digits: int) -> str:
 
 
 def _span(seeds: str) -> str:
-    """Returns 0, 1, 2 as 0-2."""
+    """Returns `0-2` for `0, 1, 2`."""
     numbers = [int(seed) for seed in seeds.split(", ")]
     straight = len(numbers) > 2 and numbers == [*range(numbers[0], numbers[-1] + 1)]
     return f"{numbers[0]}-{numbers[-1]}" if straight else seeds
@@ -151,9 +151,9 @@ def _numbers(means: pd.DataFrame, name: str, form: Format) -> dict[str, list[str
 
 
 def cells(means: pd.DataFrame) -> dict[str, list[str]]:
-    """Returns {heading: cells} as a reader sees them, of a group; what says nothing is left out.
+    """Returns {heading: cells} of a group, without empty columns.
 
-    A floor that all rows share is told by the caption.
+    A floor that all rows share is in the caption.
     """
     rows, digits = list(means.itertuples()), decimals(means.score)
     marks, _ = footnotes(_notes(means))
@@ -191,7 +191,7 @@ def _floor_digits(means: pd.DataFrame) -> int:
 
 
 def caption(means: pd.DataFrame) -> str:
-    """Returns one line on what the numbers of a group are."""
+    """Returns one line that explains the numbers of a group."""
     scored = means[means.status != "pruned"]
     parts = [name for name in means.data.iloc[:1] if name]
     names = dict.fromkeys(map(_protocol, scored.score_name, scored.n))
@@ -219,7 +219,7 @@ def caption(means: pd.DataFrame) -> str:
 
 
 def below(means: pd.DataFrame) -> list[str]:
-    """Returns the lines below a group's table: what its numbers are, and what to know of them."""
+    """Returns the lines below a group's table: the caption and the notes."""
     return [caption(means), *footnotes(_notes(means))[1]]
 
 
@@ -273,7 +273,7 @@ def console_table(frame: pd.DataFrame) -> RenderableType:
 def _console(means: pd.DataFrame) -> Table:
     columns = cells(means)
     columns.pop("seconds", None)
-    # what tells the rows apart may take several lines, numbers stay whole
+    # words may take several lines, numbers stay whole
     most = {"other": 16, "seeds": 7}
 
     def width(name: str) -> int:

@@ -88,10 +88,10 @@ def published_cells(values: Sequence[float]) -> list[str]:
 
 
 def footnotes(notes: pd.Series) -> tuple[list[str], list[str]]:
-    """Returns the marks of each row, and the lines below the table: each sentence once.
+    """Returns the marks of each row, and the lines below the table, each sentence once.
 
-    notes are those of each row, as `statistics.joined` writes them; rows without a number of ours
-    have nan. What is so for all rows has no mark.
+    notes are those of each row, as `statistics.joined` writes them, nan for rows without a number
+    of ours. A note on all rows has no mark.
     """
     ours = [parted(text) for text in notes.dropna()]
     counts = Counter(sentence for sentences in ours for sentence in sentences)
@@ -106,9 +106,9 @@ def footnotes(notes: pd.Series) -> tuple[list[str], list[str]]:
 
 
 def latex_cell(cell: str) -> str:
-    """Returns a cell as LaTeX in ASCII: specials are escaped, a minus is a minus.
+    """Returns a cell as LaTeX in ASCII, with special characters escaped.
 
-    A letter that pdfLaTeX has none for is named by its Unicode number.
+    A letter that pdfLaTeX cannot set is named by its Unicode number.
     """
     text = unicodedata.normalize("NFC", " ".join(cell.split())).translate(ESCAPES)
     text = "".join(map(_letter, text))
@@ -152,7 +152,7 @@ class Text(NamedTuple):
         return list(zip(*self.columns.values(), strict=True))
 
     def markdown(self) -> str:
-        """Returns GitHub Markdown whose columns are aligned to read as text too."""
+        """Returns GitHub Markdown with aligned columns."""
         lines = [[*map(_markdown_cell, row)] for row in (self.columns, *self.rows)]
         widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
         texts = [name in (*self.words, *self.traced) for name in self.columns]
@@ -214,7 +214,7 @@ def _heading(names: Sequence[str]) -> list[str]:
 
 
 def write_texts(directory: str | Path, texts: Mapping[str, str]) -> list[Path]:
-    """Writes {file name: text} into a directory; returns the paths, UserError where it cannot."""
+    """Writes {file name: text} into a directory; returns the paths."""
     paths = [Path(directory) / name for name in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         with writing(path) as part:
