@@ -95,7 +95,7 @@ def _ends(means: pd.DataFrame) -> list[float]:
 
 
 def _cut(ax: Axes, means: pd.DataFrame, color: Any) -> bool:
-    """Marks intervals that the axis cuts by a triangle at its edge; returns whether there are any."""
+    """Marks intervals that the axis cuts by a triangle at its edge; returns whether it cuts any."""
     bottom, top = ax.get_ylim()
     here = means[means.score.between(bottom, top)]
     above, below = here[here.high > top], here[here.low < bottom]

@@ -91,10 +91,8 @@ def _to_baseline(setting: Setting, runs: Sequence[Finished], n: int) -> dict[str
             final = theirs.sort_values("step").score.iloc[-1]
             steps.append(_reaches(mine, float(final)))
     there = sorted(step for step in steps if math.isfinite(step))
-    several = there and len(steps) > 1
-    first, middle, last = (
-        (there[0], there[len(there) // 2], there[-1]) if several else [math.nan] * 3
-    )
+    ends = (there[0], there[len(there) // 2], there[-1]) if there and len(steps) > 1 else None
+    first, middle, last = ends or [math.nan] * 3
     row = {"to_baseline": middle, "to_baseline_first": first, "to_baseline_last": last}
     return row | {"reached": len(there), "pairs": len(steps)}
 

@@ -78,8 +78,8 @@ def prune(run, step, score):
 
 def diverge(run, step):
     """Makes of a finished run one whose loss was nan at a step."""
-    kept = {key: run.results[key] for key in ("score_name", "n", "seconds", "protocol")}
-    run.write_results(kept | {"score": None, "loss": None, "diverged_at": step, "steps": step})
+    rest = {key: run.results[key] for key in ("score_name", "n", "seconds", "protocol")}
+    run.write_results(rest | {"score": None, "loss": None, "diverged_at": step, "steps": step})
     run.update_meta(status="diverged")
     return run
 

@@ -61,22 +61,22 @@ def test_every_loss_weight_has_its_own_baseline(tmp_path):
                 make_run(path, router, {}, seed, score, loss_weight=choice)
     frame = table(find_runs([tmp_path]))
     means = over_seeds(frame)
-    found = means[means.router == "DTR"].set_index("loss_weight").difference
-    assert found["Constant"] == 1 and found["MinSNR"] == 2 and math.isnan(found["P2"])
+    gaps = means[means.router == "DTR"].set_index("loss_weight").difference
+    assert gaps["Constant"] == 1 and gaps["MinSNR"] == 2 and math.isnan(gaps["P2"])
     assert sorted(cells(markdown(frame), "Δ")) == ["+1.00 ± 0.00", "+2.00 ± 0.00", "-", "-", "-"]
 
 
-@pytest.mark.parametrize("seeds, shifts, told, ps", [
+@pytest.mark.parametrize("seeds, shifts, reach, ps", [
     (3, [-1, -2], "sign-flip test; 3 seeds cannot reach 5 % (least p 0.25)", []),
     (6, [-1], "Holm over 1 comparison; *: below 5 %", ["0.031*", "-"]),
     (6, [-1, -2], "; 6 seeds cannot reach 5 % after Holm (least p 0.062)", ["0.062", "0.062", "-"]),
     (8, [-1, -2], "Holm over 2 comparisons; *: below 5 %", ["0.016*", "0.016*", "-"]),
 ])  # fmt: skip
-def test_the_table_says_what_its_test_can_reach(seeds, shifts, told, ps, tmp_path):
+def test_the_table_says_what_its_test_can_reach(seeds, shifts, reach, ps, tmp_path):
     frame = noisy(tmp_path, seeds, shifts)
     text = markdown(frame)
-    assert told in text and cells(text, "p") == ps
-    assert told in " ".join(text_of(frame).split()) and told in latex(frame).replace(r"\%", "%")
+    assert reach in text and cells(text, "p") == ps
+    assert reach in " ".join(text_of(frame).split()) and reach in latex(frame).replace(r"\%", "%")
     assert ("*" in "".join(cells(text, "p"))) == ("*: below 5 %" in text)
 
 

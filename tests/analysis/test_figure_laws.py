@@ -156,9 +156,9 @@ def test_every_figure_tells_its_seeds(tmp_path):
         root = make_sweep(tmp_path / str(len(seeds)), GRID, seeds)
         runs = finished(root)
         for figure in (*WITH_SCORES, tasks):
-            told = caption_of(figure.draw(runs).figure)
-            assert ("mean of 3 seeds" in told) == (len(seeds) > 1), figure.TITLE
-            assert ("one seed" in told and "mean nothing" in told) == (len(seeds) == 1)
+            below = caption_of(figure.draw(runs).figure)
+            assert ("mean of 3 seeds" in below) == (len(seeds) > 1), figure.TITLE
+            assert ("one seed" in below and "mean nothing" in below) == (len(seeds) == 1)
         for figure in (masks, overlap, dedicated, samples):
             assert "one seed" in caption_of(figure.draw(runs).figure), figure.TITLE
 

@@ -23,18 +23,18 @@ from tests.analysis.synthetic_runs import (
 
 def test_masks_without_any_are_those_of_the_paper(tmp_path):
     make_run(tmp_path / "plain")
-    found, note = mask_tables(finished(tmp_path))
-    assert [one.label for one in found] == [*FORMULAS] and note == ""
-    assert found[3].table.equal(dtr(1000, 64, 4.0, 0.8))
+    shown, note = mask_tables(finished(tmp_path))
+    assert [masks.label for masks in shown] == [*FORMULAS] and note == ""
+    assert shown[3].table.equal(dtr(1000, 64, 4.0, 0.8))
 
 
 def test_masks_are_those_of_the_runs_own_routers(tmp_path):
     make_sweep(tmp_path, [*FOUR, ("ERCDT", {"clusters": 8})], seeds=(1, 2))
     make_run(tmp_path / "roaming", "MaxRoaming", {"beta": 0.8}, seed=1)
     make_run(tmp_path / "unknown", "NoSuchRouter")
-    found, note = mask_tables(finished(tmp_path))
-    tables = {one.name: one.table for one in found}
-    assert len(found) == 6 and "left out NoSuchRouter" in note and "\n" not in note
+    shown, note = mask_tables(finished(tmp_path))
+    tables = {masks.name: masks.table for masks in shown}
+    assert len(shown) == 6 and "left out NoSuchRouter" in note and "\n" not in note
     assert tables[f"DTR {ALPHA}=1 β=0.8"].equal(dtr(1000, 64, 1.0, 0.8))
     router = MaxRoaming(0.8, seed=1, steps=1200)
     router.bind(1000, [64, 64], 64)

@@ -169,10 +169,10 @@ def test_a_diverged_setting_has_its_row_and_no_score(tmp_path):
 
 
 def test_files_keep_ours_and_the_published_apart(masking, tmp_path):
-    written, told = write_paper_tables(finished(masking), tmp_path / "out")
+    written, reasons = write_paper_tables(finished(masking), tmp_path / "out")
     names = {path.stem for path in written}
     assert names == {"table1_latent", "table4", "table8"} and len(written) == 9
-    assert {name for name, _ in told} == published().keys() - names
+    assert {name for name, _ in reasons} == published().keys() - names
     with (tmp_path / "out" / "table8.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
     assert (float(last["score"]), float(last["published FID"])) == (5.0, 7.32)

@@ -44,13 +44,13 @@ def scores_of(args, seeds=(0, 1)):
 
 
 def marks(figure):
-    """Returns the triangles (marker, x, y) of cut intervals."""
-    found = []
+    """Returns the cut (marker, x, y) of cut intervals."""
+    cut = []
     for ax in figure.axes:
         for line in ax.get_lines():
             if line.get_marker() in (CARETUP, CARETDOWN):
-                found += [(line.get_marker(), *map(float, point)) for point in line.get_xydata()]
-    return sorted(found)
+                cut += [(line.get_marker(), *map(float, point)) for point in line.get_xydata()]
+    return sorted(cut)
 
 
 def trials(root, points):
@@ -91,7 +91,7 @@ def test_means_tell_of_how_many_seeds_they_are(tmp_path):
     make_sweep(tmp_path, GRID[:1], seeds=(1,))
     runs = finished(tmp_path)
     captions = {f: caption_of(f.draw(runs).figure) for f in (ablation, heatmap, convergence)}
-    assert all("mean of 1 to 2 seeds" in told for told in captions.values())
+    assert all("mean of 1 to 2 seeds" in text for text in captions.values())
     assert "; bands: 95 % t interval" not in captions[ablation]  # of no routing alone: no bars
     assert "bands: 95 % t interval" in captions[ablation]
 

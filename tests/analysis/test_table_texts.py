@@ -136,9 +136,9 @@ def test_latex_is_a_table_of_a_paper(tmp_path):
     assert bold("accuracy") == [True, True, True, False]  # the higher is the better
     assert bold(r"loss \\") == [True, False, False, False]
     assert not any(bold("p") + bold(r"$\Delta$") + bold("copies"))
-    told = tex.split(r"\caption{")[1].split("\n")[0]
-    assert r"fd\_digits\_v1, N = 1,797" in told and "exact sign-flip test, Holm over 3" in told
-    assert "floor 0.42" in told and "seeds 0-5 (n = 6)" in told
+    line = tex.split(r"\caption{")[1].split("\n")[0]
+    assert r"fd\_digits\_v1, N = 1,797" in line and "exact sign-flip test, Holm over 3" in line
+    assert "floor 0.42" in line and "seeds 0-5 (n = 6)" in line
     assert tex.isascii() and r"\toprule" in tex and tex.count(r"\begin") == tex.count(r"\end")
 
 
@@ -169,10 +169,10 @@ def test_csvs_hold_the_frame_and_the_table_unrounded(tmp_path):
     assert [p.name for p in write_tables(frame, tmp_path)] == names
     text = dict.fromkeys(["other", "seed", "ended_at", "baseline", "setting", "data", "notes"], str)
     for name, expected in (("results.csv", frame), ("table.csv", over_seeds(frame))):
-        kept = {key: kind for key, kind in text.items() if expected[key].dtype != float}
-        kept.pop("seed" if name == "results.csv" else "", None)
-        stored = pd.read_csv(tmp_path / name, dtype=kept)
-        stored = stored.fillna(dict.fromkeys(kept, ""))
+        words = {key: kind for key, kind in text.items() if expected[key].dtype != float}
+        words.pop("seed" if name == "results.csv" else "", None)
+        stored = pd.read_csv(tmp_path / name, dtype=words)
+        stored = stored.fillna(dict.fromkeys(words, ""))
         pd.testing.assert_frame_equal(stored, expected, check_dtype=False)
     runs = over_seeds(frame).run
     assert sorted(", ".join(runs).split(", ")) == sorted(Path(path).name for path in frame.run)

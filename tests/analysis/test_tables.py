@@ -132,8 +132,8 @@ def test_nothing_finished_still_draws_what_configs_tell(alone, tmp_path):
     others = [
         n for n in valid_names() if n not in (*from_configs, *PROBES, "paper_tables", "tables")
     ]
-    told = ["runs", *others, ", ".join(PROBES), "paper_tables", "tables"]
-    assert [name for name, _ in left_out] == told
+    names = ["runs", *others, ", ".join(PROBES), "paper_tables", "tables"]
+    assert [name for name, _ in left_out] == names
 
 
 @pytest.mark.parametrize("what", ["no such directory", "no runs", "unknown name", "file as out"])
@@ -141,7 +141,7 @@ def test_a_mistake_is_one_line_and_exit_2(what, alone, tmp_path, capsys):
     runs = str(alone.path.parent)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    arguments, told = {
+    arguments, message = {
         "no such directory": ([str(tmp_path / "nowhere")], "nowhere is not a directory"),
         "no runs": ([str(tmp_path / "empty")], "no runs in"),
         "unknown name": ([runs, "--only", "mask"], f"valid: {', '.join(valid_names())}"),
@@ -149,4 +149,4 @@ def test_a_mistake_is_one_line_and_exit_2(what, alone, tmp_path, capsys):
     }[what]
     assert main(arguments) == 2
     out, err = capsys.readouterr()
-    assert out == "" and told in err and err.count("\n") == 1
+    assert out == "" and message in err and err.count("\n") == 1
