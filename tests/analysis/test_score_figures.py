@@ -44,7 +44,7 @@ def scores_of(args, seeds=(0, 1)):
 
 
 def marks(figure):
-    """Returns the cut (marker, x, y) of cut intervals."""
+    """Returns the triangles (marker, x, y) of cut intervals."""
     cut = []
     for ax in figure.axes:
         for line in ax.get_lines():
