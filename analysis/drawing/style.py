@@ -248,7 +248,7 @@ def of_seeds(counts: Iterable[float], protocol: tuple[str, int] | None = None) -
     if counts and min(counts) > 1:
         return seeds
     noise = NOISE.get(protocol) if protocol else None
-    rest = "small differences mean nothing: the noise between seeds is unknown here"
+    rest = "small differences mean nothing, as the noise between seeds is unknown"
     if noise:
         rest = f"differences below about {noise:g}, the known noise, mean nothing"
     return f"{seeds}{'; where it is one' if several else ''}: {rest}"

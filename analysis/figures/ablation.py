@@ -180,7 +180,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         label = as_label(line) if line in shown else None
         cut |= _draw_line(ax, rows, style, label)
     if rest := len(by_line) - len(shown):
-        ax.plot([], [], **GREY, label=f"{rest} other lines")
+        ax.plot([], [], **GREY, label=f"others ({rest})")
     if floors:
         label = f"floor: real images{f', N = {floor_n:,}' if floor_n else ''}"
         ax.axhline(floors[0], color="0.6", linewidth=0.7, label=label)

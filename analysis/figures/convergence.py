@@ -144,7 +144,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
             band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
             ax.fill_between(curve.step, curve.low.clip(lower=1e-9), curve.high, **band)
     if rest := len(every) - len(front):
-        ax.plot([], [], **GREY, label=f"{rest} other settings")
+        ax.plot([], [], **GREY, label=f"others ({rest})")
     table = pd.concat(numbers, ignore_index=True)
 
     steps = sorted(set(table.step))

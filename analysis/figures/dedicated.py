@@ -78,7 +78,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         for ax, column in zip(axes, PANELS, strict=True):
             ax.plot((rows.t_first + rows.t_last + 1) / 2, rows[column], **style)
     if rest := sum(id(masks.setting) not in front for masks in shown):
-        axes[0].plot([], [], **GREY, label=f"{rest} others")
+        axes[0].plot([], [], **GREY, label=f"others ({rest})")
     tasks = max(len(masks.table) for masks in shown)
     table = pd.concat(numbers, ignore_index=True)
     score_axis(axes[0], [*table.switched_on, *table.own], log=False)

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.drawing.fonts import short, width_of
 from analysis.drawing.style import WIDE, Drawing, caption, new_figure, of_one, styled
 from analysis.read.runs import Finished
-from analysis.read.settings import highlighted, largest, settings
+from analysis.read.settings import highlighted, largest, not_shown, settings
 
 TITLE = "Samples from the same noise (Figures 9-15)"
 GAP = 1  # pixels of white between two samples
@@ -80,8 +80,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     selected, note = largest(shown, start, what)
     every = settings(selected)
     rows = highlighted(every)
-    more = len(every) - len(rows)
-    hidden = f"{more} other settings are not shown; name their runs to do so" if more else ""
+    hidden = not_shown(len(every) - len(rows))
     images, labels = arrays[selected[0].path]
     columns = min(len(images), 20 if images.shape[-1] <= 16 else 10)
     strips = [_row(arrays[row.runs[0].path][0][:columns]) for row in rows]

@@ -145,7 +145,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         ax.set_xlabel(name)
     log = score_axis(curves, [*coloured.loss, *coloured.loss_no_routing], log=True)
     if rest := len(every) - len(front):
-        curves.plot([], [], **GREY, label=f"{rest} other settings")
+        curves.plot([], [], **GREY, label=f"others ({rest})")
     curves.set_ylabel(f"held-out loss{chr(10) + '(log scale)' if log else ''}")
     axes[0].set_ylabel("loss against no routing\n(%, below 0 helps)")
     if len(axes) == 2:

@@ -93,7 +93,7 @@ def to_measure(runs: Sequence[Finished]) -> tuple[list[Setting], list[str]]:
     every = settings(sound)
     selected = highlighted(every)
     if skipped := len(every) - len(selected):
-        lines.append(f"{skipped} other settings are not measured; name their runs to do so")
+        lines.append(f"settings not measured: {skipped}; name their runs to measure them")
     return selected, lines
 
 

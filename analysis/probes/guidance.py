@@ -24,7 +24,7 @@ from analysis.drawing.style import (
 )
 from analysis.measure.load import load
 from analysis.read.runs import Finished
-from analysis.read.settings import Setting, highlighted, largest, settings
+from analysis.read.settings import Setting, highlighted, largest, not_shown, settings
 from dtr_lightning.cli.progress_bar import Bar
 from dtr_lightning.errors import UserError
 
@@ -180,8 +180,7 @@ def draw(runs: Sequence[Finished], config: GuidanceConfig | None = None) -> Draw
     alike, note = largest(usable, scoring, "they are scored under another protocol")
     every = settings(alike)
     shown = every if len(every) <= MOST else highlighted(every)
-    more = len(every) - len(shown)
-    hidden = [f"{more} other settings are not shown; name their runs to do so"] if more else []
+    hidden = not_shown(len(every) - len(shown))
     results, failed = _measure([run for s in shown for run in s.runs], config)
     measured = {path for path, _ in results}
     shown = [s for s in shown if any(run.path in measured for run in s.runs)]
@@ -209,6 +208,6 @@ def draw(runs: Sequence[Finished], config: GuidanceConfig | None = None) -> Draw
         ax.set(xlabel="guidance scale", xticks=SCALES)
         score_axis(ax, [*numbers[column]])
     legend(figure)
-    note = "; ".join(filter(None, [note, *hidden, *failed]))
+    note = "; ".join(filter(None, [note, hidden, *failed]))
     caption(figure, of_seeds(numbers.seeds, (name, n)), note)
     return Drawing(figure, numbers, note)

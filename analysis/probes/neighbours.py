@@ -19,7 +19,7 @@ from analysis.drawing.fonts import short
 from analysis.drawing.style import WIDE, Drawing, caption, new_figure, of_one, styled
 from analysis.figures.samples import arrays_of, rgb
 from analysis.read.runs import Finished
-from analysis.read.settings import Setting, settings
+from analysis.read.settings import Setting, not_shown, settings
 from dtr_lightning.cli.progress_bar import Bar
 from dtr_lightning.config.registry import instantiate
 from dtr_lightning.data import Data
@@ -135,8 +135,7 @@ def _shown(runs: Sequence[Finished]) -> tuple[list[Setting], str]:
     ranked = sorted(usable, key=lambda s: math.inf if math.isnan(s.score) else s.score)
     plain = [s for s in ranked if s.router == "NoRouting"][:1]
     shown = [*plain, *(s for s in ranked if s not in plain)][:SETTINGS]
-    more = len(usable) - len(shown)
-    return shown, f"{more} other settings are not shown; name their runs to do so" if more else ""
+    return shown, not_shown(len(usable) - len(shown))
 
 
 def _image(ax: Axes, image: np.ndarray, column: float, row: int, copied: bool) -> None:

@@ -1,6 +1,6 @@
 """Settings: runs that differ in their seed alone, and which of them figures show."""
 
-__all__ = ["ALPHA", "Setting", "highlighted", "largest", "settings"]
+__all__ = ["ALPHA", "Setting", "highlighted", "largest", "not_shown", "settings"]
 
 import math
 from collections import Counter, defaultdict
@@ -128,6 +128,11 @@ def highlighted(every: Sequence[Setting]) -> list[Setting]:
     if best[1]:
         best[2] = None
     return [setting for setting in every if any(setting is one for one in best)]
+
+
+def not_shown(count: int) -> str:
+    """Returns one line on how many settings a figure leaves out; empty for none."""
+    return f"settings not shown: {count}; name their runs to show them" if count else ""
 
 
 def largest(
