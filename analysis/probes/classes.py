@@ -84,10 +84,11 @@ def draw(runs: Sequence[Finished], config: ClassesConfig | None = None) -> Drawi
     indices = [kind + j * data.num_classes for kind in kinds for j in range(config.side**2)]
     labels = torch.tensor(indices) % data.num_classes
     with Bar("classes") as bar:
-        add = bar.count(experiment.sampling_work(len(indices)), f"classes {run.path.name}")
+        report = bar.count(experiment.sampling_work(len(indices)), f"classes {run.path.name}")
+
         shape = (data.in_channels, data.image_size, data.image_size)
         evaluation = experiment.protocol
-        sampled = (trained.module, experiment.sampler, labels, indices, shape, evaluation, add)
+        sampled = (trained.module, experiment.sampler, labels, indices, shape, evaluation, report)
         images = torch.cat([images.cpu() for images, _ in sample(*sampled)]).numpy()
 
     columns = min(COLUMNS, count)

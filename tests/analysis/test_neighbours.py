@@ -49,24 +49,24 @@ def test_reference_is_that_of_the_score(reference):
 def test_nearest_equals_brute_force(reference, batch, monkeypatch):
     monkeypatch.setattr("dtr_lightning.data.base.REFERENCE_BATCH", batch)
     images = torch.cat([x for x, _ in reference.data.val_images(12)])
-    result = nearest(images, reference, 3)
+    found = nearest(images, reference, 3)
     train = images_of(reference, list(range(200)))
     vectors, others = (reference.features(x).double() for x in (images, train))
     gaps = (vectors[:, None] - others).norm(dim=2)
     order = gaps.argsort(1)[:, :3]
-    assert torch.equal(result.index, reference.index(order))
-    assert torch.allclose(result.features.double(), gaps.gather(1, order), rtol=1e-4)
+    assert torch.equal(found.index, reference.index(order))
+    assert torch.allclose(found.features.double(), gaps.gather(1, order), rtol=1e-4)
     rows = thumbnails(images).double()
     pixels = (rows[:, None] - reference.copies.train.double()).norm(dim=2)
-    assert torch.allclose(result.pixels.double(), pixels.gather(1, order), rtol=1e-4)
-    assert torch.allclose(result.closest.double(), pixels.amin(1), rtol=1e-3)
+    assert torch.allclose(found.pixels.double(), pixels.gather(1, order), rtol=1e-4)
+    assert torch.allclose(found.closest.double(), pixels.amin(1), rtol=1e-3)
 
 
 def test_a_copy_is_its_own_neighbour_at_distance_zero(reference):
     images = images_of(reference, [3, 77])
-    result = nearest(images, reference)
-    assert result.index[:, 0].tolist() == reference.index(torch.tensor([3, 77])).tolist()
-    assert result.features[:, 0].max() < 1e-2 and result.pixels[:, 0].max() == 0
+    found = nearest(images, reference)
+    assert found.index[:, 0].tolist() == reference.index(torch.tensor([3, 77])).tolist()
+    assert found.features[:, 0].max() < 1e-2 and found.pixels[:, 0].max() == 0
     assert reference.copies(thumbnails(images)).all()
 
 
