@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _probes(arguments: Sequence[str]) -> dict[str, type]:
-    """Returns the options of the probes that the arguments name, all for --help: imports them."""
+    """Imports the probes that the arguments name, all for --help; returns {name: its config}."""
     words = " ".join(arguments)
     everything = {"-h", "--help"} & {*arguments}
     named = [name for name in PROBES if everything or name in words]

@@ -1,4 +1,4 @@
-"""The figures there are: every module of analysis.figures and of analysis.probes draws one.
+"""Finds the figures: every module of analysis.figures and of analysis.probes draws one.
 
 A figure is a module with TITLE, needs(runs) -> what is missing or None, and draw(runs) -> Drawing.
 Its name is the module's. A probe loads networks; one with options has CONFIG, their dataclass,
@@ -22,17 +22,17 @@ TABLES = ("paper_tables", "tables")
 
 
 def valid_names() -> tuple[str, ...]:
-    """Returns all that `--only` can name, but for modules of your own."""
+    """Returns what `--only` can name, besides modules of your own."""
     return (*FIGURES, *PROBES, *TABLES)
 
 
 def is_probe(name: str) -> bool:
-    """Returns whether a figure loads networks, which takes time: it is drawn where it is named."""
+    """Returns whether a figure loads networks; it takes time and is drawn only by its name."""
     return name in PROBES
 
 
 def figure(name: str) -> ModuleType:
-    """Returns the module of a figure, imported; UserError for a name that is none."""
+    """Imports and returns the module of a figure; UserError for an unknown name."""
     if "." in name:
         try:
             module = importlib.import_module(name)
@@ -47,7 +47,7 @@ def figure(name: str) -> ModuleType:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raises UserError for what is no figure and no tables."""
+    """Raises UserError for a name that is neither a figure nor one of the tables."""
     for name in names:
         if name not in TABLES:
             figure(name)

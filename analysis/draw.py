@@ -58,8 +58,8 @@ def draw_all(
         if name in ("paper_tables", "tables"):
             continue
         module = figure(name)
-        # what may not be compared is never in one figure
-        shown = next((own for own in comparable if _drawable(module, own)), comparable[0])
+        # one figure never shows runs that may not be compared
+        shown = next((runs for runs in comparable if _drawable(module, runs)), comparable[0])
         options = [configs[name]] if configs and name in configs else []
         paths, note = _draw(name, module, shown, options, for_figures)
         written += paths
@@ -83,7 +83,7 @@ def draw_all(
 
 
 def _drawable(module: ModuleType, runs: Sequence[Finished]) -> bool:
-    """Returns whether a figure needs nothing more; one that fails is to say so when it is drawn."""
+    """Returns whether a figure needs nothing more; where that fails, drawing it says why."""
     try:
         return not module.needs(runs)
     except Exception:
@@ -97,7 +97,7 @@ def _draw(
     options: Sequence[Any],
     directory: Path,
 ) -> tuple[list[Path], str]:
-    """Returns the files of a figure, and one line on what it leaves out or why it is not there.
+    """Returns the files of a figure, and one line on what it leaves out or why it is not drawn.
 
     UserError if nothing can be written there.
     """

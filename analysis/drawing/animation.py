@@ -1,4 +1,4 @@
-"""Writing a figure that moves: GIF, and MP4 where ffmpeg is installed."""
+"""Writes animations as GIF, and as MP4 where ffmpeg is installed."""
 
 __all__ = ["Film", "write_film"]
 
@@ -9,14 +9,14 @@ from typing import NamedTuple
 from matplotlib.animation import FFMpegWriter, PillowWriter
 from matplotlib.figure import Figure
 
-from dtr_lightning.rundir.atomic import replacing
+from dtr_lightning.rundir.atomic import writing
 
 PER_SECOND = 10
 DPI = 100
 
 
 class Film(NamedTuple):
-    """A figure, what makes it show frame i, and the order of the frames."""
+    """A figure, a function that makes it show frame i, and the order of the frames."""
 
     figure: Figure
     show: Callable[[int], None]
@@ -34,7 +34,7 @@ def write_film(film: Film, directory: Path, name: str) -> list[Path]:
     paths = []
     for suffix, writer in writers.items():
         paths.append(directory / f"{name}.{suffix}")
-        with replacing(paths[-1]) as part, writer.saving(film.figure, str(part), DPI):
+        with writing(paths[-1]) as part, writer.saving(film.figure, str(part), DPI):
             for i in film.frames:
                 film.show(i)
                 writer.grab_frame()

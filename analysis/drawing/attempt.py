@@ -1,4 +1,4 @@
-"""A figure that fails ends nothing else: its bug becomes one line, its traceback a file."""
+"""Draws on when one figure fails: a line names the failure, a file has its traceback."""
 
 __all__ = ["attempt"]
 
@@ -11,9 +11,9 @@ from dtr_lightning.errors import UserError
 
 
 def attempt(name: str, directory: Path, work: Callable[[], None]) -> str:
-    """Does the work of a figure; returns one line on the bug that ended it, empty if none did.
+    """Calls work; returns one line on the bug that ended it, or an empty text.
 
-    The traceback goes to NAME.error.txt in the directory. A UserError is raised on.
+    The traceback goes to NAME.error.txt in the directory. A UserError passes through.
     """
     trace = directory / f"{name}.error.txt"
     try:

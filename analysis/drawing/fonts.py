@@ -1,4 +1,4 @@
-"""Text of any script in figures: letters that DejaVu Sans lacks come from fonts that are there."""
+"""Text of any script in figures: installed fonts give the letters that DejaVu Sans lacks."""
 
 __all__ = ["FAMILY", "families", "give_fonts", "printable", "short", "width_of"]
 
@@ -15,18 +15,18 @@ SYMBOLS = ("Last Resort", "STIX", "cm", "DejaVu")  # matplotlib's own: boxes, an
 
 
 def printable(name: str) -> str:
-    """Returns a name on one line: what no font can show, such as a tab, becomes a box."""
+    """Returns a name on one line; a character that no font shows, such as a tab, becomes a box."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
 def width_of(text: str) -> int:
-    """Returns the letters of the longest line; one of a wide script, such as Chinese, is two."""
+    """Returns the letters of the longest line; a letter of a wide script counts as two."""
     lines = text.split("\n")
     return max(sum(1 + (east_asian_width(c) in "WF") for c in line) for line in lines)
 
 
 def short(name: str, letters: int) -> str:
-    """Returns a printable name of at most so many letters, the last an ellipsis if it was cut."""
+    """Returns a printable name of at most so many letters, cut with an ellipsis if it is longer."""
     name = printable(name)
     if width_of(name) <= letters:
         return name
@@ -52,26 +52,26 @@ def _rank(font: object) -> tuple:
 
 def families(text: str) -> list[str]:
     """Returns DejaVu Sans, and the installed fonts that have the letters which it lacks."""
-    own = next(font.fname for font in fontManager.ttflist if font.name == FAMILY)
-    missing = {ord(c) for c in text if c.isprintable()} - _letters(own)
-    found = [FAMILY]
+    file = next(font.fname for font in fontManager.ttflist if font.name == FAMILY)
+    missing = {ord(c) for c in text if c.isprintable()} - _letters(file)
+    names = [FAMILY]
     for font in sorted(fontManager.ttflist, key=_rank) if missing else ():
-        if not font.name.startswith(SYMBOLS) and font.name not in found:
+        if not font.name.startswith(SYMBOLS) and font.name not in names:
             if more := missing & _letters(font.fname):
                 missing -= more
-                found.append(font.name)
+                names.append(font.name)
         if not missing:
             break
-    return found
+    return names
 
 
 def give_fonts(figure: Figure) -> None:
-    """Lets all text of a figure fall back to fonts that have its letters, and lays it out."""
+    """Gives all text of a figure the fonts that have its letters, and lays the figure out."""
     figure.draw_without_rendering()  # makes the labels of ticks
     texts = [text for text in figure.findobj(Text) if text.get_text()]
-    found = families("".join(text.get_text() for text in texts))
-    if len(found) > 1:
+    names = families("".join(text.get_text() for text in texts))
+    if len(names) > 1:
         for text in texts:
             if FAMILY in text.get_fontfamily():
-                text.set_fontfamily(found)
+                text.set_fontfamily(names)
         figure.draw_without_rendering()

@@ -1,4 +1,4 @@
-"""The mask tables of the routers among runs, made again from their configs."""
+"""Makes the mask tables of runs' routers from their configs."""
 
 __all__ = ["BETA", "FORMULAS", "SMOOTH", "Masks", "enlarged", "mask_tables", "of_masks", "show"]
 
@@ -9,7 +9,6 @@ from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from torch import Tensor
@@ -17,9 +16,9 @@ from torch import Tensor
 from analysis.drawing.style import task_ticks
 from analysis.read.runs import Finished
 from analysis.read.settings import ALPHA, Setting, highlighted, settings
-from dtr_lightning.config.registry import instantiate
+from dtr_lightning.config.registry import class_of, instantiate
 from dtr_lightning.errors import UserError
-from dtr_lightning.routing import MaxRoaming, Router, masks
+from dtr_lightning.routing import Router, masks
 
 BETA = 0.8
 WIDTHS = {"DiT_S": 384, "DiT_B": 768, "DiT_L": 1024, "DiT_XL": 1152}
@@ -39,9 +38,10 @@ MADE: WeakKeyDictionary[Finished, list[tuple[Tensor, str, bool]]] = WeakKeyDicti
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """One table bool[tasks, channels]: the first block's at a step of training.
+    """One table bool[tasks, channels] of the first block.
 
-    `moment` tells apart tables of one run, `differs` is whether other blocks have other masks.
+    `moment` is the step of training, empty for masks that never change; `differs` is whether other
+    blocks have other masks.
     """
 
     setting: Setting
@@ -71,17 +71,25 @@ def _width(run: Finished) -> int | None:
     return None if width is None else int(width)
 
 
+def _changes(run: Finished) -> bool:
+    """Returns whether the run's router has an `advance` of its own: masks change in training."""
+    try:
+        router = class_of(Router, run.config["router"]["class_path"])
+    except (UserError, ImportError, AttributeError, KeyError):
+        return False
+    return router.advance is not Router.advance
+
+
 def _key(run: Finished) -> tuple:
-    own = {k: repr(v) for k, v in run.flat.items() if k.split(".")[0] == "router"}
-    router = run.choice("router"), *sorted((k, v) for k, v in own.items() if k != "router")
-    steps = run.flat.get("trainer.max_steps") if router[0] == "MaxRoaming" else None
-    return *router, _width(run), run.flat.get("diffusion.T"), steps
+    options = sorted((k, repr(v)) for k, v in run.flat.items() if k.startswith("router."))
+    steps = run.flat.get("trainer.max_steps") if _changes(run) else None
+    return run.choice("router"), *options, _width(run), run.flat.get("diffusion.T"), steps
 
 
 def _made(run: Finished) -> list[tuple[Tensor, str, bool]]:
     """Returns a run's table, its moment and whether blocks differ; nothing without masks.
 
-    Roaming masks are those of the first and the last step. What is made once is kept with the run.
+    Masks that change are those of the first and the last step. Tables are made once per run.
     """
     if run in MADE:
         return MADE[run]
@@ -95,7 +103,7 @@ def _made(run: Finished) -> list[tuple[Tensor, str, bool]]:
     else:
         differs = not table.equal(router.table(1))
         made = [(table, "", differs)]
-        if isinstance(router, MaxRoaming):
+        if _changes(run):
             first = table.clone(), "step 0", differs
             router.advance(steps, lambda t: t)
             made = [first, (router.table(0), f"step {steps:,}", differs)]
@@ -107,44 +115,44 @@ def _formulas(runs: Sequence[Finished]) -> list[Masks]:
     """Returns random masks and DTR's at three alphas; C and T are the first run's that has them."""
     channels = next(filter(None, map(_width, runs)), 768)
     tasks = int(runs[0].flat.get("diffusion.T", 1000)) if runs else 1000
-    found = []
+    tables = []
     for label, (router, alpha) in FORMULAS.items():
         if alpha is None:
-            table = masks.random(tasks, channels, BETA, torch.Generator().manual_seed(0))
+            table = masks.random(tasks, channels, BETA)
         else:
             table = masks.dtr(tasks, channels, alpha, BETA)
         setting = Setting(router, alpha or math.nan, BETA, "", "", ())
-        found.append(Masks(setting, label, table, differs=alpha is None))
-    return found
+        tables.append(Masks(setting, label, table, differs=alpha is None))
+    return tables
 
 
 def mask_tables(runs: Sequence[Finished]) -> tuple[list[Masks], str]:
     """Returns the distinct mask tables of these runs, and one line on what is left out.
 
-    Those of Figure 2 where no run has any. Random masks are those of the lowest seed. More than
-    MOST routers are thinned out to the few that tell the story.
+    Those of Figure 2 where no run has any. Random masks are those of the lowest seed. Of more than
+    MOST routers, the `highlighted` ones are shown.
     """
     lowest = sorted(runs, key=lambda run: run.seed)
     distinct = {_key(run): run for run in reversed(lowest) if run.choice("router") != "NoRouting"}
-    routed, left, tables = list(distinct.values()), [], []
+    routed, skipped, tables = list(distinct.values()), [], []
     for setting in settings(routed):
         try:
             made = _made(setting.runs[0])
-            tables.append([Masks(setting, setting.label, *one) for one in made])
+            tables.append([Masks(setting, setting.label, *table) for table in made])
         except (UserError, ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            left.append(f"left out {setting.label}: its masks cannot be made again ({reason})")
-    tables = [of_one for of_one in tables if of_one]
+            skipped.append(f"left out {setting.label}: its masks cannot be made again ({reason})")
+    tables = [moments for moments in tables if moments]
     if len(tables) > MOST:
-        few = highlighted([of_one[0].setting for of_one in tables])
-        kept = [of_one for of_one in tables if any(of_one[0].setting is s for s in few)]
-        left.append(f"{len(tables) - len(kept)} other masks not shown: name single runs to see")
-        tables = kept
-    return [one for of_one in tables for one in of_one] or _formulas(runs), "; ".join(left)
+        few = highlighted([moments[0].setting for moments in tables])
+        shown = [moments for moments in tables if any(moments[0].setting is s for s in few)]
+        skipped.append(f"{len(tables) - len(shown)} other masks not shown: name single runs to see")
+        tables = shown
+    return [masks for moments in tables for masks in moments] or _formulas(runs), "; ".join(skipped)
 
 
 def enlarged(table: np.ndarray, axis: int) -> np.ndarray:
-    """Repeats the entries of a small table along an axis: averages would blur their edges."""
+    """Repeats the entries of a small table along an axis, so that their edges stay sharp."""
     return table.repeat(max(1, PIXELS // table.shape[axis]), axis)
 
 
@@ -160,6 +168,6 @@ def show(ax: Axes, table: Tensor) -> None:
 
 
 def of_masks(runs: Sequence[Finished]) -> str:
-    """Returns the caption of figures of masks: they are no measurement."""
+    """Returns the caption of figures of masks: nothing in them is measured."""
     seed = min((run.seed for run in runs), default=0)
     return f"masks follow from formulas, random ones from one seed ({seed}): nothing is measured"

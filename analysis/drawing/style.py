@@ -47,14 +47,13 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from analysis.drawing.animation import Film, write_film
 from analysis.drawing.fonts import FAMILY, families, give_fonts, short, width_of
 from analysis.read.runs import Recorded
-from dtr_lightning.errors import UserError
-from dtr_lightning.rundir.atomic import replacing
+from dtr_lightning.rundir.atomic import writing
 
 NARROW, WIDE = 3.25, 6.75  # inches: one column and two columns of a paper
 GREY = {"color": "0.72", "linewidth": 0.6}
 
-# Okabe and Ito's palette; yellow is left to the masks, it is too pale for a line.
-# Of one sweep every router has its own: the alternatives of Table 8, then the controls.
+# Okabe and Ito's palette without yellow, which is too pale for a line. A router that is not here
+# takes its colour and marker from its name; `lines` makes routers of one figure differ.
 ROUTERS = {
     "NoRouting": ("#000000", "s"),
     "RTR": ("#D55E00", "^"),
@@ -71,7 +70,7 @@ ROUTERS = {
 }
 OTHERS = [("#009E73", "D"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#56B4E9", "X")]
 DASHES = ["-", "--", ":", "-."]
-SHADES, MARKERS = 3, "osD^vPXh"  # of one router as many are told apart by paleness; more by these
+SHADES, MARKERS = 3, "osD^vPXh"  # up to 3 lines of a router differ in paleness, more in markers
 # Score and N: two seeds differ by about this much, over six of results/digits/seeds.csv.
 NOISE = {("fd_digits_v1", 1797): 0.2}
 LEAST = 2.0  # the factor that a logarithmic axis spans at least: close scores look close
@@ -120,7 +119,7 @@ styled = _styled()
 
 
 class Drawing(NamedTuple):
-    """A figure, the numbers in it, one line on what it had to leave out, and what moves, if any."""
+    """A figure, its numbers, one line on what is left out, and its animation if it has one."""
 
     figure: Figure
     numbers: pd.DataFrame
@@ -129,12 +128,12 @@ class Drawing(NamedTuple):
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Returns an empty figure, sizes in inches; it belongs to no window and no global state."""
+    """Returns an empty figure, sizes in inches, outside of pyplot."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def line_style(router: str, rank: int = 0) -> dict[str, Any]:
-    """Returns how a router's line looks, always the same; further lines of it are paler, dashed."""
+    """Returns how a router's line looks in every figure; its further lines are paler and dashed."""
     color, marker = ROUTERS.get(router) or OTHERS[zlib.crc32(router.encode()) % len(OTHERS)]
     pale = min(0.25 * rank, 0.6)
     shade = tuple(channel + (1 - channel) * pale for channel in to_rgb(color))
@@ -144,18 +143,18 @@ def line_style(router: str, rank: int = 0) -> dict[str, Any]:
 
 
 def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the look of each line, told apart within a router by its place in the list.
+    """Returns the look of each line of a figure.
 
-    No two routers look alike, and no two of up to eight lines of one router do.
+    No two routers look alike, nor do two of up to eight lines of one router.
     """
     counts, seen = Counter(routers), Counter()
-    own = {router: line_style(router) for router in counts}
-    taken = [(style["color"], style["marker"]) for style in own.values()]
-    looks = ((to_rgb(color), marker) for marker in MARKERS for color, _ in OTHERS)
-    free = [pair for pair in looks if pair not in taken]
-    for i, router in enumerate(own):
+    styles = {router: line_style(router) for router in counts}
+    taken = [(style["color"], style["marker"]) for style in styles.values()]
+    pairs = ((to_rgb(color), marker) for marker in MARKERS for color, _ in OTHERS)
+    free = [pair for pair in pairs if pair not in taken]
+    for i, router in enumerate(styles):
         if taken[i] in taken[:i] and free:
-            own[router] = dict(zip(("color", "marker"), free.pop(0), strict=True))
+            styles[router] = dict(zip(("color", "marker"), free.pop(0), strict=True))
     looks = []
     for router in routers:
         rank, count = seen[router], counts[router]
@@ -165,8 +164,8 @@ def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
             shade = matplotlib.colormaps["viridis"](0.9 * rank / (count - 1))[:3]
             marker = MARKERS[rank % len(MARKERS)]
             style |= {"color": shade, "marker": marker, "markerfacecolor": shade}
-        elif own[router].keys() == {"color", "marker"}:
-            style |= own[router] | {"markerfacecolor": own[router]["color"]}
+        elif styles[router].keys() == {"color", "marker"}:
+            style |= styles[router] | {"markerfacecolor": styles[router]["color"]}
         looks.append(style)
     return looks
 
@@ -203,9 +202,9 @@ def legend(figure: Figure) -> None:
 
 
 def caption(figure: Figure, *parts: str) -> None:
-    """Writes what a reader must know in small grey lines below all else, and makes room for it.
+    """Writes small grey lines below all else, and makes room for them.
 
-    It comes after `legend`, and once.
+    Call it once, after `legend`.
     """
     width, size = figure.get_figwidth(), 5.5
     letters = int(width / (0.0091 * size))
@@ -220,8 +219,8 @@ def caption(figure: Figure, *parts: str) -> None:
         below.set_bbox_to_anchor((0, bottom, 1, 1 - bottom), figure.transFigure)
         bottom += below.get_tightbbox().height / figure.dpi / height
     figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom))
-    told = {"ha": "center", "va": "bottom", "fontsize": size, "color": "0.35", "in_layout": False}
-    figure.text(0.5, 0.01 / height, "\n".join(lines), **told)
+    look = {"ha": "center", "va": "bottom", "fontsize": size, "color": "0.35", "in_layout": False}
+    figure.text(0.5, 0.01 / height, "\n".join(lines), **look)
 
 
 def panel_title(ax: Axes, *parts: str, width: int = 30) -> None:
@@ -231,7 +230,7 @@ def panel_title(ax: Axes, *parts: str, width: int = 30) -> None:
 
 
 def count_seeds(counts: Iterable[float]) -> str:
-    """Returns `2 seeds`, `1 to 2 seeds`; nothing where no mean is of more than one."""
+    """Returns `2 seeds` or `1 to 2 seeds`; empty where no mean is of more than one seed."""
     known = sorted({int(count) for count in counts if count >= 1})
     if not known or known[-1] == 1:
         return ""
@@ -239,34 +238,34 @@ def count_seeds(counts: Iterable[float]) -> str:
 
 
 def of_seeds(counts: Iterable[float], protocol: tuple[str, int] | None = None) -> str:
-    """Returns the caption of how many seeds a figure has, and of what one seed cannot tell.
+    """Returns the caption of how many seeds a figure has, and what one seed cannot show.
 
     protocol: name and N of the score, whose noise may be known.
     """
     counts = [count for count in counts if count >= 1]
     several = count_seeds(counts)
-    told = f"mean of {several}, 95 % t interval" if several else "one seed"
+    seeds = f"mean of {several}, 95 % t interval" if several else "one seed"
     if counts and min(counts) > 1:
-        return told
+        return seeds
     noise = NOISE.get(protocol) if protocol else None
-    rest = "small differences mean nothing: the noise between seeds is unknown here"
+    rest = "small differences mean nothing, as the noise between seeds is unknown"
     if noise:
         rest = f"differences below about {noise:g}, the known noise, mean nothing"
-    return f"{told}{'; where it is one' if several else ''}: {rest}"
+    return f"{seeds}{'; where it is one' if several else ''}: {rest}"
 
 
 def of_one(runs: Iterable[Recorded]) -> str:
     """Returns the caption of a figure that shows one run, or one run of every setting."""
-    found = [run.seed for run in runs]
-    each = " each" * (len(found) > 1)
-    seeds = ", ".join(map(str, sorted(set(found))))
-    return f"one seed{each} ({seeds}): what another seed would show is unknown"
+    seeds = [run.seed for run in runs]
+    each = " each" * (len(seeds) > 1)
+    numbers = ", ".join(map(str, sorted(set(seeds))))
+    return f"one seed{each} ({numbers}): what another seed would show is unknown"
 
 
 def count_images(measured: Iterable[Mapping[str, np.ndarray]], asked: int) -> str:
-    """Returns `512 images`; as many as were asked for where the arrays, older ones, do not say."""
-    found = sorted({int(own.get("images", asked)) for own in measured})
-    return f"{' to '.join(f'{n:,}' for n in found[:: max(1, len(found) - 1)])} images"
+    """Returns `512 images`; arrays of older versions do not say, and have the number asked for."""
+    counts = sorted({int(arrays.get("images", asked)) for arrays in measured})
+    return f"{' to '.join(f'{n:,}' for n in counts[:: max(1, len(counts) - 1)])} images"
 
 
 def score_name(name: str, n: int, *more: str, width: int = 30) -> str:
@@ -289,10 +288,10 @@ def log_bounds(values: Iterable[float], pad: float = 1.1) -> tuple[float, float]
 
 
 def score_axis(ax: Axes, values: Sequence[float], log: bool | None = None) -> bool:
-    """Makes the y axis begin at zero, or logarithmic over a factor of ten; returns whether it is.
+    """Makes the y axis begin at zero, or logarithmic where values span a factor of ten.
 
-    So close scores look close. `log` asks for a logarithmic axis, which values must be above zero
-    for.
+    So close scores look close. `log` asks for one or the other; values that are not above zero have
+    no logarithmic axis. Returns whether it is logarithmic.
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     bounds = log_bounds(finite)
@@ -325,15 +324,15 @@ def log_locator(low: float, high: float) -> LogLocator:
 
 
 def task_ticks(ax: Axes, tasks: int, which: str = "x", middle: bool = True) -> None:
-    """Makes an axis run over all tasks, downward if it is y; the first, middle, last are named."""
+    """Makes an axis run over all tasks, y downward, with ticks at both ends and the middle."""
     ticks = sorted({0, tasks, *([tasks // 2] if middle else [])})
     ax.set(**{f"{which}ticks": ticks, f"{which}lim": (0, tasks) if which == "x" else (tasks, 0)})
 
 
 def range_ticks(ax: Axes, edges: Iterable[int], most: int = 5) -> None:
-    """Makes x run over ranges of tasks with a tick at every edge; the last of at most `most` named.
+    """Makes x run over ranges of tasks with a tick at every edge; at most `most` have a number.
 
-    The first and last edge are always among them.
+    The first and the last edge always have one.
     """
     edges = sorted({int(edge) for edge in edges})
     named = np.linspace(0, len(edges) - 1, min(most, len(edges))).round().astype(int)
@@ -344,20 +343,16 @@ def range_ticks(ax: Axes, edges: Iterable[int], most: int = 5) -> None:
 
 @styled
 def save(drawing: Drawing, directory: Path, name: str) -> list[Path]:
-    """Writes NAME.pdf, .png (300 dpi), .csv (what is plotted), a film if any; returns paths."""
+    """Writes NAME.pdf, .png (300 dpi), .csv (the numbers), and the animation; returns the paths."""
     pdf, png, table = (directory / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv"))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for figure in (drawing.figure, *([drawing.film.figure] if drawing.film else [])):
-            give_fonts(figure)
-            figure.set_layout_engine("none")  # laid out once, for both files
-        with replacing(pdf) as part:  # without a date the same runs give the same bytes
-            drawing.figure.savefig(part, metadata={"CreationDate": None})
-        with replacing(png) as part:
-            drawing.figure.savefig(part)
-        film = write_film(drawing.film, directory, name) if drawing.film else []
-        with replacing(table) as part:  # names of files need not be UTF-8
-            drawing.numbers.to_csv(part, index=False, errors="backslashreplace")
-    except OSError as error:
-        raise UserError(f"figures cannot be written to {directory}: {error.strerror}") from error
+    for figure in (drawing.figure, *([drawing.film.figure] if drawing.film else [])):
+        give_fonts(figure)
+        figure.set_layout_engine("none")  # laid out once, for both files
+    with writing(pdf) as part:  # without a date the same runs give the same bytes
+        drawing.figure.savefig(part, metadata={"CreationDate": None})
+    with writing(png) as part:
+        drawing.figure.savefig(part)
+    film = write_film(drawing.film, directory, name) if drawing.film else []
+    with writing(table) as part:  # names of files need not be UTF-8
+        drawing.numbers.to_csv(part, index=False, errors="backslashreplace")
     return [pdf, png, table, *film]

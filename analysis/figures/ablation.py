@@ -27,18 +27,14 @@ from analysis.drawing.style import (
     score_name,
     styled,
 )
-from analysis.figures.heatmap import searched
+from analysis.figures.heatmap import comparable, searched
 from analysis.read.runs import Finished
 from analysis.read.settings import ALPHA, Setting, largest, settings
 from analysis.read.statistics import t_interval
 
 TITLE = "Score over alpha (Figure 4)"
-MOST = 8  # lines that can be told apart
+MOST = 8  # lines in colour
 TRIANGLE = "\N{BLACK UP-POINTING TRIANGLE}"
-
-
-def _comparable(run: Finished) -> tuple:
-    return *run.protocol, run.hash_without("router", "seed")
 
 
 def _with_alphas(runs: Sequence[Finished]) -> list[Finished]:
@@ -46,8 +42,8 @@ def _with_alphas(runs: Sequence[Finished]) -> list[Finished]:
     groups = defaultdict(list)
     for run in runs:
         if run.choice("router") == "DTR" and math.isfinite(run.score):
-            groups[_comparable(run)].append(run)
-    several = [own for own in groups.values() if len({r.option("router.alpha") for r in own}) > 1]
+            groups[comparable(run)].append(run)
+    several = [rs for rs in groups.values() if len({r.option("router.alpha") for r in rs}) > 1]
     return max(several, key=len, default=[])
 
 
@@ -69,13 +65,13 @@ def needs(runs: Sequence[Finished]) -> str | None:
     return None
 
 
-def _numbers(found: Sequence[Setting]) -> pd.DataFrame:
+def _numbers(shown: Sequence[Setting]) -> pd.DataFrame:
     """Returns a row for every mean, with its 95 % t interval [low, high], and for every seed.
 
     One seed has a row of its mean alone.
     """
     rows = []
-    for s in found:
+    for s in shown:
         row = {"line": s.line, "router": s.router, "alpha": s.alpha, "beta": s.beta}
         low, high = t_interval(s.scores)
         mean = {"what": "mean", "seeds": len(s.scores), "score": s.score}
@@ -89,7 +85,7 @@ def _numbers(found: Sequence[Setting]) -> pd.DataFrame:
 def _ends(means: pd.DataFrame) -> list[float]:
     """Returns the ends of intervals as far as the axis should show them.
 
-    Those of two or three seeds can be so long that the means could not be told apart.
+    Intervals of two or three seeds can be so long that all means would look equal.
     """
     low, high = means.score.min(), means.score.max()
     span = max(high - low, 0.1 * abs(high))
@@ -99,7 +95,7 @@ def _ends(means: pd.DataFrame) -> list[float]:
 
 
 def _cut(ax: Axes, means: pd.DataFrame, color: Any) -> bool:
-    """Marks the intervals that the axis of their mean cuts by a triangle at the edge, if any."""
+    """Marks intervals that the axis cuts by a triangle at its edge; returns whether it cuts any."""
     bottom, top = ax.get_ylim()
     here = means[means.score.between(bottom, top)]
     above, below = here[here.high > top], here[here.low < bottom]
@@ -107,9 +103,9 @@ def _cut(ax: Axes, means: pd.DataFrame, color: Any) -> bool:
         style = {"marker": marker, "color": color, "linestyle": "none", "markersize": 5}
         level = rows.alpha.isna()
         x = rows.alpha.where(~level, 0.96)  # a level has no alpha: beside the right end
-        for own, transform in ((x[~level], ax.get_xaxis_transform()), (x[level], ax.transAxes)):
-            if len(own):
-                ax.plot(own, [edge] * len(own), transform=transform, **style, zorder=4)
+        for places, transform in ((x[~level], ax.get_xaxis_transform()), (x[level], ax.transAxes)):
+            if len(places):
+                ax.plot(places, [edge] * len(places), transform=transform, **style, zorder=4)
     return len(above) + len(below) > 0
 
 
@@ -137,7 +133,7 @@ def _draw_line(ax: Axes, numbers: pd.DataFrame, style: dict, label: str | None) 
 
 
 def _noise(ax: Axes, numbers: pd.DataFrame, protocol: tuple[str, int]) -> None:
-    """Shades what one seed cannot tell from no routing, where the noise of the score is known."""
+    """Shades the known noise of one seed around no routing."""
     plain = numbers[(numbers.router == "NoRouting") & (numbers.what == "mean")]
     noise = NOISE.get(protocol)
     if noise and len(plain) == 1 and plain.seeds.iloc[0] == 1:
@@ -156,17 +152,17 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws mean scores over a log2 alpha axis; with several seeds, single ones as small points.
 
     The score begins at zero, or is logarithmic where it spans a factor of ten. Bars are 95 % t
-    intervals over seeds, bands those of routers without alpha, which are levels; where the axis
-    cuts them is a triangle, the numbers are whole. Runs that differ from most in more than router
+    intervals over seeds, bands those of routers without alpha, which are levels; a triangle marks
+    where the axis cuts one. Runs that differ from most in more than router
     and seed are left out; diverged ones have no point.
     """
     what = "differs from most runs in more than router and seed"
-    kept, note = largest(runs, _comparable, what, among=_with_alphas(runs))
-    if diverged := sum(not math.isfinite(run.score) for run in kept):
+    selected, note = largest(runs, comparable, what, among=_with_alphas(runs))
+    if diverged := sum(not math.isfinite(run.score) for run in selected):
         note = "; ".join(filter(None, [note, f"{diverged} diverged and have no point"]))
-    numbers = _numbers([s for s in settings(kept) if math.isfinite(s.score)])
-    floors = [run.number("floor") for run in kept if math.isfinite(run.number("floor"))]
-    floor_n = kept[0].results.get("floor_n")
+    numbers = _numbers([s for s in settings(selected) if math.isfinite(s.score)])
+    floors = [run.number("floor") for run in selected if math.isfinite(run.number("floor"))]
+    floor_n = selected[0].results.get("floor_n")
     means = numbers[numbers.what == "mean"]
     near = means[means.alpha.notna() | (means.router == "NoRouting")]
 
@@ -184,13 +180,13 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         label = as_label(line) if line in shown else None
         cut |= _draw_line(ax, rows, style, label)
     if rest := len(by_line) - len(shown):
-        ax.plot([], [], **GREY, label=f"{rest} other lines")
+        ax.plot([], [], **GREY, label=f"others ({rest})")
     if floors:
         label = f"floor: real images{f', N = {floor_n:,}' if floor_n else ''}"
         ax.axhline(floors[0], color="0.6", linewidth=0.7, label=label)
         floor = {"line": "floor", "router": "floor", "what": "floor", "score": floors[0]}
         numbers = pd.concat([numbers, pd.DataFrame([floor])], ignore_index=True)
-    _noise(ax, numbers, kept[0].protocol)
+    _noise(ax, numbers, selected[0].protocol)
 
     alphas = sorted(means.alpha.dropna().unique())
     ax.set_xscale("log", base=2)
@@ -198,11 +194,11 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     ax.minorticks_off()
     ax.set_xlim(alphas[0] / 1.25, alphas[-1] * 1.25)
     ax.set_xlabel(f"{ALPHA} (log scale)")
-    name, n = kept[0].protocol
+    name, n = selected[0].protocol
     ax.set_ylabel(score_name(name, n, f"{'log scale, ' * log}lower is better"))
     legend(figure)
-    told = [of_seeds(means.seeds, kept[0].protocol), _over_seeds(means, cut), note]
-    caption(figure, *told)
+    seeds = of_seeds(means.seeds, selected[0].protocol)
+    caption(figure, seeds, _over_seeds(means, cut), note)
     return Drawing(figure, numbers, note)
 
 

@@ -1,4 +1,4 @@
-"""Figure 5: score over training steps, and when a router has the baseline's final score."""
+"""Figure 5: score over training steps, and when a router reaches the baseline's final score."""
 
 __all__ = ["TITLE", "draw", "needs"]
 
@@ -27,11 +27,11 @@ from analysis.read.settings import Setting, highlighted, largest, settings
 from analysis.read.statistics import t_interval
 
 TITLE = "Score over training (Figure 5)"
-BANDS = 6  # more cannot be told apart
+BANDS = 6  # more would hide each other
 
 
 def _points(run: Finished) -> pd.DataFrame:
-    """Returns step, n and score of every evaluation; the final one has another n as a rule."""
+    """Returns step, n and score of every evaluation; the final one usually has another n."""
     during = [
         {"step": r["step"], "n": r.get("eval/n", 0), "score": r["eval/score"]}
         for r in run.records
@@ -40,8 +40,8 @@ def _points(run: Finished) -> pd.DataFrame:
     steps = run.results.get("steps")
     if steps is not None and during:
         during.append({"step": steps, "n": run.protocol[1], "score": run.score})
-    found = pd.DataFrame(during, columns=["step", "n", "score"]).drop_duplicates("step")
-    return found[found.score.map(math.isfinite)]
+    points = pd.DataFrame(during, columns=["step", "n", "score"]).drop_duplicates("step")
+    return points[points.score.map(math.isfinite)]
 
 
 def _protocol(run: Finished) -> tuple[str, int]:
@@ -73,12 +73,12 @@ def _reaches(points: pd.DataFrame, level: float) -> float:
 
 
 def _to_baseline(setting: Setting, runs: Sequence[Finished], n: int) -> dict[str, float]:
-    """Returns the evaluation at which this setting has the final score of no routing, over seeds.
+    """Returns the step at which this setting reaches the final score of no routing, over seeds.
 
-    A run is compared with the last score on the way of the no-routing run of its own seed that is
-    equal otherwise. `reached` of `pairs` seeds get there; the step of the middle one (the later of
-    two), of the first and of the last are nan where fewer than two pairs can be compared: one seed
-    does not tell. No step is finer than the evaluations.
+    A run is compared with the last score during training of the no-routing run of its own seed
+    that is equal otherwise. `reached` of `pairs` seeds reach it; the steps of the middle one (the
+    later of two), the first and the last are nan for fewer than two pairs. Steps are those of
+    evaluations.
     """
     plain = {r.hash_without("router"): r for r in runs if r.choice("router") == "NoRouting"}
     steps = []
@@ -91,14 +91,14 @@ def _to_baseline(setting: Setting, runs: Sequence[Finished], n: int) -> dict[str
             final = theirs.sort_values("step").score.iloc[-1]
             steps.append(_reaches(mine, float(final)))
     there = sorted(step for step in steps if math.isfinite(step))
-    tell = there and len(steps) > 1
-    first, middle, last = (there[0], there[len(there) // 2], there[-1]) if tell else [math.nan] * 3
+    ends = (there[0], there[len(there) // 2], there[-1]) if there and len(steps) > 1 else None
+    first, middle, last = ends or [math.nan] * 3
     row = {"to_baseline": middle, "to_baseline_first": first, "to_baseline_last": last}
     return row | {"reached": len(there), "pairs": len(steps)}
 
 
-def _told(reach: dict[str, float]) -> str:
-    """Returns ` (300-600, 2 of 3)`, ` (0 of 3)` if no seed gets there; nothing of one seed."""
+def _reached(reach: dict[str, float]) -> str:
+    """Returns ` (300-600, 2 of 3)`, ` (0 of 3)` if no seed reaches it; empty for one seed."""
     if reach["pairs"] < 2:
         return ""
     of = f"{reach['reached']} of {reach['pairs']}"
@@ -112,24 +112,24 @@ def _told(reach: dict[str, float]) -> str:
 def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws means over seeds (band: 95 % t interval), a few settings coloured, the rest grey.
 
-    The legend has the evaluations at which the first and the last seed of a setting have the final
-    score of no routing, and how many seeds get there. More than BANDS coloured settings have no
-    bands, which the numbers hold.
+    The legend has the steps at which the first and the last seed of a setting reach the final score
+    of no routing, and how many seeds do. With more than BANDS coloured settings the bands are in
+    the numbers only.
     """
     evaluated = [run for run in runs if len(_points(run))]
     what = "its evaluations during training have another score or N"
-    kept, note = largest(evaluated, _protocol, what)
-    name, n = _protocol(kept[0])
-    found = settings(kept)
-    front = highlighted(found)
+    selected, note = largest(evaluated, _protocol, what)
+    name, n = _protocol(selected[0])
+    every = settings(selected)
+    front = highlighted(every)
     styles = lines([setting.router for setting in front])
     looks = {id(setting): style for setting, style in zip(front, styles, strict=True)}
 
     figure = new_figure(NARROW, 2.8)
     ax = figure.subplots()
-    numbers, told = [], False
-    for setting in found:
-        curve, reach = _curve(setting, n), _to_baseline(setting, kept, n)
+    numbers, explained = [], False
+    for setting in every:
+        curve, reach = _curve(setting, n), _to_baseline(setting, selected, n)
         style = looks.get(id(setting))
         row = {"setting": setting.label, "router": setting.router, "alpha": setting.alpha}
         row |= {"beta": setting.beta, "n": n, "coloured": style is not None}
@@ -137,14 +137,14 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         if style is None:
             ax.plot(curve.step, curve.score, **GREY, zorder=1)
             continue
-        when = _told(reach)
-        told |= bool(when)
+        when = _reached(reach)
+        explained |= bool(when)
         ax.plot(curve.step, curve.score, **style, label=as_label(setting.label) + when, zorder=3)
         if len(front) <= BANDS:
             band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
             ax.fill_between(curve.step, curve.low.clip(lower=1e-9), curve.high, **band)
-    if rest := len(found) - len(front):
-        ax.plot([], [], **GREY, label=f"{rest} other settings")
+    if rest := len(every) - len(front):
+        ax.plot([], [], **GREY, label=f"others ({rest})")
     table = pd.concat(numbers, ignore_index=True)
 
     steps = sorted(set(table.step))
@@ -153,13 +153,13 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         ax.set_xticks(steps)
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     # the intervals of two seeds may reach far: the axis cuts them
-    own = table[table.coloured]
-    log = score_axis(ax, [*own.lowest, *own.highest], log=True)
+    coloured = table[table.coloured]
+    log = score_axis(ax, [*coloured.lowest, *coloured.highest], log=True)
     ax.set_xlabel("training steps")
     ax.set_ylabel(score_name(name, n, f"{'log scale, ' * log}lower is better"))
     legend(figure)
-    when = "(first-last step, seeds): the evaluation at which seeds have no routing's final score"
+    when = "(first-last step, seeds): the evaluation at which seeds reach no routing's final score"
     several = bool(table.seeds.max() > 1)
     bands = "bands: 95 % t interval" if len(front) <= BANDS else f"no bands of {len(front)} lines"
-    caption(figure, of_seeds(table.seeds, (name, n)), bands * several, when * told, note)
+    caption(figure, of_seeds(table.seeds, (name, n)), bands * several, when * explained, note)
     return Drawing(figure, table, note)

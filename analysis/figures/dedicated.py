@@ -38,14 +38,13 @@ def needs(runs: Sequence[Finished]) -> str | None:
     return None
 
 
-def _numbers(found: Masks) -> pd.DataFrame:
+def _numbers(masks: Masks) -> pd.DataFrame:
     """Returns counts of channels per tenth; a tenth reads what any of its tasks reads.
 
-    `switched_on` it reads and the tenth before does not, `switched_off` the other way round (both
-    0 for the first); `own` are channels with over half of their tasks in this tenth, `only` those
-    that no other tenth reads.
+    `switched_on` are read here and not in the tenth before, `switched_off` the reverse (both 0 for
+    the first); `own` have over half of their tasks in this tenth, `only` are read in no other.
     """
-    table = found.table
+    table = masks.table
     tenth = torch.arange(len(table)) * TENTHS // len(table)
     read = np.stack([table[tenth == i].any(0).numpy() for i in range(TENTHS)])
     before = np.concatenate([read[:1], read[:-1]])
@@ -55,7 +54,7 @@ def _numbers(found: Masks) -> pd.DataFrame:
     counts |= {"own": (2 * tasks > tasks.sum(0)).sum(1)}
     counts |= {"only": (read & (read.sum(0) == 1)).sum(1)}
     place = {"t_first": edges[:-1], "t_last": np.array(edges[1:]) - 1}
-    return pd.DataFrame(found.row | place | counts)
+    return pd.DataFrame(masks.row | place | counts)
 
 
 @styled
@@ -66,28 +65,28 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     of eight clusters do not switch in every tenth. Of masks that differ between blocks, block 0 is
     counted.
     """
-    found, note = mask_tables(runs)
-    numbers = [_numbers(one) for one in found]
+    shown, note = mask_tables(runs)
+    numbers = [_numbers(masks) for masks in shown]
     figure = new_figure(WIDE, 2.5)
     axes = figure.subplots(1, 2, sharey=True)
-    front = {id(setting) for setting in highlighted([one.setting for one in found])}
-    looks = iter(lines([one.setting.router for one in found if id(one.setting) in front]))
-    for one, rows in zip(found, numbers, strict=True):
+    front = {id(setting) for setting in highlighted([masks.setting for masks in shown])}
+    looks = iter(lines([masks.setting.router for masks in shown if id(masks.setting) in front]))
+    for masks, rows in zip(shown, numbers, strict=True):
         style = GREY | {"zorder": 1}
-        if id(one.setting) in front:
-            style = next(looks) | {"label": as_label(one.name)}
+        if id(masks.setting) in front:
+            style = next(looks) | {"label": as_label(masks.name)}
         for ax, column in zip(axes, PANELS, strict=True):
             ax.plot((rows.t_first + rows.t_last + 1) / 2, rows[column], **style)
-    if rest := sum(id(one.setting) not in front for one in found):
-        axes[0].plot([], [], **GREY, label=f"{rest} others")
-    tasks = max(len(one.table) for one in found)
+    if rest := sum(id(masks.setting) not in front for masks in shown):
+        axes[0].plot([], [], **GREY, label=f"others ({rest})")
+    tasks = max(len(masks.table) for masks in shown)
     table = pd.concat(numbers, ignore_index=True)
     score_axis(axes[0], [*table.switched_on, *table.own], log=False)
     for ax, title in zip(axes, PANELS.values(), strict=True):
         ax.set_title(title, fontsize=7)
         task_ticks(ax, tasks)
         ax.set_xlabel("timestep t (0 = cleanest), in tenths")
-    widths = sorted({one.table.shape[1] for one in found})
+    widths = sorted({masks.table.shape[1] for masks in shown})
     axes[0].set_ylabel(f"channels of {', '.join(map(str, widths))}")
     legend(figure)
     caption(figure, of_masks(runs), note)

@@ -1,6 +1,6 @@
 """Figure 4 as a table in colours: DTR's score over alpha and beta; a search as points."""
 
-__all__ = ["TITLE", "draw", "needs", "searched"]
+__all__ = ["TITLE", "comparable", "draw", "needs", "searched"]
 
 import math
 from collections import Counter
@@ -34,11 +34,12 @@ from analysis.read.statistics import t_interval
 
 TITLE = "Score over alpha and beta"
 BETA = "\N{GREEK SMALL LETTER BETA}"
-ALPHAS = 4  # fewer are no search
+ALPHAS = 4  # of a search at least
 RING = "#D55E00"
 
 
-def _comparable(run: Finished) -> tuple:
+def comparable(run: Finished) -> tuple:
+    """Returns what two runs must have in common to be compared: all but router and seed."""
     return *run.protocol, run.hash_without("router", "seed")
 
 
@@ -49,11 +50,11 @@ def _grid(runs: Sequence[Finished]) -> tuple[list[Setting], list[Setting], str]:
         return [], [], ""
     both = [run for run in runs if run.choice("router") in ("DTR", "NoRouting")]
     what = "differs from most runs in more than router and seed"
-    kept, note = largest(both, _comparable, what, among=dtr)
-    found = settings(kept)
+    selected, note = largest(both, comparable, what, among=dtr)
+    every = settings(selected)
     return (
-        [s for s in found if s.router == "DTR"],
-        [s for s in found if s.router == "NoRouting" and math.isfinite(s.score)],
+        [s for s in every if s.router == "DTR"],
+        [s for s in every if s.router == "NoRouting" and math.isfinite(s.score)],
         note,
     )
 
@@ -74,7 +75,7 @@ def _row(setting: Setting) -> dict:
     return row
 
 
-def _told(row: dict, cell: bool = False) -> str:
+def _text(row: dict, cell: bool = False) -> str:
     """Returns mean ± half-width with three digits; in a cell on two lines, `-` without a score."""
     if not math.isfinite(row["score"]):
         return "-"
@@ -87,9 +88,9 @@ def _told(row: dict, cell: bool = False) -> str:
 
 
 def searched(dtr: Sequence[Setting]) -> bool:
-    """Returns whether alphas and betas are a search's: most of their cells would be empty.
+    """Returns whether alphas and betas are those of a search: most cells of their grid are empty.
 
-    A line over alpha at one beta and one over beta at one alpha are a cross, and no search.
+    A line over alpha at one beta with one over beta at one alpha is a cross and no search.
     """
     cells = {(s.alpha, s.beta) for s in dtr}
     alphas, betas = Counter(alpha for alpha, _ in cells), Counter(beta for _, beta in cells)
@@ -110,7 +111,7 @@ def _cells(figure: Figure, rows: Sequence[dict], colours: dict) -> tuple[Axes, S
         x, y = alphas.index(row["alpha"]), betas.index(row["beta"])
         dark = math.isfinite(row["score"]) and colours["norm"](row["score"]) > 0.5
         text = {"ha": "center", "va": "center", "fontsize": 6.5}
-        ax.text(x + 0.5, y + 0.5, _told(row, True), color="white" if dark else "black", **text)
+        ax.text(x + 0.5, y + 0.5, _text(row, True), color="white" if dark else "black", **text)
     ax.grid(False)
     ax.set_xticks(np.arange(len(alphas)) + 0.5, [f"{alpha:g}" for alpha in alphas])
     ax.set_yticks(np.arange(len(betas)) + 0.5, [f"{beta:g}" for beta in betas])
@@ -121,15 +122,15 @@ def _cells(figure: Figure, rows: Sequence[dict], colours: dict) -> tuple[Axes, S
 
 def _points(figure: Figure, rows: Sequence[dict], colours: dict) -> tuple[Axes, ScalarMappable]:
     """Draws a point per alpha and beta of a search, the best one ringed."""
-    found = pd.DataFrame(rows).dropna(subset="score")
+    scored = pd.DataFrame(rows).dropna(subset="score")
     ax = figure.subplots()
-    points = {"c": found.score, "s": 34, "edgecolors": "0.4", "linewidths": 0.4, "zorder": 3}
-    image = ax.scatter(found.alpha, found.beta, **points, **colours)
-    best = found.loc[found.score.idxmin()]
+    points = {"c": scored.score, "s": 34, "edgecolors": "0.4", "linewidths": 0.4, "zorder": 3}
+    image = ax.scatter(scored.alpha, scored.beta, **points, **colours)
+    best = scored.loc[scored.score.idxmin()]
     ring = {"s": 110, "facecolors": "none", "edgecolors": RING, "linewidths": 1.4, "zorder": 4}
-    told = f"best: {ALPHA}={best.alpha:g} {BETA}={best.beta:g}, {_told(best)}"
-    ax.scatter([best.alpha], [best.beta], **ring, label=told)
-    ax.set_xlim(0.8 * found.alpha.min(), 1.25 * found.alpha.max())
+    label = f"best: {ALPHA}={best.alpha:g} {BETA}={best.beta:g}, {_text(best)}"
+    ax.scatter([best.alpha], [best.beta], **ring, label=label)
+    ax.set_xlim(0.8 * scored.alpha.min(), 1.25 * scored.alpha.max())
     log_ticks(ax, "x")
     ax.set(xlabel=f"{ALPHA} (log scale)", ylabel=BETA)
     legend(figure)
@@ -170,13 +171,13 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     for row in baseline:
         bar.ax.axhline(row["score"], color="white", linewidth=2.5)
         bar.ax.axhline(row["score"], color="black", linewidth=1.2)
-    told = ["mean ± 95 % t interval"] if count_seeds(numbers.seeds) else []
+    lines = ["mean ± 95 % t interval"] if count_seeds(numbers.seeds) else []
     if baseline:
-        told.append(f"no routing: {_told(baseline[0])} (line)")
+        lines.append(f"no routing: {_text(baseline[0])} (line)")
     else:
-        told.append("no run without routing")
+        lines.append("no run without routing")
     title = score_name(*dtr[0].runs[0].protocol, width=40)
-    ax.set_title("\n".join([f"{title} of DTR", *told]), fontsize=7)
+    ax.set_title("\n".join([f"{title} of DTR", *lines]), fontsize=7)
     empty = "-: diverged" if any(math.isnan(row["score"]) for row in rows) else ""
     caption(figure, of_seeds(numbers.seeds, dtr[0].runs[0].protocol), empty, note)
     return Drawing(figure, numbers, note)

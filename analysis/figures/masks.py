@@ -27,12 +27,12 @@ def _intervals(row: Tensor) -> str:
     return " ".join(f"{low}-{high - 1}" for low, high in edges.reshape(-1, 2))
 
 
-def _numbers(found: Masks) -> pd.DataFrame:
+def _numbers(masks: Masks) -> pd.DataFrame:
     """Returns the stretches of tasks with an equal mask, and its active channels.
 
     One row without channels where that would take more than MOST intervals, as with random masks.
     """
-    table = found.table
+    table = masks.table
     first = np.flatnonzero(np.r_[True, (table[1:] != table[:-1]).any(1).numpy()])
     last = np.r_[first[1:] - 1, len(table) - 1]
     starts = int((table[first, 1:] & ~table[first, :-1]).sum() + table[first, 0].sum())
@@ -40,8 +40,8 @@ def _numbers(found: Masks) -> pd.DataFrame:
         first, last, read = first[:1], last[-1:], [""]
     else:
         read = [_intervals(table[t]) for t in first]
-    seed = found.setting.runs[0].seed if found.setting.runs else 0
-    row = found.row | {"block": 0, "seed": seed}
+    seed = masks.setting.runs[0].seed if masks.setting.runs else 0
+    row = masks.row | {"block": 0, "seed": seed}
     return pd.DataFrame(row | {"task_first": first, "task_last": last, "read": read})
 
 
@@ -49,25 +49,25 @@ def _numbers(found: Masks) -> pd.DataFrame:
 def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws tables bool[tasks, channels], those of the paper's figure if no run has any.
 
-    Roaming masks are shown at the first and the last step. Of masks that differ between blocks,
-    block 0 is shown.
+    Masks that change in training are shown at the first and the last step; of masks that differ
+    between blocks, those of block 0.
     """
-    found, note = mask_tables(runs)
-    columns = min(4, len(found))
-    rows = -(-len(found) // columns)
+    shown, note = mask_tables(runs)
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
     figure = new_figure(max(NARROW, WIDE * columns / 4), 0.45 + 1.6 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for i, (ax, one) in enumerate(zip(axes, found, strict=False)):
-        show(ax, one.table)
-        panel_title(ax, one.name, "(block 0)" * one.differs)
+    for i, (ax, masks) in enumerate(zip(axes, shown, strict=False)):
+        show(ax, masks.table)
+        panel_title(ax, masks.name, "(block 0)" * masks.differs)
         if i % columns:
             ax.set_yticklabels([])
         else:
             ax.set_ylabel("task t")
-        if i + columns >= len(found):
+        if i + columns >= len(shown):
             ax.set_xlabel("channel")
-    for ax in axes[len(found) :]:
+    for ax in axes[len(shown) :]:
         ax.set_axis_off()
     figure.suptitle("yellow: channels that a task reads (t = 0 is the cleanest)", fontsize=7)
     caption(figure, of_masks(runs), note)
-    return Drawing(figure, pd.concat(map(_numbers, found), ignore_index=True), note)
+    return Drawing(figure, pd.concat(map(_numbers, shown), ignore_index=True), note)

@@ -4,7 +4,7 @@ The gap of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023, 
 `transfer`; this one is of the loss, which runs have recorded: no sampling.
 """
 
-__all__ = ["TITLE", "draw", "intervals", "needs", "pairs", "told"]
+__all__ = ["TITLE", "compared", "draw", "intervals", "needs", "pairs"]
 
 import math
 from collections import defaultdict
@@ -84,27 +84,27 @@ def _gaps(experts: Finished, joint: Finished) -> Iterator[dict]:
         if sum(last - first + 1 for first, last in inside) == high - low:
             spans.append(("interval", low, high - 1, inside))
     for what, first, last, parts in spans:
-        own = np.average([mine[p] for p in parts], weights=[b - a + 1 for a, b in parts])
-        all_ = np.average([theirs[p] for p in parts], weights=[b - a + 1 for a, b in parts])
-        row = {"what": what, "t_first": first, "t_last": last, "loss_expert": float(own)}
-        row |= {"loss_joint": float(all_), "gap": float(own - all_)}
-        yield row | {"percent": float(100 * (own / all_ - 1)) if all_ else math.nan}
+        expert = np.average([mine[p] for p in parts], weights=[b - a + 1 for a, b in parts])
+        whole = np.average([theirs[p] for p in parts], weights=[b - a + 1 for a, b in parts])
+        row = {"what": what, "t_first": first, "t_last": last, "loss_expert": float(expert)}
+        row |= {"loss_joint": float(whole), "gap": float(expert - whole)}
+        yield row | {"percent": float(100 * (expert / whole - 1)) if whole else math.nan}
 
 
 def _over_seeds(pairs: Sequence[tuple[Finished, Finished]]) -> pd.DataFrame:
-    """Returns the means over seeds of every span, and the t interval of the percents."""
+    """Returns the means over seeds of every range, and the t interval of the percents."""
     rows = pd.DataFrame([row for pair in pairs for row in _gaps(*pair)])
-    found = []
+    means = []
     for key, each in rows.groupby(["what", "t_first", "t_last"]):
         row = dict(zip(("what", "t_first", "t_last"), key, strict=True))
         row |= each[["loss_expert", "loss_joint", "gap", "percent"]].mean().to_dict()
         low, high = t_interval([*each.percent])
-        found.append(row | {"low": low, "high": high, "seeds": len(each)})
-    return pd.DataFrame(found)
+        means.append(row | {"low": low, "high": high, "seeds": len(each)})
+    return pd.DataFrame(means)
 
 
-def told(run: Finished, joint: Finished) -> str:
-    """Returns two lines for a reader: how long the experts and the joint model were trained."""
+def compared(run: Finished, joint: Finished) -> str:
+    """Returns two lines: how long the experts, and the joint model, were trained."""
     each, whole = (r.flat.get("trainer.max_steps", 0) for r in (run, joint))
     return f"{len(intervals(run))} experts, {each:,} steps each\njoint: {whole:,} steps"
 
@@ -121,14 +121,14 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     panels = defaultdict(list)
     for setting in groups:
         first = setting.runs[0]
-        panels[told(first, twins[first.path])].append(setting)
+        panels[compared(first, twins[first.path])].append(setting)
     figure = new_figure(WIDE, 2.5)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     figure.get_layout_engine().set(wspace=0.06)
-    numbers, several = [], any(len(own) > 1 for own in panels.values())
-    for ax, (name, own) in zip(axes, panels.items(), strict=True):
-        looks = lines([setting.router if several else "DTR" for setting in own])
-        for i, (setting, style) in enumerate(zip(own, looks, strict=True)):
+    numbers, several = [], any(len(members) > 1 for members in panels.values())
+    for ax, (name, members) in zip(axes, panels.items(), strict=True):
+        looks = lines([setting.router if several else "DTR" for setting in members])
+        for i, (setting, style) in enumerate(zip(members, looks, strict=True)):
             table = _over_seeds([(run, twins[run.path]) for run in setting.runs])
             row = {"setting": setting.label, "experts": len(intervals(setting.runs[0]))}
             row |= {
@@ -137,19 +137,19 @@ def draw(runs: Sequence[Finished]) -> Drawing:
             }
             numbers.append(pd.DataFrame(row | {c: table[c] for c in table}))
             bars = table[table.what == "interval"]
-            wide = (bars.t_last - bars.t_first + 1) / len(own)
-            left = bars.t_first + i * wide
+            wide = (bars.t_last - bars.t_first + 1) / len(members)
+            start = bars.t_first + i * wide
             edge = {"align": "edge", "alpha": 0.5, "edgecolor": "white"}
             label = f"{as_label(setting.label)}: " * several
             edge["label"] = f"{label}range of an expert"
-            ax.bar(left, bars.percent, wide, color=style["color"], **edge)
+            ax.bar(start, bars.percent, wide, color=style["color"], **edge)
             ends = {"color": "black", "linewidth": 0.8}
-            ax.vlines(left + wide / 2, bars.low, bars.high, **ends, zorder=4)
+            ax.vlines(start + wide / 2, bars.low, bars.high, **ends, zorder=4)
             dots = table[table.what == "eighth"]
             middle = (dots.t_first + dots.t_last + 1) / 2
             ax.plot(middle, dots.percent, **(style | {"linestyle": "none"}), label=f"{label}eighth")
         ax.axhline(0, color="black", linewidth=0.8)
-        edges = {edge for interval in intervals(own[0].runs[0]) for edge in interval}
+        edges = {edge for interval in intervals(members[0].runs[0]) for edge in interval}
         range_ticks(ax, {*edges, 0, int(table.t_last.max()) + 1}, most=8 // len(panels) + 1)
         ax.set_xlabel("timestep t (0 = cleanest)")
         panel_title(ax, *name.split("\n"), width=36)

@@ -42,54 +42,54 @@ def _mean(shared: np.ndarray) -> float:
     return float((shared.sum() - np.trace(shared)) / (tasks * (tasks - 1)))
 
 
-def _numbers(found: Masks, shared: np.ndarray, at: np.ndarray) -> pd.DataFrame:
+def _numbers(masks: Masks, shared: np.ndarray, at: np.ndarray) -> pd.DataFrame:
     i, j = np.triu_indices(len(at))
     tasks = {"task": at[i], "other_task": at[j], "overlap": shared[at[i], at[j]]}
-    expected = (found.row["active"] / found.row["channels"]) ** 2
-    return pd.DataFrame(found.row | {"mean": _mean(shared), "expected_random": expected} | tasks)
+    expected = (masks.row["active"] / masks.row["channels"]) ** 2
+    return pd.DataFrame(masks.row | {"mean": _mean(shared), "expected_random": expected} | tasks)
 
 
 @styled
 def draw(runs: Sequence[Finished]) -> Drawing:
-    """Draws |A_i and A_j| / C for all tasks i, j, in one colour scale; tells the mean of i != j.
+    """Draws |A_i and A_j| / C for all tasks i, j, in one colour scale, with the mean of i != j.
 
     Independent random masks of C_beta channels share C_beta^2 / C in expectation (Appendix B). A
     row of the numbers is a pair of SHOWN tasks; `mean` is over all pairs.
     """
-    found, note = mask_tables(runs)
-    columns = min(4, len(found))
-    rows = -(-len(found) // columns)
-    shared = [_shared(one.table) for one in found]
+    shown, note = mask_tables(runs)
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    shared = [_shared(masks.table) for masks in shown]
     low = min(float(each.min()) for each in shared)
     high = max(float(each.max()) for each in shared)
     figure = new_figure(max(NARROW, WIDE * columns / 4), 0.5 + 1.75 * rows)
     axes = figure.subplots(rows, columns, squeeze=False)
     numbers = []
-    for i, (ax, one, each) in enumerate(zip(axes.ravel(), found, shared, strict=False)):
+    for i, (ax, masks, each) in enumerate(zip(axes.ravel(), shown, shared, strict=False)):
         tasks = len(each)
         at = np.unique(np.linspace(0, tasks - 1, min(SHOWN, tasks)).round().astype(int))
-        numbers.append(_numbers(one, each, at))
+        numbers.append(_numbers(masks, each, at))
         picture = {"cmap": "cividis", "vmin": low, "vmax": high, "extent": (0, tasks, tasks, 0)}
         image = ax.imshow(each.astype(np.float32), **picture, **SMOOTH)
         ax.grid(False)
         task_ticks(ax, tasks, "x")
         task_ticks(ax, tasks, "y")
-        told = [f"mean {_mean(each):.3f}"]
-        if one.setting.router == "RTR":
-            told.append(f"expected {numbers[-1].expected_random.iloc[0]:.3f}")
-        panel_title(ax, one.name, *told, width=24)
+        lines = [f"mean {_mean(each):.3f}"]
+        if masks.setting.router == "RTR":
+            lines.append(f"expected {numbers[-1].expected_random.iloc[0]:.3f}")
+        panel_title(ax, masks.name, *lines, width=24)
         if i % columns:
             ax.set_yticklabels([])
         else:
             ax.set_ylabel("task i")
-        if i + columns >= len(found):
+        if i + columns >= len(shown):
             ax.set_xlabel("task j")
-    for ax in axes.ravel()[len(found) :]:
+    for ax in axes.ravel()[len(shown) :]:
         ax.set_axis_off()
     bar = figure.colorbar(image, ax=axes, aspect=15 * rows, pad=0.01)
     bar.set_label("channels that both read / C")
     random = "expected of random masks: $C_\\beta^2 / C$ of C channels (Appendix B)"
-    told = f"mean: over tasks i ≠ j{'; ' if columns > 2 else chr(10)}{random}"
-    figure.suptitle(told, fontsize=7, parse_math=True)
+    title = f"mean: over tasks i ≠ j{'; ' if columns > 2 else chr(10)}{random}"
+    figure.suptitle(title, fontsize=7, parse_math=True)
     caption(figure, of_masks(runs), note)
     return Drawing(figure, pd.concat(numbers, ignore_index=True), note)

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.drawing.fonts import short, width_of
 from analysis.drawing.style import WIDE, Drawing, caption, new_figure, of_one, styled
 from analysis.read.runs import Finished
-from analysis.read.settings import highlighted, largest, settings
+from analysis.read.settings import highlighted, largest, not_shown, settings
 
 TITLE = "Samples from the same noise (Figures 9-15)"
 GAP = 1  # pixels of white between two samples
@@ -67,7 +67,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     A setting shows its lowest seed. Runs that were sampled otherwise than most are left out: their
     columns would not be paired.
     """
-    arrays = {run.path: found for run in runs if (found := arrays_of(run))}
+    arrays = {run.path: stored for run in runs if (stored := arrays_of(run))}
     shown = [setting.runs[0] for setting in settings([r for r in runs if r.path in arrays])]
 
     def start(run: Finished) -> tuple:
@@ -76,26 +76,26 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         keys = sorted(key for key in run.flat if key.startswith(noise))
         return images.shape, labels.tobytes(), *((key, str(run.flat[key])) for key in keys)
 
-    kept, note = largest(shown, start, "its samples do not start from the others' noise and labels")
-    found = settings(kept)
-    rows = highlighted(found)
-    hidden = f"{len(found) - len(rows)} other settings are not shown; name their runs to do so"
-    hidden = hidden * (len(found) > len(rows))
-    images, labels = arrays[kept[0].path]
+    what = "its samples do not start from the others' noise and labels"
+    selected, note = largest(shown, start, what)
+    every = settings(selected)
+    rows = highlighted(every)
+    hidden = not_shown(len(every) - len(rows))
+    images, labels = arrays[selected[0].path]
     columns = min(len(images), 20 if images.shape[-1] <= 16 else 10)
     strips = [_row(arrays[row.runs[0].path][0][:columns]) for row in rows]
     sheet = np.concatenate(strips)[:-GAP, :-GAP]
 
     height, width = np.array(images.shape[2:]) + GAP
-    known = classes_of(kept[0])
+    known = classes_of(selected[0])
     names = [known[i] if 0 <= i < len(known) else str(i) for i in labels[:columns].tolist()]
     shown = [short(name, LONGEST) for name in names]
     labels_of_rows = [fill(short(row.label, 2 * LABEL), LABEL) for row in rows]
-    left = 0.1 + LETTER * max(map(width_of, labels_of_rows))
+    margin = 0.1 + LETTER * max(map(width_of, labels_of_rows))
     longest = LETTER * max(map(width_of, shown))
-    turned = longest > (WIDE - left) / columns
+    turned = longest > (WIDE - margin) / columns
     above = 0.32 + longest if turned else 0.45
-    figure = new_figure(WIDE, above + (WIDE - left) * len(sheet) / sheet.shape[1])
+    figure = new_figure(WIDE, above + (WIDE - margin) * len(sheet) / sheet.shape[1])
     ax = figure.subplots()
     ax.imshow(sheet, interpolation="nearest")
     ax.grid(False)

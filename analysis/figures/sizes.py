@@ -47,7 +47,7 @@ def _comparable(run: Finished) -> tuple:
     return *run.protocol, run.hash_without("model", "router", "seed")
 
 
-def _kept(runs: Sequence[Finished]) -> tuple[list[Finished], str]:
+def _several_sizes(runs: Sequence[Finished]) -> tuple[list[Finished], str]:
     """Returns the runs of routers that were trained in several sizes, and who is left out."""
     sized = _sized(runs)
     sizes = defaultdict(set)
@@ -63,7 +63,7 @@ def _kept(runs: Sequence[Finished]) -> tuple[list[Finished], str]:
 
 def needs(runs: Sequence[Finished]) -> str | None:
     """Says what is missing: a router in two sizes of the model."""
-    if _kept(runs)[0]:
+    if _several_sizes(runs)[0]:
         return None
     return "needs finished runs of one router in two sizes of the model, equal in all else"
 
@@ -76,9 +76,9 @@ def _short(count: float, _: object = None) -> str:
 
 
 def _without_size(setting: Setting) -> Setting:
-    """Returns a setting whose name tells no option of the model."""
-    (run, *_), own = setting.runs, ("model", "model.")
-    options = {key.rsplit(".", 1)[-1] for key in run.flat if key.startswith(own)}
+    """Returns a setting without the options of the model in its name."""
+    (run, *_), prefixes = setting.runs, ("model", "model.")
+    options = {key.rsplit(".", 1)[-1] for key in run.flat if key.startswith(prefixes)}
     words = [w for w in setting.other.split() if w.split("=")[0] not in options]
     words = [word for word in words if word != run.choice("model")]
     return replace(setting, other=" ".join(words))
@@ -99,12 +99,12 @@ def draw(runs: Sequence[Finished]) -> Drawing:
 
     What a router adds counts: Switch has experts of its own.
     """
-    kept, note = _kept(runs)
+    selected, note = _several_sizes(runs)
     by_line = defaultdict(list)
-    for run in kept:
+    for run in selected:
         by_line[_line(run)].append(run)
-    # one run per line tells what a line is called
-    named = [_without_size(s) for s in settings([own[0] for own in by_line.values()])]
+    # a line has the name of its first run
+    named = [_without_size(s) for s in settings([line_runs[0] for line_runs in by_line.values()])]
     names = {
         _line(setting.runs[0]): (setting, style)
         for setting, style in zip(named, lines([s.router for s in named]), strict=True)
@@ -126,16 +126,16 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     figure = new_figure(WIDE if len(costs) > 1 else NARROW, 2.6)
     axes = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for ax, cost in zip(axes, costs, strict=True):
-        for (setting, style), own in zip(names.values(), numbers, strict=True):
-            ax.plot(own[cost], own.score, **style, label=as_label(setting.label), zorder=3)
-            ax.vlines(own[cost], own.low.clip(lower=1e-9), own.high, color=style["color"])
+        for (setting, style), rows in zip(names.values(), numbers, strict=True):
+            ax.plot(rows[cost], rows.score, **style, label=as_label(setting.label), zorder=3)
+            ax.vlines(rows[cost], rows.low.clip(lower=1e-9), rows.high, color=style["color"])
         ax.set_xscale("log")
         ax.set_xticks(_apart(table[cost]))
         ax.xaxis.set_major_formatter(FuncFormatter(_short))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel(COSTS[cost])
     log = score_axis(axes[0], [*0.7 * table.score, *1.3 * table.score], log=True)
-    name, n = kept[0].protocol
+    name, n = selected[0].protocol
     axes[0].set_ylabel(score_name(name, n, f"{'log scale, ' * log}lower is better"))
     legend(figure)
     bars = "bars: 95 % t interval" * bool(table.seeds.max() > 1)

@@ -1,4 +1,4 @@
-"""Where on the timeline routing helps or hurts: held-out loss of each eighth, beside no routing."""
+"""Where on the timeline routing helps or hurts: held-out loss of each eighth."""
 
 __all__ = ["TITLE", "draw", "losses_of", "needs"]
 
@@ -78,12 +78,12 @@ def _relative(pairs: Sequence[tuple[Finished, Finished]]) -> pd.DataFrame:
 
 def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """Returns the mean losses and percents of each eighth, and the t interval of the percents."""
-    found = []
+    means = []
     for (first, last), each in rows.groupby(["t_first", "t_last"]):
         mean = each[["loss", "loss_no_routing", "percent"]].mean().to_dict()
         low, high = t_interval([*each.percent])
-        found.append({"t_first": first, "t_last": last} | mean | {"low": low, "high": high})
-    return pd.DataFrame(found)
+        means.append({"t_first": first, "t_last": last} | mean | {"low": low, "high": high})
+    return pd.DataFrame(means)
 
 
 @styled
@@ -97,10 +97,10 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     """
     pairs = _pairs(runs)
     relative = _relative(pairs)
-    found = settings([run for run, _ in pairs])
-    front = highlighted(found)
+    every = settings([run for run, _ in pairs])
+    front = highlighted(every)
     numbers = []
-    for setting in found:
+    for setting in every:
         rows = relative[relative.run.isin([run.path for run in setting.runs])]
         row = {"setting": setting.label, "router": setting.router, "alpha": setting.alpha}
         row |= {"beta": setting.beta, "seeds": len(setting.runs), "coloured": setting in front}
@@ -108,9 +108,9 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         numbers.append(pd.DataFrame(row | {column: mean[column] for column in mean}))
     table = pd.concat(numbers, ignore_index=True)
 
-    own = table[table.coloured]
-    random = own[own.router == "RTR"].percent.abs().max()
-    others = own[own.router != "RTR"].percent.abs().max()
+    coloured = table[table.coloured]
+    random = coloured[coloured.router == "RTR"].percent.abs().max()
+    others = coloured[coloured.router != "RTR"].percent.abs().max()
     figure = new_figure(WIDE, 2.6)
     curves, *axes = figure.subplots(1, 3 if random > 3 * others else 2)
     looks = dict(zip(map(id, front), lines([s.router for s in front]), strict=True))
@@ -121,7 +121,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         (style,) = lines([setting.router])
         style |= {"label": as_label(setting.label), "zorder": 2}
         curves.plot(middle, mean.loss_no_routing, **style)
-    for setting, mean in zip(found, numbers, strict=True):
+    for setting, mean in zip(every, numbers, strict=True):
         look = {**GREY, "zorder": 1}
         if id(setting) in looks:
             look = {**looks[id(setting)], "zorder": 3, "label": as_label(setting.label)}
@@ -136,25 +136,25 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     name = "timestep t (0 = cleanest), in eighths" if len(axes) == 1 else "timestep t, in eighths"
     for ax in axes:
         ax.axhline(0, color="black", linewidth=0.8, zorder=2)
-        shown = own if ax is axes[0] else own[own.router != "RTR"]
+        shown = coloured if ax is axes[0] else coloured[coloured.router != "RTR"]
         most = 2 * shown.percent.abs().max()  # the intervals of two seeds may reach far
         ends = [*shown.percent, *shown.low.clip(lower=-most), *shown.high.clip(upper=most)]
         score_axis(ax, ends, log=False)
     for ax in (curves, *axes):
         range_ticks(ax, [*table.t_first, table.t_last.max() + 1])
         ax.set_xlabel(name)
-    log = score_axis(curves, [*own.loss, *own.loss_no_routing], log=True)
-    if rest := len(found) - len(front):
-        curves.plot([], [], **GREY, label=f"{rest} other settings")
+    log = score_axis(curves, [*coloured.loss, *coloured.loss_no_routing], log=True)
+    if rest := len(every) - len(front):
+        curves.plot([], [], **GREY, label=f"others ({rest})")
     curves.set_ylabel(f"held-out loss{chr(10) + '(log scale)' if log else ''}")
     axes[0].set_ylabel("loss against no routing\n(%, below 0 helps)")
     if len(axes) == 2:
         axes[1].set_title("without R-TR", fontsize=7)
     legend(figure)
-    left = len(runs) - len({r.path for pair in pairs for r in pair})
+    skipped = len(runs) - len({r.path for pair in pairs for r in pair})
     note = (
-        f"left out {left} runs without a no-routing twin or finite held-out losses on the way"
-        if left
+        f"left out {skipped} runs without a no-routing twin or finite held-out losses on the way"
+        if skipped
         else ""
     )
     bands = "bands: 95 % t interval" * bool(table.seeds.max() > 1)

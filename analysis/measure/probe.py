@@ -1,31 +1,31 @@
-"""What is measured in trained networks: the same images and noise for all, stored with the run."""
+"""Measures trained networks on the same images and noise, and stores the numbers with the run."""
 
-__all__ = ["Probe", "Report", "artifact", "at_least", "measured", "shown", "write"]
+__all__ = ["OnProgress", "Probe", "artifact", "at_least", "measured", "needs", "to_measure"]
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from analysis.measure.load import load
 from analysis.read.runs import Finished
 from analysis.read.settings import Setting, highlighted, settings
-from dtr_lightning.cli.commands import quiet
 from dtr_lightning.cli.progress_bar import Bar
 from dtr_lightning.config.evaluation import LARGEST_SEED
 from dtr_lightning.errors import UserError
 from dtr_lightning.models import evaluation_mode
-from dtr_lightning.rundir.atomic import replacing
+from dtr_lightning.rundir.atomic import writing
 from dtr_lightning.rundir.run import Run
 
 Arrays = dict[str, np.ndarray]
-Report = Callable[[float], None]  # is told the share of the work that is done, in 0..1
+OnProgress = Callable[[float], None]  # takes the share of the work that is done, in 0..1
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,7 @@ class Probe:
     @classmethod
     def of(cls, run: Run, images: int, seed: int) -> "Probe":
         """Returns the average weights of a run and its own data; UserError for several experts."""
-        # Lightning takes seconds to import; figures that need no network do without.
-        from dtr_lightning.experiment.load import TrainedRun, other_protocol
-
-        quiet()
-        config = other_protocol(run, [])
-        config = config | {"module": config["module"] | {"compile": False}}
-        trained = TrainedRun(run, config)
+        trained = load(run)
         return cls.on(trained.module, trained.experiment.data, images, seed)
 
     @classmethod
@@ -76,29 +70,35 @@ class Probe:
         return torch.full((len(self.x0),), t, device=self.x0.device)
 
 
-def at_least(protocol: Any, **least: int) -> None:
+def at_least(config: Any, **least: int) -> None:
     """Raises UserError for an option below the least that is given for it."""
     for name, bound in least.items():
-        if (value := getattr(protocol, name)) < bound:
+        if (value := getattr(config, name)) < bound:
             raise UserError(f"{name} must be at least {bound}; got {value}")
-    if (seed := getattr(protocol, "seed", 0)) > LARGEST_SEED:
+    if (seed := getattr(config, "seed", 0)) > LARGEST_SEED:
         raise UserError(f"seed must be at most {LARGEST_SEED}; got {seed}")
 
 
-def shown(runs: Sequence[Finished]) -> tuple[list[Setting], list[str]]:
+def to_measure(runs: Sequence[Finished]) -> tuple[list[Setting], list[str]]:
     """Returns the settings to measure, one run each, and a line per reason to leave others out."""
     lines = []
     single = [run for run in runs if run.flat.get("experts", 1) == 1]
-    if left := len(runs) - len(single):
-        lines.append(f"left out, as experts share no weights: {left}")
+    if skipped := len(runs) - len(single):
+        lines.append(f"left out, as experts share no weights: {skipped}")
     sound = [run for run in single if np.isfinite(run.score) and run.last.is_file()]
-    if left := len(single) - len(sound):
-        lines.append(f"left out, diverged or without a checkpoint: {left}")
-    found = settings(sound)
-    kept = highlighted(found)
-    if left := len(found) - len(kept):
-        lines.append(f"{left} other settings are not measured; name their runs to do so")
-    return kept, lines
+    if skipped := len(single) - len(sound):
+        lines.append(f"left out, diverged or without a checkpoint: {skipped}")
+    every = settings(sound)
+    selected = highlighted(every)
+    if skipped := len(every) - len(selected):
+        lines.append(f"settings not measured: {skipped}; name their runs to measure them")
+    return selected, lines
+
+
+def needs(runs: Sequence[Finished]) -> str | None:
+    """Says what is missing: a finished run of one network with its checkpoint."""
+    selected, lines = to_measure(runs)
+    return None if selected else "; ".join(lines or ["no run is finished"])
 
 
 def artifact(run: Run, name: str) -> Path:
@@ -106,62 +106,53 @@ def artifact(run: Run, name: str) -> Path:
     return run.path / "artifacts" / name
 
 
-def write(path: Path, content: Callable[[IO[bytes]], None]) -> None:
-    """Writes a file beside and renames it; UserError if that fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part, part.open("wb") as file:
-            content(file)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-
-
 def _stored(path: Path, key: str) -> Arrays | None:
     """Returns the arrays of a file with this key; None if there is none, or a damaged one."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = dict(arrays)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
     except (OSError, ValueError, EOFError, BadZipFile):
         return None
-    return found if str(found.pop("key", "")) == key else None
+    return arrays if str(arrays.pop("key", "")) == key else None
 
 
 def measured(
     name: str,
     runs: Sequence[Run],
-    protocol: Any,
-    measure: Callable[[Probe, Any, Report], Mapping[str, np.ndarray]],
+    config: Any,
+    measure: Callable[[Probe, Any, OnProgress], Mapping[str, np.ndarray]],
 ) -> tuple[dict[Path, Arrays], list[str]]:
     """Returns {run's path: its numbers}, and a line for each run that cannot be measured.
 
-    Numbers are stored with the run, under the protocol and the checkpoint that they are of; what is
-    stored already is not measured again. Each run is stored as soon as it is done.
+    Each run is stored as soon as it is done, with the config and the checkpoint that its numbers
+    are of; what is stored already is not measured again.
     """
-    options = json.dumps(asdict(protocol), sort_keys=True)
+    options = json.dumps(asdict(config), sort_keys=True)
     file = f"{name}-{sha256(options.encode()).hexdigest()[:6]}.npz"
     keys = {}
     for run in runs:
         state = run.last.stat()
         keys[run.path] = f"{options} {state.st_mtime_ns} {state.st_size}"
-    found = {run.path: _stored(artifact(run, file), keys[run.path]) for run in runs}
-    missing = [run for run in runs if found[run.path] is None]
-    lines = []
+    stored = {run.path: _stored(artifact(run, file), keys[run.path]) for run in runs}
+    numbers = {path: arrays for path, arrays in stored.items() if arrays is not None}
+    missing = [run for run in runs if run.path not in numbers]
+    lines: list[str] = []
     if not missing:
-        return found, lines
+        return numbers, lines
     with Bar(name) as bar:
         for i, run in enumerate(missing):
 
-            def report(share: float, i: int = i, run: Run = run) -> None:
+            def on_progress(share: float, i: int = i, run: Run = run) -> None:
                 bar(int(1000 * (i + share)), 1000 * len(missing), f"{name} {run.path.name}")
 
-            report(0)
+            on_progress(0)
             try:
-                probe = Probe.of(run, protocol.images, protocol.seed)
-                arrays = {**measure(probe, protocol, report)}
+                probe = Probe.of(run, config.images, config.seed)
+                arrays = {**measure(probe, config, on_progress)}
             except UserError as error:
                 lines.append(f"left out {run.path.name}: {error}")
                 continue
-            content = {"key": np.array(keys[run.path]), **arrays}
-            write(artifact(run, file), lambda target, c=content: np.savez(target, **c))
-            found[run.path] = arrays
-    return {path: arrays for path, arrays in found.items() if arrays is not None}, lines
+            with writing(artifact(run, file)) as part:
+                np.savez(part, key=np.array(keys[run.path]), **arrays)
+            numbers[run.path] = arrays
+    return numbers, lines

@@ -26,7 +26,7 @@ from dtr_lightning.errors import UserError, choices
 
 Estimator = Literal["unbiased", "biased"]
 LEAST = 4  # images of a minibatch, below which the unbiased HSIC is not defined
-PARTS = 4  # of a projection: the spread of their answers tells its error
+PARTS = 4  # of a projection: its error is estimated from how far they differ
 CHUNK = 2**20  # numbers that are projected at once, which bounds the memory
 
 
@@ -48,14 +48,14 @@ def _centred(grams: Tensor, estimator: Estimator) -> Tensor:
         raise UserError(f"CKA needs minibatches of at least {LEAST} images; got {n}")
     if estimator == "biased":
         rows = grams.mean(-1, keepdim=True)
-        found = (grams - rows - rows.mT + rows.mean(-2, keepdim=True)) / (n - 1)
+        centred = (grams - rows - rows.mT + rows.mean(-2, keepdim=True)) / (n - 1)
     else:
         grams = grams - torch.diag_embed(grams.diagonal(dim1=-2, dim2=-1))
         rows = grams.sum(-1, keepdim=True)
-        found = grams - (rows + rows.mT - rows.sum(-2, keepdim=True) / (n - 1)) / (n - 2)
-        found = found - torch.diag_embed(found.diagonal(dim1=-2, dim2=-1))
-        found = found / (n * (n - 3)) ** 0.5
-    return found.flatten(-2)
+        centred = grams - (rows + rows.mT - rows.sum(-2, keepdim=True) / (n - 1)) / (n - 2)
+        centred = centred - torch.diag_embed(centred.diagonal(dim1=-2, dim2=-1))
+        centred = centred / (n * (n - 3)) ** 0.5
+    return centred.flatten(-2)
 
 
 def hsic(k: Tensor, l: Tensor, estimator: Estimator = "unbiased") -> Tensor:  # noqa: E741
@@ -65,9 +65,9 @@ def hsic(k: Tensor, l: Tensor, estimator: Estimator = "unbiased") -> Tensor:  # 
 
 def cka(x: Tensor, y: Tensor, estimator: Estimator = "unbiased") -> Tensor:
     """Returns the linear CKA of features x (n, D) and y (n, D') of the same n > 3 images."""
-    found = Minibatches(estimator)
-    found.add(torch.stack([gram(x), gram(y)]))
-    return found.cka()[0, 1]
+    minibatches = Minibatches(estimator)
+    minibatches.add(torch.stack([gram(x), gram(y)]))
+    return minibatches.cka()[0, 1]
 
 
 class Minibatches:
@@ -107,15 +107,15 @@ class Projection:
     def __call__(self, pieces: Iterable[Tensor]) -> Tensor:
         """Returns the parts float64 (4, size / 4) of a vector that is given in pieces."""
         generator = torch.Generator().manual_seed(self.seed)
-        found = torch.zeros(PARTS, self.size, dtype=torch.float64)
+        projected = torch.zeros(PARTS, self.size, dtype=torch.float64)
         for piece in pieces:
             for chunk in piece.flatten().split(CHUNK):
                 numbers = chunk.cpu().double()
-                for part in found:
+                for part in projected:
                     drawn = torch.randint(2 * self.size, numbers.shape, generator=generator)
                     signs = 1 - 2 * (drawn % 2)
                     part.index_add_(0, drawn // 2, numbers * signs)
-        return found
+        return projected
 
 
 def interpolated(affinity: Tensor, at: Tensor, tasks: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Task affinity: cosine similarity of the gradients of tasks, over t and over log-SNR.
 
-It is that of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023, and is
-what clusters by affinity read: each run gets artifacts/affinity.npy.
+The measure is that of Go et al., *Addressing Negative Transfer in Diffusion Models*, 2023.
+Clusters by affinity read it: each run gets artifacts/affinity.npy.
 """
 
 __all__ = ["CONFIG", "FILE", "TITLE", "AffinityConfig", "draw", "measure", "needs"]
@@ -29,11 +29,20 @@ from analysis.drawing.style import (
     styled,
     task_ticks,
 )
-from analysis.measure.probe import Probe, Report, artifact, at_least, measured, shown, write
+from analysis.measure.probe import (
+    OnProgress,
+    Probe,
+    artifact,
+    at_least,
+    measured,
+    needs,
+    to_measure,
+)
 from analysis.measure.similarity import PARTS, Projection, cosines, interpolated
 from analysis.read.runs import Finished
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.models import evaluation_mode
+from dtr_lightning.rundir.atomic import writing
 
 TITLE = "Similarity of the tasks' gradients"
 FILE = "affinity.npy"
@@ -84,46 +93,48 @@ def _gradient(probe: Probe, parameters: list[nn.Parameter], t: int) -> list[Tens
         with evaluation_mode(probe.module):
             losses = probe.module.losses(part.x0, part.tasks(t), part.y, part.noise)
             loss = (losses.mse + losses.vb).sum() / len(probe.x0)
-            found = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        for own, new in zip(total, found, strict=True):
-            own += new
+            gradient = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        for summed, new in zip(total, gradient, strict=True):
+            summed += new
     return total
 
 
 def _exact(gradients: Tensor) -> Tensor:
     """Returns the inner products float64 (m, m) of gradients float32 (m, P)."""
-    found = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
+    products = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
     for chunk in gradients.split(2**20, 1):
-        found += (wide := chunk.double()) @ wide.T
-    return found
+        products += (wide := chunk.double()) @ wide.T
+    return products
 
 
-def measure(probe: Probe, protocol: AffinityConfig, report: Report) -> Mapping[str, np.ndarray]:
+def measure(
+    probe: Probe, config: AffinityConfig, on_progress: OnProgress
+) -> Mapping[str, np.ndarray]:
     """Returns t (m,), log-SNR of all T tasks, cosines [m, m], the projection's error, images.
 
     The error is rms and largest over pairs of different t: of the projection against the exact
     cosines or, if only the projection is held, the standard error of the mean of its parts.
     """
     process = probe.module.diffusion
-    if protocol.timesteps > process.T:
-        raise UserError(f"timesteps must be at most T = {process.T}; got {protocol.timesteps}")
-    at = torch.linspace(0, process.T - 1, protocol.timesteps, dtype=torch.float64).round().long()
+    if config.timesteps > process.T:
+        raise UserError(f"timesteps must be at most T = {process.T}; got {config.timesteps}")
+    at = torch.linspace(0, process.T - 1, config.timesteps, dtype=torch.float64).round().long()
     parameters = [p for p in probe.module.model.parameters() if p.requires_grad]
     count = sum(p.numel() for p in parameters)
-    exact = protocol.method == "exact" or (protocol.method == "auto" and count * len(at) <= EXACT)
+    exact = config.method == "exact" or (config.method == "auto" and count * len(at) <= EXACT)
     held = torch.empty(len(at) if exact else 0, count)
-    project = Projection(protocol.size, protocol.seed)
-    parts = torch.empty(len(at), PARTS, protocol.size // PARTS, dtype=torch.float64)
+    project = Projection(config.size, config.seed)
+    parts = torch.empty(len(at), PARTS, config.size // PARTS, dtype=torch.float64)
     for i, t in enumerate(at.tolist()):
         gradient = _gradient(probe, parameters, t)
         parts[i] = project(gradient)
         if exact:
             held[i] = torch.cat([piece.flatten() for piece in gradient]).cpu()
-        report((i + 1) / len(at))
-    found = cosines((flat := parts.flatten(1)) @ flat.T)
+        on_progress((i + 1) / len(at))
+    affinity = cosines((flat := parts.flatten(1)) @ flat.T)
     if exact:
-        error, found = found, cosines(_exact(held))
-        error = error - found
+        projected, affinity = affinity, cosines(_exact(held))
+        error = projected - affinity
     else:
         each = torch.stack([cosines(part @ part.T) for part in parts.unbind(1)])
         error = each.std(0) / PARTS**0.5
@@ -131,45 +142,40 @@ def measure(probe: Probe, protocol: AffinityConfig, report: Report) -> Mapping[s
     return {
         "t": at.numpy(),
         "log_snr": process.log_snr().cpu().numpy(),
-        "affinity": found.numpy(),
+        "affinity": affinity.numpy(),
         "exact": np.array(exact),
         "images": np.array(len(probe.x0)),
         "error": np.array([error.square().mean().sqrt(), error.abs().max()]),
     }
 
 
-def needs(runs: Sequence[Finished]) -> str | None:
-    """Says what is missing: a finished run of one network with its checkpoint."""
-    kept, lines = shown(runs)
-    return None if kept else "; ".join(lines or ["no run is finished"])
-
-
 @styled
-def draw(runs: Sequence[Finished], protocol: AffinityConfig | None = None) -> Drawing:
+def draw(runs: Sequence[Finished], config: AffinityConfig | None = None) -> Drawing:
     """Draws the affinity of every setting (its lowest seed), over t and below over log-SNR.
 
     Every run gets artifacts/affinity.npy, float32 [T, T]: between measured timesteps the unit
     gradient is interpolated linearly (`similarity.interpolated`). The numbers hold t <= t2.
     """
-    protocol = protocol or AffinityConfig()
-    kept, lines = shown(runs)
-    found, failed = measured("affinity", [s.runs[0] for s in kept], protocol, measure)
-    rows = [s for s in kept if s.runs[0].path in found]
+    config = config or AffinityConfig()
+    selected, lines = to_measure(runs)
+    numbers, failed = measured("affinity", [s.runs[0] for s in selected], config, measure)
+    rows = [s for s in selected if s.runs[0].path in numbers]
     if not rows:
         raise UserError(f"affinity: nothing to draw: {'; '.join(failed)}")
     columns = min(COLUMNS, len(rows))
     pairs = -(-len(rows) // columns)
     figure = new_figure(min(WIDE, 1.1 + 1.5 * columns), 3.4 * pairs)
     grid = figure.subplots(2 * pairs, columns, squeeze=False)
-    numbers = []
+    tables = []
     for ax in grid.flat:
         ax.set_visible(False)
     for i, setting in enumerate(rows):
         run = setting.runs[0]
-        own = found[run.path]
-        affinity, t, log_snr = own["affinity"], own["t"], own["log_snr"]
+        arrays = numbers[run.path]
+        affinity, t, log_snr = arrays["affinity"], arrays["t"], arrays["log_snr"]
         full = interpolated(torch.from_numpy(affinity), torch.from_numpy(t), len(log_snr)).float()
-        write(artifact(run, FILE), lambda file, full=full: np.save(file, full.numpy()))
+        with writing(artifact(run, FILE)) as part:
+            np.save(part, full.numpy())
         over_t, over_snr = grid[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
         image = _panel(over_t, t, affinity, (0, len(log_snr)))
         for axis in "xy":
@@ -184,17 +190,16 @@ def draw(runs: Sequence[Finished], protocol: AffinityConfig | None = None) -> Dr
         upper = np.triu_indices(len(t))
         row = {"setting": setting.label, "run": run.path.name, "t": t[upper[0]], "t2": t[upper[1]]}
         row |= {"log_snr": log_snr[t][upper[0]], "log_snr2": log_snr[t][upper[1]]}
-        row |= {"affinity": affinity[upper], "method": "exact" if own["exact"] else "projected"}
-        row |= {"projection_rms": own["error"][0], "projection_max": own["error"][1]}
-        numbers.append(pd.DataFrame(row).round(6))
+        row |= {"affinity": affinity[upper], "method": "exact" if arrays["exact"] else "projected"}
+        row |= {"projection_rms": arrays["error"][0], "projection_max": arrays["error"][1]}
+        tables.append(pd.DataFrame(row).round(6))
     bar = figure.colorbar(image, ax=grid, shrink=1 / pairs, aspect=24, pad=0.02)
-    of = count_images([found[s.runs[0].path] for s in rows], protocol.images)
+    of = count_images([numbers[s.runs[0].path] for s in rows], config.images)
     bar.set_label(f"cosine of gradients, {of}", fontsize=7)
-    table = pd.concat(numbers, ignore_index=True)
-    notes = [_accuracy(table, protocol.size), f"clusters read each run's artifacts/{FILE}"]
+    table = pd.concat(tables, ignore_index=True)
+    notes = [_accuracy(table, config.size), f"clusters read each run's artifacts/{FILE}"]
     note = "; ".join([*notes, *lines, *failed])
-    left = "; ".join([*lines, *failed])
-    caption(figure, of_one([s.runs[0] for s in rows]), left)
+    caption(figure, of_one([s.runs[0] for s in rows]), "; ".join([*lines, *failed]))
     return Drawing(figure, table, note)
 
 
@@ -204,7 +209,7 @@ def _accuracy(table: pd.DataFrame, size: int) -> str:
     of = used if len(used) else table
     error = f"off by {of.projection_rms.max():.4f} rms, {of.projection_max.max():.4f} at most"
     if len(used):
-        return f"gradients projected to {size:,} numbers, {error} as its parts tell"
+        return f"gradients projected to {size:,} numbers, {error}, as its parts show"
     return f"exact gradients; projected to {size:,} numbers they would be {error}"
 
 

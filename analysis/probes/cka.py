@@ -23,7 +23,7 @@ from analysis.drawing.style import (
     styled,
     task_ticks,
 )
-from analysis.measure.probe import Probe, Report, at_least, measured, shown
+from analysis.measure.probe import OnProgress, Probe, at_least, measured, needs, to_measure
 from analysis.measure.similarity import LEAST, Estimator, Minibatches, gram
 from analysis.read.runs import Finished
 from dtr_lightning.errors import UserError, choices
@@ -74,13 +74,12 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     UserError for a backbone that has neither.
     """
     if _convolutional(model):
-        named = {"middle": model.middle_block}
-        parts = {"in": model.input_blocks, "out": model.output_blocks}
-        found = {f"{name} {i}": b for name, part in parts.items() for i, b in enumerate(part, 1)}
-        order = [*(n for n in found if n[0] == "i"), "middle", *(n for n in found if n[0] == "o")]
-        return {name: block for name in order if (block := (found | named)[name]).reads}
-    if isinstance(found := getattr(model, "blocks", None), nn.ModuleList):
-        return {f"block {i}": block for i, block in enumerate(found, 1)}
+        stages = {f"in {i}": block for i, block in enumerate(model.input_blocks, 1)}
+        stages["middle"] = model.middle_block
+        stages |= {f"out {i}": block for i, block in enumerate(model.output_blocks, 1)}
+        return {name: block for name, block in stages.items() if block.reads}
+    if isinstance(listed := getattr(model, "blocks", None), nn.ModuleList):
+        return {f"block {i}": block for i, block in enumerate(listed, 1)}
     raise UserError(f"{type(model).__name__} has no list `blocks` whose outputs can be compared")
 
 
@@ -90,16 +89,16 @@ def _convolutional(model: nn.Module) -> bool:
 
 
 def _reader(
-    features: list[Tensor], protocol: CKAConfig, channel_dim: int
+    features: list[Tensor], config: CKAConfig, channel_dim: int
 ) -> Callable[[nn.Module, Any, Tensor], None]:
     """Returns a forward hook that appends the Gram matrix (n, n) of a block's features."""
 
     def read(block: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if protocol.feature == "update":
+        if config.feature == "update":
             if inputs[0].shape != output.shape:
                 raise UserError("feature update needs blocks that keep their shape; valid: output")
             output = output - inputs[0]
-        if protocol.tokens == "mean":
+        if config.tokens == "mean":
             dims = [dim for dim in range(1, output.ndim) if dim != channel_dim % output.ndim]
             output = output.mean(dims)
         features.append(gram(output.float()))
@@ -108,17 +107,17 @@ def _reader(
 
 
 @torch.no_grad()
-def measure(probe: Probe, protocol: CKAConfig, report: Report) -> Mapping[str, np.ndarray]:
+def measure(probe: Probe, config: CKAConfig, on_progress: OnProgress) -> Mapping[str, np.ndarray]:
     """Returns t (m,), block names, number of images, CKA [blocks, m, m] by either estimator."""
     model, process = probe.module.model, probe.module.diffusion
     named = blocks(model)
-    at = torch.arange(protocol.timesteps) * process.T // protocol.timesteps
+    at = torch.arange(config.timesteps) * process.T // config.timesteps
     if at.unique().numel() < len(at):
-        raise UserError(f"timesteps must be at most T = {process.T}; got {protocol.timesteps}")
+        raise UserError(f"timesteps must be at most T = {process.T}; got {config.timesteps}")
     sums = {kind: [Minibatches(kind) for _ in named] for kind in get_args(Estimator)}
-    parts = list(probe.minibatches(protocol.batch))
+    parts = list(probe.minibatches(config.batch))
     read: list[Tensor] = []
-    reader = _reader(read, protocol, 1 if _convolutional(model) else -1)
+    reader = _reader(read, config, 1 if _convolutional(model) else -1)
     hooks = [block.register_forward_hook(reader) for block in named.values()]
     try:
         for i, part in enumerate(parts):
@@ -130,49 +129,43 @@ def measure(probe: Probe, protocol: CKAConfig, report: Report) -> Mapping[str, n
                 with evaluation_mode(model):
                     model(process.q_sample(part.x0, tasks, part.noise), tasks, part.y)
                 grams[:, j] = torch.stack(read)
-                report((i + (j + 1) / len(at)) / len(parts))
-            for found in sums.values():
-                for block, own in zip(found, grams, strict=True):
-                    block.add(own)
+                on_progress((i + (j + 1) / len(at)) / len(parts))
+            for minibatches in sums.values():
+                for block, own_grams in zip(minibatches, grams, strict=True):
+                    block.add(own_grams)
     finally:
         for hook in hooks:
             hook.remove()
-    found = {kind: torch.stack([b.cka() for b in own]).numpy() for kind, own in sums.items()}
+    cka = {kind: torch.stack([b.cka() for b in each]).numpy() for kind, each in sums.items()}
     images = np.array(len(probe.x0))
-    return {"t": at.numpy(), "blocks": np.array(list(named)), "images": images, **found}
-
-
-def needs(runs: Sequence[Finished]) -> str | None:
-    """Says what is missing: a finished run of one network with its checkpoint."""
-    kept, lines = shown(runs)
-    return None if kept else "; ".join(lines or ["no run is finished"])
+    return {"t": at.numpy(), "blocks": np.array(list(named)), "images": images, **cka}
 
 
 @styled
-def draw(runs: Sequence[Finished], protocol: CKAConfig | None = None) -> Drawing:
+def draw(runs: Sequence[Finished], config: CKAConfig | None = None) -> Drawing:
     """Draws CKA [t, t] for every block (columns) and setting (rows, the lowest seed of each).
 
     All see the same images and noise, at all t. The numbers hold t <= t2: CKA is symmetric.
     """
-    protocol = protocol or CKAConfig()
-    kept, lines = shown(runs)
+    config = config or CKAConfig()
+    selected, lines = to_measure(runs)
     # Both estimators are stored together, whichever is shown.
-    stored = replace(protocol, estimator="unbiased")
-    found, failed = measured("cka", [s.runs[0] for s in kept], stored, measure)
-    rows = [s for s in kept if s.runs[0].path in found]
+    stored = replace(config, estimator="unbiased")
+    numbers, failed = measured("cka", [s.runs[0] for s in selected], stored, measure)
+    rows = [s for s in selected if s.runs[0].path in numbers]
     if not rows:
         raise UserError(f"cka: nothing to draw: {'; '.join(failed)}")
-    arrays = [found[s.runs[0].path] for s in rows]
-    columns = [_spaced(len(own["blocks"])) for own in arrays]
+    arrays = [numbers[s.runs[0].path] for s in rows]
+    columns = [_spaced(len(each["blocks"])) for each in arrays]
     count = max(map(len, columns))
     panel = min(1.1, (WIDE - 1.1) / count)
     figure = new_figure(min(WIDE, 1.3 + panel * count), 0.45 + (panel + 0.12) * len(rows))
     grid = figure.subplots(len(rows), count, squeeze=False, sharex=True, sharey=True)
-    low = min(0.0, *(float(np.nanmin([*own[protocol.estimator].flat, 0])) for own in arrays))
-    alike = all(list(own["blocks"]) == list(arrays[0]["blocks"]) for own in arrays)
-    numbers = []
-    for setting, own, numbered, axes in zip(rows, arrays, columns, grid, strict=True):
-        t, cka = own["t"], own[protocol.estimator]
+    low = min(0.0, *(float(np.nanmin([*each[config.estimator].flat, 0])) for each in arrays))
+    alike = all(list(each["blocks"]) == list(arrays[0]["blocks"]) for each in arrays)
+    tables = []
+    for setting, each, numbered, axes in zip(rows, arrays, columns, grid, strict=True):
+        t, cka = each["t"], each[config.estimator]
         tasks = int(setting.runs[0].flat.get("diffusion.T", 1000))
         for ax in axes[len(numbered) :]:
             ax.set_visible(False)
@@ -182,7 +175,7 @@ def draw(runs: Sequence[Finished], protocol: CKAConfig | None = None) -> Drawing
             task_ticks(ax, tasks, "x", middle=count <= 6)
             task_ticks(ax, tasks, "y", middle=count <= 6)
             if setting is rows[0] or not alike:
-                ax.set_title(str(own["blocks"][i]), fontsize=7)
+                ax.set_title(str(each["blocks"][i]), fontsize=7)
             if setting is rows[-1]:
                 ax.set_xlabel("t")
                 # the last of a panel and the first of the next share the room
@@ -190,17 +183,15 @@ def draw(runs: Sequence[Finished], protocol: CKAConfig | None = None) -> Drawing
                     label.set_ha("right" if i else "left")
             upper = np.triu_indices(len(t))
             row = {"setting": setting.label, "run": setting.runs[0].path.name}
-            row |= {"block": str(own["blocks"][i]), "t": t[upper[0]], "t2": t[upper[1]]}
-            numbers.append(pd.DataFrame(row | {"cka": cka[i][upper].round(6)}))
+            row |= {"block": str(each["blocks"][i]), "t": t[upper[0]], "t2": t[upper[1]]}
+            tables.append(pd.DataFrame(row | {"cka": cka[i][upper].round(6)}))
         letters = 16 if count <= 6 else 10  # as high as a panel
         axes[0].set_ylabel(f"{fill(short(setting.label, 3 * letters), letters)}\nt", fontsize=7)
     bar = figure.colorbar(image, ax=grid, shrink=min(1.0, 1.6 / len(rows)), aspect=18, pad=0.02)
-    bar.set_label(
-        f"CKA ({protocol.estimator})\n{count_images(arrays, protocol.images)}", fontsize=7
-    )
+    bar.set_label(f"CKA ({config.estimator})\n{count_images(arrays, config.images)}", fontsize=7)
     note = "; ".join([*lines, *failed])
     caption(figure, of_one([s.runs[0] for s in rows]), note)
-    return Drawing(figure, pd.concat(numbers, ignore_index=True), note)
+    return Drawing(figure, pd.concat(tables, ignore_index=True), note)
 
 
 def _spaced(blocks: int) -> list[int]:

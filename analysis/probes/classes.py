@@ -13,6 +13,7 @@ import torch
 from analysis.drawing.fonts import short
 from analysis.drawing.style import WIDE, Drawing, caption, new_figure, of_one, styled
 from analysis.figures.samples import rgb
+from analysis.measure.load import load
 from analysis.read.runs import Finished
 from analysis.read.settings import settings
 from dtr_lightning.cli.progress_bar import Bar
@@ -47,8 +48,7 @@ CONFIG = ClassesConfig
 def _candidates(runs: Sequence[Finished]) -> list[Finished]:
     """Returns the runs that can be sampled, the best score first."""
     sound = [run for run in runs if math.isfinite(run.score)]
-    kept = [run for run in sound if run.last.is_file() or any(run.path.glob("experts/*/ckpt/*"))]
-    return sorted(kept, key=lambda run: run.score)
+    return sorted((run for run in sound if run.has_checkpoint), key=lambda run: run.score)
 
 
 def needs(runs: Sequence[Finished]) -> str | None:
@@ -65,33 +65,26 @@ def sheet(images: np.ndarray, side: int) -> np.ndarray:
 
 
 @styled
-def draw(runs: Sequence[Finished], protocol: ClassesConfig | None = None) -> Drawing:
+def draw(runs: Sequence[Finished], config: ClassesConfig | None = None) -> Drawing:
     """Draws a square sheet per class, of the run's own sampler and guidance; name a run for it.
 
     Sample j of a class starts from the noise of index class + j num_classes: none is chosen.
     """
     # Lightning takes seconds to import; figures that need no network do without.
     from dtr_lightning.experiment.evaluation import sample
-    from dtr_lightning.experiment.load import TrainedRun, other_protocol
 
-    protocol = protocol or ClassesConfig()
+    config = config or ClassesConfig()
     run, *others = _candidates(runs)
-    config = other_protocol(run, [])
-    trained = TrainedRun(run, config | {"module": config["module"] | {"compile": False}})
+    trained = load(run)
     data, experiment = trained.experiment.data, trained.experiment
     if data.image_shape[0] not in (1, 3):
         raise UserError(f"classes: images of {data.image_shape[0]} channels cannot be shown")
-    count = min(protocol.classes, data.num_classes)
+    count = min(config.classes, data.num_classes)
     kinds = (torch.arange(count) * data.num_classes // count).tolist()
-    indices = [kind + j * data.num_classes for kind in kinds for j in range(protocol.side**2)]
+    indices = [kind + j * data.num_classes for kind in kinds for j in range(config.side**2)]
     labels = torch.tensor(indices) % data.num_classes
-    total, done = experiment.sampling_work(len(indices)), 0
     with Bar("classes") as bar:
-
-        def report(images: int) -> None:
-            nonlocal done
-            done += images
-            bar(done, total, f"classes {run.path.name}")
+        report = bar.count(experiment.sampling_work(len(indices)), f"classes {run.path.name}")
 
         evaluation = experiment.protocol
         sampled = (trained.module, data, experiment.sampler, labels, indices, evaluation, report)
@@ -103,8 +96,8 @@ def draw(runs: Sequence[Finished], protocol: ClassesConfig | None = None) -> Dra
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.set_axis_off()
-    for ax, kind, own in zip(axes, kinds, np.split(images, count), strict=False):
-        ax.imshow(sheet(own, protocol.side), interpolation="nearest")
+    for ax, kind, samples in zip(axes, kinds, np.split(images, count), strict=False):
+        ax.imshow(sheet(samples, config.side), interpolation="nearest")
         ax.set_title(f"class {short(data.class_names[kind], LONGEST)}", fontsize=7)
     scale = f"guidance {evaluation.guidance:g}, {run.results['score_name']} {run.score:.3g}"
     figure.suptitle(f"{settings([run])[0].label}, {scale}", fontsize=8)

@@ -18,6 +18,7 @@ from analysis.drawing.fonts import short
 from analysis.drawing.mask_tables import COLORS, enlarged, show
 from analysis.drawing.style import WIDE, Drawing, caption, new_figure, of_one, styled
 from analysis.figures.samples import rgb
+from analysis.measure.load import load
 from analysis.read.runs import Finished
 from analysis.read.settings import settings
 from dtr_lightning.config.registry import instantiate
@@ -101,8 +102,8 @@ def _routed(run: Finished) -> bool:
 
 def _candidates(runs: Sequence[Finished]) -> list[Finished]:
     """Returns the runs that could be filmed: DTR first, then by score."""
-    kept = [run for run in runs if math.isfinite(run.score) and run.last.is_file()]
-    order = sorted(kept, key=lambda run: (run.choice("router") != "DTR", run.score))
+    sound = [run for run in runs if math.isfinite(run.score) and run.last.is_file()]
+    order = sorted(sound, key=lambda run: (run.choice("router") != "DTR", run.score))
     return [run for run in order if _routed(run)]
 
 
@@ -173,14 +174,14 @@ def _film(table: np.ndarray, moments: Moments, title: str, names: Sequence[str])
 
 def _still(table: np.ndarray, moments: Moments, title: str) -> Figure:
     """Returns a figure of five moments: masks, and per moment x_t beside the predicted x_0."""
-    chosen = np.linspace(0, len(moments.t) - 1, STILLS).round().astype(int).tolist()
+    frames = np.linspace(0, len(moments.t) - 1, STILLS).round().astype(int).tolist()
     count, _, height, width = moments.x.shape[1:]
     figure = new_figure(WIDE, 0.75 + max(1.1, 0.46 * count * height / width))
     left, right = figure.subfigures(1, 2, width_ratios=[1.7, STILLS])
     grid = right.add_gridspec(9, STILLS)
     masks = left.subplots()
     _table(masks, table)
-    for column, i in enumerate(chosen):
+    for column, i in enumerate(frames):
         t = moments.t[i]
         masks.axhline(t + 0.5, **CURSOR)
         top = right.add_subplot(grid[0, column])
@@ -224,12 +225,8 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     network predicts from x_t, out of range where a schedule leaves no signal. The numbers hold the
     active channels of every frame.
     """
-    # Lightning takes seconds to import; figures that need no network do without.
-    from dtr_lightning.experiment.load import TrainedRun, other_protocol
-
     run, *others = _candidates(runs)
-    config = other_protocol(run, [])
-    trained = TrainedRun(run, config | {"module": config["module"] | {"compile": False}})
+    trained = load(run)
     data, experiment = trained.experiment.data, trained.experiment
     table = trained.module.model.router.table(BLOCK).cpu().numpy()
     count = min(CLASSES, data.num_classes)

@@ -3,7 +3,7 @@
 __all__ = ["CONFIG", "SCALES", "TITLE", "GuidanceConfig", "draw", "needs", "stored"]
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +22,16 @@ from analysis.drawing.style import (
     score_axis,
     styled,
 )
+from analysis.measure.load import load
 from analysis.read.runs import Finished
-from analysis.read.settings import Setting, highlighted, largest, settings
+from analysis.read.settings import Setting, highlighted, largest, not_shown, settings
 from dtr_lightning.cli.progress_bar import Bar
 from dtr_lightning.errors import UserError
 
 TITLE = "Guidance scale (Figure 3)"
 SCALES = (1.0, 1.5, 2.0, 2.5)
 MEASURED = ("score", "accuracy", "classifier_score", "precision", "recall")
-MOST = 16  # lines; of more settings those that tell the story
+MOST = 16  # lines; of more settings the `highlighted` ones
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "so^DvPXh"
 PLAIN, STYLES = "NoRouting", ("-", ":", "-.")
@@ -56,16 +57,16 @@ class GuidanceConfig:
 CONFIG = GuidanceConfig
 
 
-def _size(run: Finished, protocol: GuidanceConfig) -> int:
-    return protocol.n or int(run.results["n"])
+def _size(run: Finished, config: GuidanceConfig) -> int:
+    return config.n or int(run.results["n"])
 
 
-def stored(run: Finished, scale: float, protocol: GuidanceConfig) -> Results | None:
-    """Returns a run's results at a guidance scale, else by its own protocol; None if not there.
+def stored(run: Finished, scale: float, config: GuidanceConfig) -> Results | None:
+    """Returns a run's results at a guidance scale under its own protocol; None if not there.
 
-    They are its results, or an evaluation of the same step that `evaluate.py` or this figure made.
+    They are in results.json, or in an evaluation of the same step.
     """
-    wanted = run.results["protocol"] | {"guidance": scale, "n": _size(run, protocol)}
+    wanted = run.results["protocol"] | {"guidance": scale, "n": _size(run, config)}
     names = sorted(file.stem for file in run.evaluations.glob("*.json"))
     for results in (run.results, *map(run.evaluation, names)):
         same = results.get("protocol") == wanted and results.get("steps") == run.results["steps"]
@@ -76,9 +77,8 @@ def stored(run: Finished, scale: float, protocol: GuidanceConfig) -> Results | N
 
 def _usable(run: Finished) -> bool:
     drops = float(run.flat.get("model.class_dropout_prob", 0.1)) > 0
-    kept = run.last.is_file() or any(run.path.glob("experts/*/ckpt/last.ckpt"))
-    known = {"steps", "protocol"} <= run.results.keys()
-    return kept and known and math.isfinite(run.score) and drops
+    stated = {"steps", "protocol"} <= run.results.keys()
+    return run.has_checkpoint and stated and math.isfinite(run.score) and drops
 
 
 def needs(runs: Sequence[Finished]) -> str | None:
@@ -88,69 +88,61 @@ def needs(runs: Sequence[Finished]) -> str | None:
     return "no finished run has a checkpoint, a finite score and label dropout (for guidance)"
 
 
-def _cost(run: Finished, scale: float, protocol: GuidanceConfig) -> int:
+def _cost(run: Finished, scale: float, config: GuidanceConfig) -> int:
     """Returns the network evaluations of single images that a scale takes."""
     steps = int(run.results["protocol"]["sampler_steps"])
-    return _size(run, protocol) * steps * (1 if scale == 1 else 2)
+    return _size(run, config) * steps * (1 if scale == 1 else 2)
 
 
 def _measure(
-    runs: Sequence[Finished], protocol: GuidanceConfig
+    runs: Sequence[Finished], config: GuidanceConfig
 ) -> tuple[dict[tuple, Results], list[str]]:
     """Returns {(run's path, scale): results}, and a line for each run that cannot be measured.
 
     What is missing is sampled; every scale is stored with its run as soon as it is done.
     """
     points = [(run, scale) for run in runs for scale in SCALES]
-    found = {(run.path, scale): stored(run, scale, protocol) for run, scale in points}
-    missing = [(run, scale) for run, scale in points if found[run.path, scale] is None]
-    costs = [_cost(run, scale, protocol) for run, scale in missing]
+    results = {(run.path, scale): stored(run, scale, config) for run, scale in points}
+    missing = [(run, scale) for run, scale in points if results[run.path, scale] is None]
+    costs = [_cost(run, scale, config) for run, scale in missing]
     failed: dict[Any, str] = {}
     if missing:
         with Bar("guidance") as bar:
             for i, (run, scale) in enumerate(missing):
-                done = sum(costs[:i])
-
-                def report(images: int, text: str = f"guidance {scale:g} {run.path.name}") -> None:
-                    nonlocal done
-                    done += images
-                    bar(done, sum(costs), text)
-
                 if run.path in failed:
                     continue
+                text = f"guidance {scale:g} {run.path.name}"
+                add = bar.count(sum(costs), text, done=sum(costs[:i]))
                 try:
-                    found[run.path, scale] = _evaluate(run, scale, protocol, report)
+                    results[run.path, scale] = _evaluate(run, scale, config, add)
                 except UserError as error:
                     failed[run.path] = f"left out {run.path.name}: {error}"
-    return {key: results for key, results in found.items() if results}, list(failed.values())
+    return {key: one for key, one in results.items() if one}, list(failed.values())
 
 
-def _evaluate(run: Finished, scale: float, protocol: GuidanceConfig, report: Any) -> Results:
-    # Lightning takes seconds to import; what is stored already does without.
-    from dtr_lightning.experiment.load import TrainedRun, other_protocol
-
-    options = {"guidance": f"{scale:g}", "n": _size(run, protocol)}
-    config = other_protocol(run, [f"--evaluation.{k}={v}" for k, v in options.items()])
-    config = config | {"module": config["module"] | {"compile": False}}
-    trained = TrainedRun(run, config)
+def _evaluate(
+    run: Finished, scale: float, config: GuidanceConfig, add: Callable[[int], None]
+) -> Results:
+    options = {"guidance": f"{scale:g}", "n": _size(run, config)}
+    trained = load(run, [f"--evaluation.{k}={v}" for k, v in options.items()])
     results = run.evaluation(trained.name)
     if results is not None and not results.keys() >= set(MEASURED):
         # of a version that did not measure all of it
         (run.evaluations / f"{trained.name}.json").unlink()
-    return trained.evaluate(report)
+    return trained.evaluate(add)
 
 
-def _looks(found: Sequence[Setting]) -> list[dict[str, Any]]:
+def _looks(shown: Sequence[Setting]) -> list[dict[str, Any]]:
     """Returns the look of each setting: with several loss weights a colour each, no routing dashed.
 
     With one loss weight a router has its own colour, as everywhere.
     """
-    weights = sorted({(s.loss_weight, s.other) for s in found})
+    weights = sorted({(s.loss_weight, s.other) for s in shown})
     if len(weights) == 1:
-        return lines([s.router for s in found])
-    routed = list(dict.fromkeys((s.router, s.alpha, s.beta) for s in found if s.router != PLAIN))
+        return lines([s.router for s in shown])
+    routed = list(dict.fromkeys((s.router, s.alpha, s.beta) for s in shown if s.router != PLAIN))
     looks = []
-    for s in found:
+    for s in shown:
         i = weights.index((s.loss_weight, s.other))
         color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
         style, face = "--", "white"
@@ -173,51 +165,49 @@ def _panels(numbers: pd.DataFrame, score_name: str) -> dict[str, str]:
 
 
 @styled
-def draw(runs: Sequence[Finished], protocol: GuidanceConfig | None = None) -> Drawing:
+def draw(runs: Sequence[Finished], config: GuidanceConfig | None = None) -> Drawing:
     """Draws four panels over the guidance scale, a line per setting: the mean of its seeds.
 
     Runs keep their own protocol but for scale and n; those of another than most are left out.
     """
-    protocol = protocol or GuidanceConfig()
+    config = config or GuidanceConfig()
     usable = [run for run in runs if _usable(run)]
 
     def scoring(run: Finished) -> str:
-        own = run.results["protocol"] | {"guidance": 0, "n": _size(run, protocol)}
-        return str(sorted(own.items(), key=str))
+        protocol = run.results["protocol"] | {"guidance": 0, "n": _size(run, config)}
+        return str(sorted(protocol.items(), key=str))
 
-    kept, note = largest(usable, scoring, "they are scored under another protocol")
-    everything = settings(kept)
-    shown = everything if len(everything) <= MOST else highlighted(everything)
-    left = len(everything) - len(shown)
-    hidden = [f"{left} other settings are not shown; name their runs to do so"] if left else []
-    found, failed = _measure([run for s in shown for run in s.runs], protocol)
-    shown = [
-        s for s in shown if any((run.path, scale) in found for run in s.runs for scale in SCALES)
-    ]
+    alike, note = largest(usable, scoring, "they are scored under another protocol")
+    every = settings(alike)
+    shown = every if len(every) <= MOST else highlighted(every)
+    hidden = not_shown(len(every) - len(shown))
+    results, failed = _measure([run for s in shown for run in s.runs], config)
+    measured = {path for path, _ in results}
+    shown = [s for s in shown if any(run.path in measured for run in s.runs)]
     if not shown:
         raise UserError(f"guidance: nothing to draw: {'; '.join(failed)}")
     rows = []
     for s in shown:
         row = {"setting": s.label, "router": s.router, "loss_weight": s.loss_weight}
         for scale in SCALES:
-            own = [found[run.path, scale] for run in s.runs if (run.path, scale) in found]
-            values = {key: [x for r in own if (x := r.get(key)) is not None] for key in MEASURED}
+            seeds = [results[run.path, scale] for run in s.runs if (run.path, scale) in results]
+            values = {key: [x for r in seeds if (x := r.get(key)) is not None] for key in MEASURED}
             means = {key: float(np.mean(x)) if x else math.nan for key, x in values.items()}
-            rows.append(
-                row | {"guidance": scale, "seeds": len(own), "n": _size(kept[0], protocol)} | means
-            )
+            point = {"guidance": scale, "seeds": len(seeds), "n": _size(alike[0], config)}
+            rows.append(row | point | means)
     numbers = pd.DataFrame(rows)
-    panels = _panels(numbers, kept[0].protocol[0])
+    name, n = alike[0].protocol[0], int(numbers.n.iloc[0])
+    panels = _panels(numbers, name)
     figure = new_figure(WIDE, 2.2)
     axes = figure.subplots(1, len(panels))
     for ax, (column, title) in zip(axes, panels.items(), strict=True):
         for s, look in zip(shown, _looks(shown), strict=True):
-            own = numbers[numbers.setting == s.label]
-            ax.plot(own.guidance, own[column], **look, label=as_label(s.label))
+            line = numbers[numbers.setting == s.label]
+            ax.plot(line.guidance, line[column], **look, label=as_label(s.label))
         ax.set_title(title, fontsize=7)
         ax.set(xlabel="guidance scale", xticks=SCALES)
         score_axis(ax, [*numbers[column]])
     legend(figure)
-    note = "; ".join(filter(None, [note, *hidden, *failed]))
-    caption(figure, of_seeds(numbers.seeds, (kept[0].protocol[0], int(numbers.n.iloc[0]))), note)
+    note = "; ".join(filter(None, [note, hidden, *failed]))
+    caption(figure, of_seeds(numbers.seeds, (name, n)), note)
     return Drawing(figure, numbers, note)

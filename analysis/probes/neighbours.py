@@ -19,7 +19,7 @@ from analysis.drawing.fonts import short
 from analysis.drawing.style import WIDE, Drawing, caption, new_figure, of_one, styled
 from analysis.figures.samples import arrays_of, rgb
 from analysis.read.runs import Finished
-from analysis.read.settings import Setting, settings
+from analysis.read.settings import Setting, not_shown, settings
 from dtr_lightning.cli.progress_bar import Bar
 from dtr_lightning.config.registry import instantiate
 from dtr_lightning.data import Data
@@ -131,12 +131,11 @@ def needs(runs: Sequence[Finished]) -> str | None:
 
 def _shown(runs: Sequence[Finished]) -> tuple[list[Setting], str]:
     """Returns no routing and the best other settings, and a line on those that are left out."""
-    found = settings([run for run in runs if _usable(run)])
-    ranked = sorted(found, key=lambda s: math.inf if math.isnan(s.score) else s.score)
+    usable = settings([run for run in runs if _usable(run)])
+    ranked = sorted(usable, key=lambda s: math.inf if math.isnan(s.score) else s.score)
     plain = [s for s in ranked if s.router == "NoRouting"][:1]
-    kept = [*plain, *(s for s in ranked if s not in plain)][:SETTINGS]
-    left = len(found) - len(kept)
-    return kept, f"{left} other settings are not shown; name their runs to do so" if left else ""
+    shown = [*plain, *(s for s in ranked if s not in plain)][:SETTINGS]
+    return shown, not_shown(len(usable) - len(shown))
 
 
 def _image(ax: Axes, image: np.ndarray, column: float, row: int, copied: bool) -> None:
@@ -148,21 +147,21 @@ def _image(ax: Axes, image: np.ndarray, column: float, row: int, copied: bool) -
         ax.add_patch(Rectangle((left, top), 0.92, 0.92, **frame))
 
 
-def _block(ax: Axes, setting: Setting, reference: Reference, found: Nearest) -> pd.DataFrame:
+def _block(ax: Axes, setting: Setting, reference: Reference, nearest: Nearest) -> pd.DataFrame:
     """Draws a setting's samples that are nearest to training images; returns all numbers of it."""
     run = setting.runs[0]
     images, labels = arrays_of(run)
-    copied = found.closest <= reference.copies.threshold
+    copied = nearest.closest <= reference.copies.threshold
     threshold = float(reference.copies.threshold) * reference.rms
-    closest, pixels = found.closest * reference.rms, found.pixels * reference.rms
-    order = found.closest.argsort(stable=True)[:SAMPLES].tolist()
+    closest, pixels = nearest.closest * reference.rms, nearest.pixels * reference.rms
+    order = nearest.closest.argsort(stable=True)[:SAMPLES].tolist()
     train, numbers = reference.data.split("train"), []
     for row, i in enumerate(order):
         _image(ax, images[i], 0, row, bool(copied[i]))
         ax.text(0.46, row * STEP + 1.12, f"{closest[i]:.1f}", **TEXT)
-        for j, index in enumerate(found.index[i].tolist()):
-            near, gap = float(pixels[i, j]), float(found.features[i, j])
-            same = bool(found.pixels[i, j] <= reference.copies.threshold)
+        for j, index in enumerate(nearest.index[i].tolist()):
+            near, gap = float(pixels[i, j]), float(nearest.features[i, j])
+            same = bool(nearest.pixels[i, j] <= reference.copies.threshold)
             image, label = train[index]
             _image(ax, np.asarray(image), 1.3 + j, row, same)
             ax.text(1.76 + j, row * STEP + 1.12, f"{gap:.1f}", **TEXT)
@@ -170,7 +169,7 @@ def _block(ax: Axes, setting: Setting, reference: Reference, found: Nearest) -> 
             one |= {"threshold_rms_grey": threshold, "copy": bool(copied[i]), "rank": j + 1}
             one |= {"train_index": index, "train_label": int(label)}
             numbers.append(one | {"feature_distance": gap, "rms_grey": near})
-    ax.set(xlim=(-0.05, 1.3 + found.index.shape[1]), ylim=(len(order) * STEP, -0.05))
+    ax.set(xlim=(-0.05, 1.3 + nearest.index.shape[1]), ylim=(len(order) * STEP, -0.05))
     rows = f"rows: the {len(order)} closest of {len(images)} samples"
     share = f"{int(copied.sum())} of {len(images)} samples copy, threshold {threshold:.1f}"
     ax.set_title(f"{fill(short(setting.label, 72), 36)}\n{rows}\n{share}", fontsize=7)
@@ -179,12 +178,12 @@ def _block(ax: Axes, setting: Setting, reference: Reference, found: Nearest) -> 
     return pd.DataFrame([row | one for one in numbers])
 
 
-def _found(kept: Sequence[Setting]) -> list[tuple[Reference, Nearest]]:
+def _nearest_of(shown: Sequence[Setting]) -> list[tuple[Reference, Nearest]]:
     """Returns of each setting its reference, and what is nearest to the samples of its first run.
 
     Training images that several settings are scored against are read once for all of them.
     """
-    runs = [setting.runs[0] for setting in kept]
+    runs = [setting.runs[0] for setting in shown]
     keys = [
         json.dumps(
             [run.config["data"], run.config["features"], run.flat.get("evaluation.reference")],
@@ -192,15 +191,15 @@ def _found(kept: Sequence[Setting]) -> list[tuple[Reference, Nearest]]:
         )
         for run in runs
     ]
-    found = {}
+    results = {}
     for key in dict.fromkeys(keys):
-        own = [run for run, other in zip(runs, keys, strict=True) if other == key]
-        reference = Reference.of(own[0])
-        images = [torch.from_numpy(arrays_of(run)[0]) for run in own]
+        alike = [run for run, other in zip(runs, keys, strict=True) if other == key]
+        reference = Reference.of(alike[0])
+        images = [torch.from_numpy(arrays_of(run)[0]) for run in alike]
         parts = (x.split([*map(len, images)]) for x in nearest(torch.cat(images), reference))
-        for run, part in zip(own, zip(*parts, strict=True), strict=True):
-            found[run.path] = reference, Nearest(*part)
-    return [found[run.path] for run in runs]
+        for run, part in zip(alike, zip(*parts, strict=True), strict=True):
+            results[run.path] = reference, Nearest(*part)
+    return [results[run.path] for run in runs]
 
 
 @styled
@@ -213,18 +212,18 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     features. A frame is a copy, and the training images that it copies. A setting shows its
     lowest seed.
     """
-    kept, note = _shown(runs)
+    shown, note = _shown(runs)
     block = WIDE / SETTINGS
-    figure = new_figure(block * len(kept), 0.45 + SAMPLES * STEP * block / 6.7)
-    axes = figure.subplots(1, len(kept), squeeze=False)[0]
+    figure = new_figure(block * len(shown), 0.45 + SAMPLES * STEP * block / 6.7)
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
     numbers = [
-        _block(ax, setting, *found)
-        for ax, setting, found in zip(axes, kept, _found(kept), strict=True)
+        _block(ax, setting, *result)
+        for ax, setting, result in zip(axes, shown, _nearest_of(shown), strict=True)
     ]
-    told = [
+    legend = [
         "left: samples, below them the root-mean-square difference per pixel from the closest "
         "training image, in grey levels of 0 to 255",
         "right: nearest training images, below them the distance in features; framed: a copy",
     ]
-    caption(figure, *told, of_one([setting.runs[0] for setting in kept]), note)
+    caption(figure, *legend, of_one([setting.runs[0] for setting in shown]), note)
     return Drawing(figure, pd.concat(numbers, ignore_index=True), note)

@@ -1,7 +1,4 @@
-"""What the figures and tables read of run directories: finished and pruned runs.
-
-What a figure computes with is checked when a run is read, once: figures need not.
-"""
+"""What the figures and tables read of run directories: finished and pruned runs."""
 
 __all__ = ["Finished", "Group", "Pruned", "Reading", "Recorded", "groups", "mixed", "named", "read"]
 
@@ -16,30 +13,24 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from analysis.read.kinds import CONFIG, META, NEEDED, RESULTS, checked, checked_record
 from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.naming import flatten, settings
 from dtr_lightning.rundir.run import Run
 
+NEEDED = {"score", "score_name", "n"}
+
 
 class Recorded(Run):
-    """A run whose config and meta are read once and checked; UserError if one is damaged."""
+    """A run whose files are read once; UserError if one of them is damaged."""
 
     config = cached_property(Run.config.fget)
     meta = cached_property(Run.meta.fget)
 
     def __init__(self, run: Run) -> None:
         super().__init__(run.path)
-        config = self.config
-        try:
-            # of a run that was stored without digests the folder of the images tells them apart
-            root = {"data.root": self.root} if self.root else {}
-            self.flat = settings(config, root | self.contents)
-            json.dumps(self.flat, sort_keys=True)
-        except (TypeError, ValueError, RecursionError) as error:  # a date, a number as a key
-            raise UserError(f"{self.config_file} is damaged: {error}") from error
-        checked(self.config_file, self.flat, CONFIG)
-        checked(self.meta_file, self.meta, META)
+        # runs that were stored without digests differ in the folder of their images
+        root = {"data.root": self.root} if self.root else {}
+        self.flat = settings(self.config, root | self.contents)
 
     @property
     def root(self) -> str:
@@ -57,15 +48,13 @@ class Recorded(Run):
 
     def hash_without(self, *axes: str) -> str:
         """Returns a hash of what the run computes but for some top-level keys of its config."""
-        own = {*axes}
-        kept = {k: v for k, v in self.flat.items() if own.isdisjoint((k, k.split(".", 1)[0]))}
-        return sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[
-            :16
-        ]  # six are too few for 5,000
+        rest = {k: v for k, v in self.flat.items() if {*axes}.isdisjoint((k, k.split(".", 1)[0]))}
+        digest = sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+        return digest[:16]  # six are too few for 5,000 runs
 
     @property
     def smoke(self) -> bool:
-        """Whether it is of a smoke run, whose numbers mean nothing."""
+        """Whether it is a smoke run, whose numbers mean nothing."""
         return bool(self.meta.get("smoke"))
 
     @property
@@ -79,7 +68,7 @@ class Pruned(Recorded):
 
 
 class Finished(Recorded):
-    """A done run, its files read once and checked; UserError if one of them is damaged."""
+    """A done run; UserError if one of its files is damaged."""
 
     results = cached_property(Run.results.fget)
 
@@ -87,12 +76,11 @@ class Finished(Recorded):
         super().__init__(run)
         if missing := NEEDED - (self.results or {}).keys():
             raise UserError(f"{self.results_file} has no {', '.join(sorted(missing))}")
-        checked(self.results_file, self.results, RESULTS)
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl: numbers, or null where they are not finite."""
-        return [checked_record(self.metrics_file, record) for record in self.metrics()]
+        return self.metrics()
 
     def number(self, key: str) -> float:
         """Returns a number of results.json; nan if it is absent, null or not finite."""
@@ -101,13 +89,18 @@ class Finished(Recorded):
 
     @property
     def smoke(self) -> bool:
-        """Whether it is of a smoke run, whose numbers mean nothing."""
+        """Whether it is a smoke run, whose numbers mean nothing."""
         return bool(self.results.get("smoke")) or super().smoke
 
     @property
     def score(self) -> float:
         """The final score, lower is better; nan if the run diverged."""
         return self.number("score")
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether its last checkpoint is there, or those of its experts."""
+        return self.last.is_file() or any(self.path.glob("experts/*/ckpt/last.ckpt"))
 
     @property
     def protocol(self) -> tuple[str, int]:
@@ -117,7 +110,10 @@ class Finished(Recorded):
 
 @dataclass(frozen=True)
 class Reading:
-    """Finished runs and a line per reason why others are left out, as which it unpacks; pruned."""
+    """Finished runs, a line per reason why others are skipped, and pruned runs.
+
+    It unpacks to the first two.
+    """
 
     finished: list[Finished]
     skipped: list[str]
@@ -138,10 +134,10 @@ def read(runs: Iterable[Run], records: bool = True) -> Reading:
             if isinstance(run, Finished) or run.results_file.is_file():
                 run = run if isinstance(run, Finished) else Finished(run)
                 if records:
-                    _ = run.records  # a damaged file is told here, not by a figure
+                    _ = run.records  # a damaged file is named here, not by each figure
                 finished.setdefault((run.hash_without("seed"), run.seed), []).append(run)
                 continue
-            state = checked(run.meta_file, run.meta, META).get("status") or "not started"
+            state = run.meta.get("status") or "not started"
             if state == "pruned":
                 pruned.append(run if isinstance(run, Pruned) else Pruned(run))
             else:
@@ -158,7 +154,7 @@ def read(runs: Iterable[Run], records: bool = True) -> Reading:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs whose scores may be compared: equal in data and scoring, all of a smoke or none."""
+    """Runs whose scores may be compared: equal in data and protocol, all smoke runs or none."""
 
     label: str
     data: str
@@ -171,25 +167,26 @@ class Group:
 
 
 def groups(runs: Iterable[Recorded]) -> list[Group]:
-    """Parts runs into groups, smoke runs last, else that of the most finished runs first."""
-    found, protocols = defaultdict(list), {}
+    """Parts runs into groups: the largest first, those of smoke runs last."""
+    alike, protocols = defaultdict(list), {}
     for run in sorted(runs, key=lambda run: not isinstance(run, Finished)):
         key = run.smoke, json.dumps(_compared(run), sort_keys=True)
         # a pruned run has no score: it belongs to those that are scored as it would have been
         protocol = run.protocol if isinstance(run, Finished) else protocols.get(key)
         protocols.setdefault(key, protocol)
-        found[protocol, *key].append(run)
+        alike[protocol, *key].append(run)
     parted, seen = [], Counter()
-    for own in found.values():
-        label = _label(own[0], [others[0] for others in found.values()])
+    for members in alike.values():
+        first = members[0]
+        label = _label(first, [others[0] for others in alike.values()])
         seen[label] += 1
         label += f" ({seen[label]})" * (seen[label] > 1)
-        parted.append(Group(label, _data_name(own[0]), own))
+        parted.append(Group(label, _data_name(first), members))
     return sorted(parted, key=lambda group: (group.runs[0].smoke, -len(group.finished)))
 
 
 def _label(run: Recorded, others: Sequence[Recorded]) -> str:
-    """Returns a run's data and score, and the options that tell it from others of that data."""
+    """Returns a run's data and score, and the options that others of that data have otherwise."""
 
     def short(run: Recorded) -> list[str]:
         score = [run.protocol[0], f"N = {run.protocol[1]:,}"] if isinstance(run, Finished) else []
@@ -213,24 +210,23 @@ def _compared(run: Recorded) -> dict[str, Any]:
     """Returns the options that say on which images a run is trained, and how it is scored."""
     axes = ("data", "sampler", "features", "evaluation")
     other = ("data.batch_size", "data.flip", "evaluation.every", "evaluation.every_n")
-    own = {k: v for k, v in run.flat.items() if k.split(".")[0] in axes}
-    own = {"evaluation.labels": "balanced"} | own  # as it was before it was an option
-    return {k: v for k, v in own.items() if k not in other}
+    options = {k: v for k, v in run.flat.items() if k.split(".")[0] in axes and k not in other}
+    return {"evaluation.labels": "balanced"} | options  # the default before it was an option
 
 
-def mixed(found: Sequence[Group]) -> str:
+def mixed(parted: Sequence[Group]) -> str:
     """Says which runs are not compared with one another; empty if all are."""
-    if len(found) < 2:
+    if len(parted) < 2:
         return ""
-    told = [f"{group.label}: {named(group.runs)}" for group in found]
+    members = [f"{group.label}: {named(group.runs)}" for group in parted]
     return (
-        f"not compared with one another: {'; '.join(told)}. Each has a table of its own, and a "
+        f"not compared with one another: {'; '.join(members)}. Each has a table of its own, and a "
         "figure is of the first that it can be drawn of"
     )
 
 
 def relative_paths(runs: Sequence[Run]) -> dict[Path, str]:
-    """Returns what tables call each run: its path from the directory that all have in common."""
+    """Returns {path of a run: its path below the directory that all have in common}."""
     if not runs:
         return {}
     root = os.path.commonpath([run.path.parent for run in runs])

@@ -1,6 +1,6 @@
-"""Runs that differ in their seed alone, and what figures choose among them."""
+"""Settings: runs that differ in their seed alone, and which of them figures show."""
 
-__all__ = ["ALPHA", "Setting", "highlighted", "largest", "settings"]
+__all__ = ["ALPHA", "Setting", "highlighted", "largest", "not_shown", "settings"]
 
 import math
 from collections import Counter, defaultdict
@@ -26,7 +26,7 @@ class Setting:
     loss_weight: str
     other: str
     runs: tuple[Recorded, ...]
-    several_weights: bool = False  # whether the loss weight tells it from its neighbours
+    several_weights: bool = False  # whether its label names the loss weight
 
     @property
     def line(self) -> str:
@@ -38,7 +38,7 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """What a reader calls it, for instance `DTR α=4 β=0.8`."""
+        """Its name in figures, for instance `DTR α=4 β=0.8`."""
         if math.isnan(self.alpha):
             return self.line
         name = DISPLAY_NAMES.get(self.router, self.router)
@@ -60,18 +60,18 @@ def _differing(runs: Sequence[Recorded]) -> list[str]:
 
     An option of a choice, such as `router.clusters`, counts among runs of that choice alone.
     """
-    own = {"seed", "router", "router.alpha", "router.beta", "loss_weight"}
+    columns = {"seed", "router", "router.alpha", "router.beta", "loss_weight"}
     values = defaultdict(set)
     for run in runs:
         for key, value in run.flat.items():
-            if key not in own:
+            if key not in columns:
                 choice = run.flat.get(key.split(".")[0]) if "." in key else None
                 values[key, choice].add(repr(value))
     return sorted({key for (key, _), distinct in values.items() if len(distinct) > 1})
 
 
 def _shown(key: str, value: Any) -> str:
-    """Returns an option as a reader knows it: PCGrad, hidden_size=64; nothing for what is usual."""
+    """Returns an option as a label has it: PCGrad, hidden_size=64; empty for gradients Joint."""
     if "." not in key and isinstance(value, str):
         return "" if value == "Joint" else value.rsplit(".", 1)[-1]
     return f"{key.rsplit('.', 1)[-1]}={value}"
@@ -84,11 +84,11 @@ def settings(runs: Sequence[Recorded]) -> list[Setting]:
         groups[run.hash_without("seed")].append(run)
     differing = _differing([group[0] for group in groups.values()])
     several_weights = len({run.choice("loss_weight") for run in runs}) > 1
-    found = []
+    result = []
     for group in groups.values():
         first = group[0]
         other = [_shown(k, first.flat[k]) for k in differing if k in first.flat]
-        found.append(
+        result.append(
             Setting(
                 router=first.choice("router"),
                 alpha=first.option("router.alpha"),
@@ -105,17 +105,17 @@ def settings(runs: Sequence[Recorded]) -> list[Setting]:
         numbers = [0.0 if math.isnan(x) else x for x in (-setting.beta, setting.alpha)]
         return order.get(setting.router, 3), setting.router, *numbers, setting.other
 
-    return sorted(found, key=rank)
+    return sorted(result, key=rank)
 
 
-def highlighted(found: Sequence[Setting]) -> list[Setting]:
-    """Returns the settings to stand out: all of up to eight, else four that tell the story.
+def highlighted(every: Sequence[Setting]) -> list[Setting]:
+    """Returns the settings to draw in colour: all of up to eight, else four.
 
-    These are no routing, R-TR at beta = 0.8 (the best R-TR if there is none), DTR's defaults
+    These four are no routing, R-TR at beta = 0.8 (the best R-TR if there is none), DTR's defaults
     alpha = 4, beta = 0.8, and the best routed setting that is not R-TR.
     """
-    if len(found) <= 8:
-        return list(found)
+    if len(every) <= 8:
+        return list(every)
     rules = [
         lambda s: s.router == "NoRouting",
         lambda s: s.router == "RTR" and s.beta == 0.8,
@@ -123,11 +123,16 @@ def highlighted(found: Sequence[Setting]) -> list[Setting]:
         lambda s: s.router == "DTR" and (s.alpha, s.beta) == (4.0, 0.8),
         lambda s: s.router not in ("NoRouting", "RTR"),
     ]
-    sound = sorted(found, key=lambda s: (math.isnan(s.score), s.score))
-    best = [next(filter(rule, sound), None) for rule in rules]
+    ranked = sorted(every, key=lambda s: (math.isnan(s.score), s.score))
+    best = [next(filter(rule, ranked), None) for rule in rules]
     if best[1]:
         best[2] = None
-    return [setting for setting in found if any(setting is one for one in best)]
+    return [setting for setting in every if any(setting is one for one in best)]
+
+
+def not_shown(count: int) -> str:
+    """Returns one line on how many settings a figure leaves out; empty for none."""
+    return f"settings not shown: {count}; name their runs to show them" if count else ""
 
 
 def largest(
@@ -142,7 +147,7 @@ def largest(
     """
     keys = [key(run) for run in runs]
     counted, all_runs = Counter(map(key, among or runs)), Counter(keys)
-    most = max(counted, key=lambda own: (counted[own], all_runs[own]))
-    kept = [run for run, own in zip(runs, keys, strict=True) if own == most]
-    left = [run for run, own in zip(runs, keys, strict=True) if own != most]
-    return kept, f"left out {named(left)}: {what}" if left else ""
+    most = max(counted, key=lambda each: (counted[each], all_runs[each]))
+    selected = [run for run, each in zip(runs, keys, strict=True) if each == most]
+    others = [run for run, each in zip(runs, keys, strict=True) if each != most]
+    return selected, f"left out {named(others)}: {what}" if others else ""

@@ -23,7 +23,6 @@ __all__ = [
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,30 +65,38 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(mean - half), float(mean + half)
 
 
-@lru_cache(maxsize=2)
-def _signs(n: int) -> np.ndarray:
-    """Returns all +-1 (2^(n - 1), n) whose last sign is +: the others give the same |sum|."""
-    bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1
-    return 1.0 - 2.0 * bits
-
-
 def sign_flip(differences: Sequence[float]) -> float:
     """Returns the two-sided p-value of a zero centre: the share of sign flips with such a |sum|.
 
-    All 2^n flips for n up to EXACT, else as many as DRAWS at random (always the same) and the given
-    one; nan for no pairs, and where a difference is not finite.
+    All 2^n flips for n up to EXACT, else DRAWS at random (always the same) and the given one; nan
+    for no pairs, and where a difference is not finite.
     """
+    from scipy.stats import permutation_test  # takes a second to import
+
     values = np.asarray(differences, float)
     n = len(values)
     if n == 0 or not np.isfinite(values).all():
         return math.nan
+    if n == 1:
+        return 1.0  # SciPy wants two or more
+
     values = values / (np.abs(values).max() or 1.0)  # sums of huge ones stay finite
-    # flips that tie with the given signs may differ from them in rounding
-    least = abs(values.sum()) - 1e-12 * np.abs(values).sum()
-    if n <= EXACT:
-        return float(np.mean(np.abs(_signs(n) @ values) >= least))
-    flips = np.random.default_rng(0).choice([-1.0, 1.0], (DRAWS, n))
-    return float(1 + np.sum(np.abs(flips @ values) >= least)) / (1 + DRAWS)
+    most = np.abs(values).sum()
+
+    def distance(flipped: np.ndarray, axis: int) -> np.ndarray:
+        # SciPy takes what differs by 1e-14 of it for a tie: that is to be 1e-14 of the largest sum
+        return most + np.abs(flipped.sum(axis))
+
+    result = permutation_test(
+        [values],
+        distance,
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=math.inf if n <= EXACT else DRAWS,
+        vectorized=True,
+        random_state=np.random.default_rng(0),
+    )
+    return float(result.pvalue)
 
 
 def paired(mine: Sequence[float], theirs: Sequence[float]) -> Paired:
@@ -152,8 +159,8 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     """
     settings = defaultdict(list)
     for run in frame.to_dict("records"):
-        own = run["run"] if run["status"] == "pruned" else ""
-        settings[run["group"], run["setting"], own].append(run)
+        pruned = run["run"] if run["status"] == "pruned" else ""
+        settings[run["group"], run["setting"], pruned].append(run)
     scores = {}
     for key, runs in settings.items():
         runs.sort(key=lambda run: run["seed"])
@@ -161,8 +168,8 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
             raise ValueError(f"a setting has a seed twice: {runs[0]['run']}")
         scores[key] = {run["seed"]: run["score"] for run in runs if math.isfinite(run["score"])}
     rows = []
-    for (group, setting, own), runs in settings.items():
-        mine, baseline = scores[group, setting, own], (group, runs[0]["baseline"], own)
+    for (group, setting, pruned), runs in settings.items():
+        mine, baseline = scores[group, setting, pruned], (group, runs[0]["baseline"], pruned)
         row = runs[0] | {
             name: _mean(run[name] for run in runs if run["seed"] in mine)
             for name in (*MEASURED, "floor_n")
@@ -184,9 +191,9 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
                 row["p"] = math.nan
         rows.append(row)
     for group in {row["group"] for row in rows}:
-        own = [row for row in rows if row["group"] == group]
-        tested = [row.get("p", math.nan) if row["pairs"] >= SIX else math.nan for row in own]
-        for row, p in zip(own, holm(tested), strict=True):
+        members = [row for row in rows if row["group"] == group]
+        tested = [row.get("p", math.nan) if row["pairs"] >= SIX else math.nan for row in members]
+        for row, p in zip(members, holm(tested), strict=True):
             row["p_holm"] = p
     return ranked(rows, MEANS)
 
@@ -202,9 +209,9 @@ def parted(text: str) -> list[str]:
 
 
 def lowest(means: pd.DataFrame) -> list[int]:
-    """Returns the rows of the lowest mean score and of those whose interval overlaps its interval.
+    """Returns the rows of the lowest mean score and of those whose interval overlaps its own.
 
-    A score that is meaningless is not among them, nor is the only one that there is.
+    Meaningless scores do not count; of a single score there is none.
     """
     sound = means[means.score.notna() & (means.meaningless != 1)]
     if len(sound) < 2:
@@ -214,7 +221,7 @@ def lowest(means: pd.DataFrame) -> list[int]:
 
 
 def reach(means: pd.DataFrame) -> str:
-    """Returns which test gave p, over how many tests, and which seeds are too few for 5 %.
+    """Returns which test gave p, Holm's number of tests, and which seeds are too few for 5 %.
 
     Empty where no row has a p-value.
     """
@@ -223,13 +230,13 @@ def reach(means: pd.DataFrame) -> str:
         return ""
     tests, most, few = int(means.p_holm.notna().sum()), pairs[-1], [n for n in pairs if n < SIX]
     flips = f", of {DRAWS:,} random flips beyond {EXACT} pairs" if most > EXACT else ""
-    told = f"p: {'exact ' * (pairs[0] <= EXACT)}sign-flip test{flips}"
+    text = f"p: {'exact ' * (pairs[0] <= EXACT)}sign-flip test{flips}"
     if tests:
         least_seeds = f" of at least {SIX} seeds" if few else ""
-        told += f", Holm over {tests} comparison{'s'[: tests > 1]}{least_seeds}"
+        text += f", Holm over {tests} comparison{'s'[: tests > 1]}{least_seeds}"
     if few:
         seeds = " and ".join(map(str, few)) + (" seeds" if few[-1] > 1 else " seed")
-        told += f"; {seeds} cannot reach 5 % (least p {least_p(few[-1]):.2g})"
+        text += f"; {seeds} cannot reach 5 % (least p {least_p(few[-1]):.2g})"
     if most >= SIX and (least := tests * least_p(most)) >= 0.05:
-        told += f"; {most} seeds cannot reach 5 % after Holm (least p {min(least, 1):.2g})"
-    return told + ("; *: below 5 %" if (means.p_holm < 0.05).any() else "")
+        text += f"; {most} seeds cannot reach 5 % after Holm (least p {min(least, 1):.2g})"
+    return text + ("; *: below 5 %" if (means.p_holm < 0.05).any() else "")

@@ -1,4 +1,4 @@
-"""What does not hold, or cannot be known, from runs: the report says it in sentences."""
+"""What the runs of a report do not show, in sentences."""
 
 __all__ = ["called", "doubts"]
 
@@ -13,7 +13,7 @@ from analysis.read.statistics import SIX, parted
 
 
 def called(row: Any) -> str:
-    """Returns what a sentence calls a row of the table over seeds."""
+    """Returns the name of a row of the table over seeds, for sentences."""
     parts = [DISPLAY_NAMES.get(row.router, row.router)]
     for key in ("alpha", "beta"):
         if math.isfinite(value := getattr(row, key)):
@@ -23,18 +23,19 @@ def called(row: Any) -> str:
 
 
 def doubts(means: pd.DataFrame, reading: Reading) -> list[str]:
-    """Returns a sentence or two per doubt that the table over seeds and its runs give reason to."""
+    """Returns the doubts about the table over seeds and its runs, in sentences."""
     scored = means[means.score.notna()]
-    told = [*_of_seeds(scored)]
+    sentences = [*_of_seeds(scored)]
     if scored.score_name.str.contains("digits").any():
-        told.append("The score is a distance in a small classifier's features; it is not FID.")
+        sentences.append("The score is a distance in a small classifier's features; it is not FID.")
     if (means.diverged > 0).any():
         rows = [row for row in means.itertuples() if row.diverged]
-        told.append("Diverged: " + ", ".join(f"{called(r)} ({r.diverged})" for r in rows) + ".")
+        names = [f"{called(row)} ({row.diverged})" for row in rows]
+        sentences.append(f"Diverged: {', '.join(names)}.")
     if pruned := len(reading.pruned):
-        told.append(f"Pruned, and in no mean: {pruned} run{'s'[: pruned > 1]}.")
-    told += _of_notes(means[means.status != "pruned"])
-    return told + [f"{line[0].upper()}{line[1:]}." for line in reading.skipped]
+        sentences.append(f"Pruned, and in no mean: {pruned} run{'s'[: pruned > 1]}.")
+    sentences += _of_notes(means[means.status != "pruned"])
+    return sentences + [f"{line[0].upper()}{line[1:]}." for line in reading.skipped]
 
 
 def _of_seeds(scored: pd.DataFrame) -> list[str]:
@@ -47,7 +48,7 @@ def _of_seeds(scored: pd.DataFrame) -> list[str]:
 
 
 def _of_notes(means: pd.DataFrame) -> list[str]:
-    """Returns the notes on the rows, each once, and of which rows it is where not of all."""
+    """Returns each note on the rows once, with the names of its rows where it is not of all."""
     rows: dict[str, list[str]] = {}
     for row in means.itertuples():
         for sentence in parted(row.notes):

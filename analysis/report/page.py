@@ -22,7 +22,7 @@ from analysis.report.doubts import called, doubts
 from analysis.tables.tables import below, cells, parts, table
 from analysis.tables.text import decimals, interval, p_value
 from dtr_lightning.errors import UserError
-from dtr_lightning.rundir.atomic import write_text
+from dtr_lightning.rundir.atomic import writing
 from dtr_lightning.rundir.yaml_values import LOADER
 
 HERE = Path(__file__).parent
@@ -40,13 +40,13 @@ class Picture(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A table for the page, what it answers, and what must be known to read it."""
+    """A table for the page, the answer above it, and the lines below it."""
 
     label: str
     answer: list[str]
     head: list[str]
     rows: list[tuple[str, ...]]
-    told: list[str]
+    below: list[str]
 
     @classmethod
     def of(cls, label: str, means: pd.DataFrame) -> "Shown":
@@ -86,18 +86,16 @@ def write_report(
         pictures=_pictures(figures, directory),
         doubts=doubts(means, reading),
         left_out=left_out,
-        runs=[_told(run, row) for run, row in zip(*_in_order(runs, frame), strict=True)],
+        runs=[_run_row(run, row) for run, row in zip(*_in_order(runs, frame), strict=True)],
     )
     path = directory / "report.html"
-    try:
-        write_text(path, page)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    with writing(path) as part:
+        part.write_text(page)
     return path
 
 
 def _question(directory: Path) -> str:
-    """Returns what the sweep's own YAML says it asks, if it is a shipped one."""
+    """Returns the first line of a shipped sweep's YAML: the question that it asks."""
     try:
         name = yaml.load((directory / "sweep.yaml").read_text(), Loader=LOADER)["name"]
         lines = (HERE.parent.parent / "sweeps" / f"{name}.yaml").read_text().splitlines()
@@ -107,7 +105,7 @@ def _question(directory: Path) -> str:
 
 
 def _answer(means: pd.DataFrame) -> list[str]:
-    """Returns the result of a group in sentences that only say what the numbers show."""
+    """Returns the result of a group in sentences."""
     sound = means[means.score.notna()]
     if not len(sound):
         return ["No run has a finite score."]
@@ -123,11 +121,11 @@ def _answer(means: pd.DataFrame) -> list[str]:
         sentences.append(f"Their intervals overlap its: {_first(close)}.")
     plain = sound[(sound.router == "NoRouting") & (sound.baseline == "")]
     if best.router != "NoRouting" and math.isfinite(best.difference):
-        told = interval(best.difference, best.difference_high, digits, "+")
+        text = interval(best.difference, best.difference_high, digits, "+")
         over = f" over {best.pairs} common seeds" if best.pairs > 1 else ""
         p = f", p = {p_value(best.p_holm).rstrip('*')}" if math.isfinite(best.p_holm) else ""
-        told = f"Against the same without routing: {told}{over}{p}."
-        sentences.append(told.replace("p = <", "p < "))
+        text = f"Against the same without routing: {text}{over}{p}."
+        sentences.append(text.replace("p = <", "p < "))
     elif best.router == "NoRouting" and len(plain) < len(sound):
         sentences.append("No routed setting is below it.")
     worse = sound[sound.difference > 0]
@@ -143,7 +141,7 @@ def _first(names: list[str], most: int = 6) -> str:
 
 
 def _common(runs: Sequence[Finished]) -> list[tuple[str, str]]:
-    """Returns the options that all runs share, as a reader wants them."""
+    """Returns the options that all runs share, of the trainer the steps alone."""
     shared = dict(runs[0].flat)
     for run in runs[1:]:
         shared = {k: v for k, v in shared.items() if run.flat.get(k, shared) == v}
@@ -163,8 +161,8 @@ def _in_order(runs: Sequence[Any], frame: pd.DataFrame) -> tuple[list[Any], list
     return [by_path[row.run] for row in rows], rows
 
 
-def _told(run: Any, row: Any) -> dict[str, str]:
-    """Returns what a row says of one run, with the command that computes it again."""
+def _run_row(run: Any, row: Any) -> dict[str, str]:
+    """Returns the row of one run, with the command that computes it again."""
     meta, place = run.meta, row.run
     again = ["python", "train.py", "--config", f"{place}/{run.config_file.name}"]
     again += ["--out", f"runs/again/{run.path.name}"]
@@ -184,7 +182,7 @@ def _told(run: Any, row: Any) -> dict[str, str]:
 def _pictures(figures: Path, directory: Path) -> list[Picture]:
     order = [*FIGURES, *PROBES]
     known = {file.stem: file for file in sorted(figures.glob("*.png"))}
-    found = []
+    pictures = []
     for name in sorted(known, key=lambda n: (order.index(n) if n in order else len(order), n)):
         file = known[name]
         film = file.with_suffix(".gif")
@@ -196,5 +194,5 @@ def _pictures(figures: Path, directory: Path) -> list[Picture]:
         with Image.open(file) as opened:
             width = round(opened.width / DPI * PIXELS)
         numbers = os.path.relpath(numbers, directory) if numbers.exists() else None
-        found.append(Picture(file.stem, title, image, width, numbers))
-    return found
+        pictures.append(Picture(file.stem, title, image, width, numbers))
+    return pictures

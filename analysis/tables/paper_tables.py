@@ -49,7 +49,7 @@ def _score(row: Any, digits: int) -> str:
 
 
 def _text(entry: Entry, frame: pd.DataFrame, runs: Sequence[Finished]) -> Text:
-    """Returns the table as a reader sees it; columns of ours that say nothing are dropped."""
+    """Returns the table as text, without empty columns of ours."""
     rows, digits = list(frame.itertuples()), decimals(frame.score)
     marks, ours = footnotes(frame.notes)
     labels = [row.row + f" {DAGGER}" * bool(row.note) for row in rows]
@@ -75,7 +75,7 @@ def _text(entry: Entry, frame: pd.DataFrame, runs: Sequence[Finished]) -> Text:
 
 
 def _best(frame: pd.DataFrame) -> dict[str, list[int]]:
-    """Returns the rows of our best numbers, of the score with what its interval overlaps."""
+    """Returns the rows of our best numbers; of the score, all whose interval overlaps the best."""
     sound = frame[frame.score.notna() & (frame.meaningless != 1)]
     best = {"score": lowest(frame)}
     for name in SHARES if len(sound) > 1 else ():
@@ -86,8 +86,8 @@ def _best(frame: pd.DataFrame) -> dict[str, list[int]]:
 
 
 def _about(runs: Sequence[Finished]) -> str:
-    """Returns what our numbers are of: network, data and steps, where all runs agree."""
-    told = []
+    """Returns network, data and steps of our runs, where all agree."""
+    parts = []
     for form, key in (
         (" of {}", "model"),
         (" on {}", "data"),
@@ -96,29 +96,29 @@ def _about(runs: Sequence[Finished]) -> str:
         values = {run.flat.get(key) for run in runs}
         if len(values) == 1 and None not in values:
             value = values.pop()
-            told.append(form.format(value.rsplit(".")[-1] if isinstance(value, str) else value))
-    return "".join(told)
+            parts.append(form.format(value.rsplit(".")[-1] if isinstance(value, str) else value))
+    return "".join(parts)
 
 
 def _caption(entry: Entry, frame: pd.DataFrame, runs: Sequence[Finished]) -> str:
     score, n = runs[0].protocol
-    told = [f"Score (ours): {score} (N = {n:,}, lower is better)" + _about(runs)]
+    parts = [f"Score (ours): {score} (N = {n:,}, lower is better)" + _about(runs)]
     if (frame.seeds > 1).any():
-        told.append("mean ± half-width of the 95 % t interval over n seeds")
+        parts.append("mean ± half-width of the 95 % t interval over n seeds")
     if (frame.pairs > 0).any():
         other = entry["rows"][0]["label"] if "baseline" in entry else "no routing, all else equal"
         several = bool((frame.pairs > 1).any())
-        told.append(f"Δ: {'mean paired ' * several}difference to {other}" + ", likewise" * several)
+        parts.append(f"Δ: {'mean paired ' * several}difference to {other}" + ", likewise" * several)
         if several:
-            told += filter(None, [reach(frame[frame.pairs.notna()])])
+            parts += filter(None, [reach(frame[frame.pairs.notna()])])
     theirs = f" Published: {entry['scale']}. {APART}"
-    return f"{entry['number']}. {entry['title']}. {'; '.join(told)}.{theirs}"
+    return f"{entry['number']}. {entry['title']}. {'; '.join(parts)}.{theirs}"
 
 
-def _left(entry: Entry, chosen: Selection) -> str:
-    more = f" and {len(chosen.left) - 1} more" if len(chosen.left) > 1 else ""
+def _left_out(entry: Entry, selection: Selection) -> str:
+    more = f" and {len(selection.others) - 1} more" if len(selection.others) > 1 else ""
     but = " and ".join(entry["vary"])
-    return f"left out {chosen.left[0].path.name}{more}: they differ from the rest beyond {but}"
+    return f"left out {selection.others[0].path.name}{more}: they differ from the rest beyond {but}"
 
 
 def write_paper_tables(
@@ -130,22 +130,22 @@ def write_paper_tables(
     tables that are not drawn. UserError where the directory cannot be written to.
     """
     texts: dict[str, str] = {}
-    told, lacking = [], []
+    notes, lacking = [], []
     for name, entry in published().items():
         if "match" not in entry:
             lacking.append((name, "not drawn: it needs no runs; made by python benchmarks/cost.py"))
             continue
-        chosen = select(entry, runs)
-        if reason := needs(entry, chosen):
+        selection = select(entry, runs)
+        if reason := needs(entry, selection):
             lacking.append((name, f"not drawn: {reason}"))
             continue
-        if chosen.left:
-            told.append((name, _left(entry, chosen)))
-        frame = paper_rows(entry, chosen)
-        text = _text(entry, frame, chosen.runs)
+        if selection.others:
+            notes.append((name, _left_out(entry, selection)))
+        frame = paper_rows(entry, selection)
+        text = _text(entry, frame, selection.runs)
         texts |= {f"{name}.csv": frame.to_csv(index=False)}
         texts |= {f"{name}.md": text.markdown(), f"{name}.tex": text.latex()}
     if brief:
         names = ", ".join(name for name, _ in lacking)
         lacking = [(NAME, f"not drawn: {names}; --only {NAME} says what each needs")]
-    return write_texts(directory, texts) if texts else [], told + lacking
+    return write_texts(directory, texts) if texts else [], notes + lacking

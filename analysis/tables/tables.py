@@ -73,7 +73,7 @@ def table(runs: Iterable[Run]) -> pd.DataFrame:
 
     accuracy, copies and overlap (channels that two tasks both read) are shares in 0..1, seconds
     those of the whole run; `run` is its path from the directory that all have in common; `other`
-    tells runs apart that differ in more than router, loss weight and seed; `setting` is equal for
+    has the options in which runs differ beyond router, loss weight and seed; `setting` is equal for
     runs that differ in their seed alone, `baseline` the setting that differs from it in having no
     routing. `group` is that of runs that may be compared; its rows follow each other. `notes` are
     the sentences of `notes_of`, `meaningless` where one of them forbids to compare scores.
@@ -83,13 +83,15 @@ def table(runs: Iterable[Run]) -> pd.DataFrame:
     reading = read(runs, records=False)
     rows, places = [], relative_paths([*reading.finished, *reading.pruned])
     for group in groups([*reading.finished, *reading.pruned]):
-        found = settings(group.runs)
-        names = {id(setting): setting.runs[0].hash_without("seed") for setting in found}
-        shared = {id(setting): setting.runs[0].hash_without("seed", "router") for setting in found}
-        plain = [s for s in found if s.router == "NoRouting"]
-        baselines = {shared[id(s)]: names[id(s)] for s in plain}
-        for setting in found:
-            name, baseline = names[id(setting)], baselines.get(shared[id(setting)], "")
+        every = settings(group.runs)
+        baselines = {
+            setting.runs[0].hash_without("seed", "router"): setting.runs[0].hash_without("seed")
+            for setting in every
+            if setting.router == "NoRouting"
+        }
+        for setting in every:
+            name = setting.runs[0].hash_without("seed")
+            baseline = baselines.get(setting.runs[0].hash_without("seed", "router"), "")
             row = {key: getattr(setting, key) for key in SETTING}
             row |= {"data": group.data, "group": group.label, "setting": name}
             row["baseline"] = baseline if setting.router != "NoRouting" else ""
@@ -132,7 +134,7 @@ def _score(row: Any, digits: int) -> str:
 
 
 def _span(seeds: str) -> str:
-    """Returns 0, 1, 2 as 0-2."""
+    """Returns `0-2` for `0, 1, 2`."""
     numbers = [int(seed) for seed in seeds.split(", ")]
     straight = len(numbers) > 2 and numbers == [*range(numbers[0], numbers[-1] + 1)]
     return f"{numbers[0]}-{numbers[-1]}" if straight else seeds
@@ -149,15 +151,15 @@ def _numbers(means: pd.DataFrame, name: str, form: Format) -> dict[str, list[str
 
 
 def cells(means: pd.DataFrame) -> dict[str, list[str]]:
-    """Returns {heading: cells} as a reader sees them, of a group; what says nothing is left out.
+    """Returns {heading: cells} of a group, without empty columns.
 
-    A floor that all rows share is told by the caption.
+    A floor that all rows share is in the caption.
     """
     rows, digits = list(means.itertuples()), decimals(means.score)
     marks, _ = footnotes(_notes(means))
     names = [DISPLAY_NAMES.get(name, name) for name in means.router]
-    told = zip(names, marks, strict=True)
-    texts = {"router": [f"{name} {mark}".strip() for name, mark in told]}
+    marked = zip(names, marks, strict=True)
+    texts = {"router": [f"{name} {mark}".strip() for name, mark in marked]}
     forms = FORMATS | {"floor": f"{{:.{_floor_digits(means)}f}}".format}
     for name in ("alpha", "beta"):
         texts |= _numbers(means, name, forms[name])
@@ -189,35 +191,35 @@ def _floor_digits(means: pd.DataFrame) -> int:
 
 
 def caption(means: pd.DataFrame) -> str:
-    """Returns one line on what the numbers of a group are."""
+    """Returns one line that explains the numbers of a group."""
     scored = means[means.status != "pruned"]
-    told = [name for name in means.data.iloc[:1] if name]
+    parts = [name for name in means.data.iloc[:1] if name]
     names = dict.fromkeys(map(_protocol, scored.score_name, scored.n))
-    told += [f"score: {' and '.join(names)}, lower is better"] if names else []
+    parts += [f"score: {' and '.join(names)}, lower is better"] if names else []
     if scored.floor.notna().any():
         counts = sorted({int(n) for n in scored.floor_n.dropna()})
         floor = f" {scored.floor.max():.{_floor_digits(means)}f}" * (scored.floor.nunique() == 1)
-        told.append(
+        parts.append(
             f"floor{floor}: real images{f' (N = {counts[0]:,})' if len(counts) == 1 else ''}"
         )
     if scored.overlap.notna().any():
-        told.append("overlap: channels that two tasks share on average, of all channels")
+        parts.append("overlap: channels that two tasks share on average, of all channels")
     common = f"seeds {_span(means.seed.iloc[0])}" if means.seed.nunique() == 1 else "seeds"
     if (means.seeds > 1).any():
         counts = sorted({int(n) for n in means.seeds if n})
         n = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
-        told.append(f"mean ± half-width of the 95 % t interval over {common} (n = {n})")
+        parts.append(f"mean ± half-width of the 95 % t interval over {common} (n = {n})")
     elif common != "seeds":
         one = (means.seeds + means.diverged <= 1).all()
-        told.append(common.replace("seeds", "seed") if one else common)
+        parts.append(common.replace("seeds", "seed") if one else common)
     if (means.pairs > 1).any():
-        told.append("Δ: mean paired difference to no routing, likewise")
-        told += filter(None, [reach(means)])
-    return "; ".join(told)
+        parts.append("Δ: mean paired difference to no routing, likewise")
+        parts += filter(None, [reach(means)])
+    return "; ".join(parts)
 
 
 def below(means: pd.DataFrame) -> list[str]:
-    """Returns the lines below a group's table: what its numbers are, and what to know of them."""
+    """Returns the lines below a group's table: the caption and the notes."""
     return [caption(means), *footnotes(_notes(means))[1]]
 
 
@@ -231,8 +233,8 @@ def _text(means: pd.DataFrame) -> Text:
             best[name] = tied if len(tied) < len(sound) else []
     words = [name for name in columns if name not in NUMBERS]
     columns["run"] = [*means.run]
-    told, *notes = below(means)
-    return Text(columns, [*words, "run"], told, notes, unprinted=["seconds", "run"], best=best)
+    about, *notes = below(means)
+    return Text(columns, [*words, "run"], about, notes, unprinted=["seconds", "run"], best=best)
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -271,7 +273,7 @@ def console_table(frame: pd.DataFrame) -> RenderableType:
 def _console(means: pd.DataFrame) -> Table:
     columns = cells(means)
     columns.pop("seconds", None)
-    # what tells the rows apart may take several lines, numbers stay whole
+    # words may take several lines, numbers stay whole
     most = {"other": 16, "seeds": 7}
 
     def width(name: str) -> int:

@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.read.statistics import parted
-from dtr_lightning.errors import UserError
-from dtr_lightning.rundir.atomic import replacing
+from dtr_lightning.rundir.atomic import writing
 
 DAGGER, PUBLISHED = "†", "published "
 SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
@@ -70,8 +69,8 @@ def interval(mean: float, high: float, digits: int = 2, sign: str = "") -> str:
 
 def difference(row: Any, digits: int) -> str:
     """Returns the paired difference of a row over seeds, and its pairs where seeds are without."""
-    told = interval(row.difference, row.difference_high, digits, "+")
-    return f"{told} ({row.pairs:.0f} pair{'s' * (row.pairs > 1)})" if row.partial == 1 else told
+    text = interval(row.difference, row.difference_high, digits, "+")
+    return f"{text} ({row.pairs:.0f} pair{'s' * (row.pairs > 1)})" if row.partial == 1 else text
 
 
 def p_value(p: float) -> str:
@@ -89,10 +88,10 @@ def published_cells(values: Sequence[float]) -> list[str]:
 
 
 def footnotes(notes: pd.Series) -> tuple[list[str], list[str]]:
-    """Returns the marks of each row, and the lines below the table: each sentence once.
+    """Returns the marks of each row, and the lines below the table, each sentence once.
 
-    notes are those of each row, as `statistics.joined` writes them; rows without a number of ours
-    have nan. What is so for all rows has no mark.
+    notes are those of each row, as `statistics.joined` writes them, nan for rows without a number
+    of ours. A note on all rows has no mark.
     """
     ours = [parted(text) for text in notes.dropna()]
     counts = Counter(sentence for sentences in ours for sentence in sentences)
@@ -100,16 +99,16 @@ def footnotes(notes: pd.Series) -> tuple[list[str], list[str]]:
     some = [sentence for sentence, n in counts.items() if n < len(ours)]
     marks = {sentence: str(i).translate(RAISED) for i, sentence in enumerate(some, 1)}
     for sentence, mark in marks.items():
-        told = f"{sentence[0].upper()}{sentence[1:]}"
-        lines.append(f"{mark} {told} ({counts[sentence]} of {len(ours)} rows).")
-    own = [[] if pd.isna(text) else parted(text) for text in notes]
-    return [",".join(marks[each] for each in row if each in marks) for row in own], lines
+        capital = f"{sentence[0].upper()}{sentence[1:]}"
+        lines.append(f"{mark} {capital} ({counts[sentence]} of {len(ours)} rows).")
+    rows = [[] if pd.isna(text) else parted(text) for text in notes]
+    return [",".join(marks[each] for each in row if each in marks) for row in rows], lines
 
 
 def latex_cell(cell: str) -> str:
-    """Returns a cell as LaTeX in ASCII: specials are escaped, a minus is a minus.
+    """Returns a cell as LaTeX in ASCII, with special characters escaped.
 
-    A letter that pdfLaTeX has none for is named by its Unicode number.
+    A letter that pdfLaTeX cannot set is named by its Unicode number.
     """
     text = unicodedata.normalize("NFC", " ".join(cell.split())).translate(ESCAPES)
     text = "".join(map(_letter, text))
@@ -153,24 +152,24 @@ class Text(NamedTuple):
         return list(zip(*self.columns.values(), strict=True))
 
     def markdown(self) -> str:
-        """Returns GitHub Markdown whose columns are aligned to read as text too."""
+        """Returns GitHub Markdown with aligned columns."""
         lines = [[*map(_markdown_cell, row)] for row in (self.columns, *self.rows)]
         widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-        left = [name in (*self.words, *self.traced) for name in self.columns]
+        texts = [name in (*self.words, *self.traced) for name in self.columns]
         rule = [
             "-" * width if words else "-" * (width - 1) + ":"
-            for width, words in zip(widths, left, strict=True)
+            for width, words in zip(widths, texts, strict=True)
         ]
         padded = [
             [
                 cell.ljust(width) if words else cell.rjust(width)
-                for cell, width, words in zip(line, widths, left, strict=True)
+                for cell, width, words in zip(line, widths, texts, strict=True)
             ]
             for line in (lines[0], rule, *lines[1:])
         ]
-        told = [line for note in self.notes for line in ("", note)]
+        notes = [line for note in self.notes for line in ("", note)]
         table = ["| " + " | ".join(line) + " |" for line in padded]
-        return "\n".join([self.caption, "", *table, *told, ""])
+        return "\n".join([self.caption, "", *table, *notes, ""])
 
     def latex(self) -> str:
         r"""Returns a table environment for \usepackage{booktabs}."""
@@ -186,12 +185,12 @@ class Text(NamedTuple):
             trace = "; ".join(" ".join(self.columns[name][i].split()) for name in self.traced)
             row = rf"{' & '.join(cells)} \\"
             body.append(row + (f" % {_ascii(trace)}" if trace.strip("- ;") else ""))
-        told = [rf"\par\footnotesize {latex_cell(note)}" for note in self.notes]
+        notes = [rf"\par\footnotesize {latex_cell(note)}" for note in self.notes]
         return "\n".join(
             [
                 *(r"\begin{table}", r"\centering", rf"\caption{{{latex_cell(self.caption)}}}"),
                 *(rf"\begin{{tabular}}{{{align}}}", r"\toprule", *_heading(shown)),
-                *(r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *told),
+                *(r"\midrule", *body, r"\bottomrule", r"\end{tabular}", *notes),
                 *(r"\end{table}", ""),
             ]
         )
@@ -215,16 +214,9 @@ def _heading(names: Sequence[str]) -> list[str]:
 
 
 def write_texts(directory: str | Path, texts: Mapping[str, str]) -> list[Path]:
-    """Writes {file name: text} into a directory that is made if need be; returns the paths.
-
-    Raises UserError where that is not possible.
-    """
-    directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            with replacing(directory / name) as part:
-                part.write_text(text, "utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise UserError(f"tables cannot be written to {directory}: {error.strerror}") from error
-    return [directory / name for name in texts]
+    """Writes {file name: text} into a directory; returns the paths."""
+    paths = [Path(directory) / name for name in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        with writing(path) as part:
+            part.write_text(text, "utf-8", errors="backslashreplace")
+    return paths

@@ -4,6 +4,7 @@ __all__ = ["Bar"]
 
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 from rich.console import Console
@@ -45,3 +46,13 @@ class Bar:
             eta = f"  {timedelta(seconds=left)} left" if left else ""
             self.last_tenth = tenth
             print(f"{10 * tenth:3d} %  {text}{eta}", file=sys.stderr, flush=True)
+
+    def count(self, total: int, text: str, done: int = 0) -> Callable[[int], None]:
+        """Returns a function that adds an amount of work to what is done."""
+
+        def add(amount: int) -> None:
+            nonlocal done
+            done += amount
+            self(done, total, text)
+
+        return add

@@ -138,10 +138,14 @@ class Switch(Router):
         logits = F.linear(F.silu(emb), weight, bias).view(-1, self.blocks, self.experts)
         return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
+    def selected(self, p: Tensor) -> Tensor:
+        """Returns 1 at the k largest p of every block, else 0, in the shape of p (N, blocks, M)."""
+        return torch.zeros_like(p).scatter(-1, p.topk(self.k, dim=-1).indices, 1.0)
+
     def forward(self, t: Tensor, emb: Tensor) -> list[Route]:
         """Returns z -> mask(z) * z for every block, in the dtype of the features."""
         p = self.probabilities(emb)
-        gates = p * _chosen(p, self.k)  # (N, blocks, M)
+        gates = p * self.selected(p)  # (N, blocks, M)
         return [
             self._route(router.experts, gates[:, block])
             for block, router in enumerate(self.routers)
@@ -173,7 +177,7 @@ class Switch(Router):
         if self.weight == 0 or step % self.match_every:
             return
         p = self.probabilities(embed(torch.arange(self.tasks, device=self.prior.device)))
-        cost = costs(_chosen(p, self.k).flatten(1), self.prior).cpu().numpy()
+        cost = costs(self.selected(p).flatten(1), self.prior).cpu().numpy()
         assignment = match(cost, np.random.default_rng((self.seed, step)))
         self.assignment.copy_(torch.from_numpy(assignment))
 
@@ -205,11 +209,6 @@ def match(cost: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     matched = np.empty(len(cost), dtype=np.int64)
     matched[rows] = columns[linear_sum_assignment(cost[np.ix_(rows, columns)])[1]]
     return matched
-
-
-def _chosen(p: Tensor, k: int) -> Tensor:
-    """Returns 1 at the k largest of the last axis, else 0, in the shape of p."""
-    return torch.zeros_like(p).scatter(-1, p.topk(k, dim=-1).indices, 1.0)
 
 
 def _keep_assignment(router: Switch, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -1,11 +1,13 @@
 """Files that are there whole or not at all, whenever a process dies."""
 
-__all__ = ["leftovers", "replacing", "write_text"]
+__all__ = ["leftovers", "replacing", "write_text", "writing"]
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from dtr_lightning.errors import UserError
 
 PREFIX = ".part-"
 
@@ -25,6 +27,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """Yields a path as `replacing` does, in a directory that is made if it is not there.
+
+    UserError where the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            yield part
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

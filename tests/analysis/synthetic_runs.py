@@ -1,14 +1,20 @@
 """Run directories whose every number is from a formula: for tests of figures and tables only."""
 
-__all__ = ["FOUR", "GRID", "diverge", "make_run", "make_sweep", "prune", "score_of"]
+__all__ = [
+    *("DTR4", "FOUR", "GRID", "diverge", "facts", "finished", "make_run", "make_sweep", "noisy"),
+    *("prune", "record", "score_of"),
+]
 
 import math
 
 import numpy as np
 
-from dtr_lightning.rundir.run import Run
+from analysis.read.runs import read
+from analysis.tables.tables import table
+from dtr_lightning.rundir.run import Run, find_runs
 
 EIGHTHS = [f"val_tasks/t{125 * i:03d}-{125 * i + 124:03d}" for i in range(8)]
+DTR4 = {"alpha": 4.0, "beta": 0.8}
 FOUR = [("NoRouting", {}), ("RTR", {"beta": 0.8}), ("DTR", {"alpha": 1.0, "beta": 0.8})]
 FOUR += [("DTR", {"alpha": 4.0, "beta": 0.8})]
 GRID = [("NoRouting", {}), *[("RTR", {"beta": beta}) for beta in (0.6, 0.8)]]
@@ -30,12 +36,13 @@ def score_of(router, args, seed):
 def make_run(path, router="NoRouting", args=None, seed=0, score=None, steps=1200, **config):
     """Writes a finished run directory; the images are gradients, the losses from a formula."""
     args = args or {}
+    where = router if "." in router else f"dtr_lightning.routing.{router}"
     run = Run(path)
     run.prepare(
         {
             "seed": seed,
             "model": {"class_path": "DiT", "init_args": {"hidden_size": 64}},
-            "router": {"class_path": f"dtr_lightning.routing.{router}", "init_args": args},
+            "router": {"class_path": where, "init_args": args},
             "loss_weight": {"class_path": "Constant", "init_args": {}},
             "diffusion": {"schedule": "cosine", "T": 1000},
             "sampler": {"class_path": "DDIM", "init_args": {"steps": 25}},
@@ -71,8 +78,8 @@ def prune(run, step, score):
 
 def diverge(run, step):
     """Makes of a finished run one whose loss was nan at a step."""
-    kept = {key: run.results[key] for key in ("score_name", "n", "seconds", "protocol")}
-    run.write_results(kept | {"score": None, "loss": None, "diverged_at": step, "steps": step})
+    rest = {key: run.results[key] for key in ("score_name", "n", "seconds", "protocol")}
+    run.write_results(rest | {"score": None, "loss": None, "diverged_at": step, "steps": step})
     run.update_meta(status="diverged")
     return run
 
@@ -82,3 +89,33 @@ def make_sweep(root, points=FOUR, seeds=(0,)):
         for seed in seeds:
             make_run(root / f"{router.lower()}-{i}-seed={seed}", router, args, seed)
     return root
+
+
+def finished(root):
+    """Returns the finished runs below a directory, as figures and tables read them."""
+    return read(find_runs([root])).finished
+
+
+def facts(run, **results):
+    """Adds numbers to the results of a run."""
+    run.write_results(run.results | results)
+    return run
+
+
+def record(run, step=1200, scores=(), losses=()):
+    """Replaces a run's record by evaluations (step, score) and held-out losses at its end."""
+    run.metrics_file.unlink()
+    for at, score in scores:
+        run.append_metrics({"step": at, "eval/score": score, "eval/n": 512})
+    run.append_metrics({"step": step} | dict(zip(EIGHTHS, losses, strict=False)))
+
+
+def noisy(root, seeds, shifts):
+    """Runs of a router per shift, in score `shift` from no routing, and a noise of their own."""
+    points = [("NoRouting", {}, 0.0)]
+    points += [("DTR", {"alpha": float(i + 1), "beta": 0.8}, s) for i, s in enumerate(shifts)]
+    for i, (router, args, shift) in enumerate(points):
+        for seed in range(seeds):
+            score = 5 + math.cos(7 * seed) + shift + 0.01 * math.sin(13 * seed + i) * (i > 0)
+            make_run(root / f"{i}-{seed}", router, args, seed, score)
+    return table(find_runs([root]))

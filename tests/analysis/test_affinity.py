@@ -49,8 +49,8 @@ def silent(share):
 def test_it_is_the_cosine_of_gradients_of_the_mean_loss(router, monkeypatch):
     monkeypatch.setattr("analysis.probes.affinity.BATCH", 10)  # in two parts
     asked = probe(router())
-    found = measure(asked, AffinityConfig(images=24, timesteps=4), silent)
-    assert found["t"].tolist() == [0, 333, 666, 999] and found["exact"]
+    arrays = measure(asked, AffinityConfig(images=24, timesteps=4), silent)
+    assert arrays["t"].tolist() == [0, 333, 666, 999] and arrays["exact"]
     module, gradients = asked.module, []
     for t in (333, 999):
         module.zero_grad()
@@ -59,17 +59,17 @@ def test_it_is_the_cosine_of_gradients_of_the_mean_loss(router, monkeypatch):
         used = [p.grad.flatten() for p in module.model.parameters() if p.grad is not None]
         gradients.append(torch.cat(used).double())
     expected = torch.cosine_similarity(*gradients, dim=0).item()
-    assert found["affinity"][1, 3] == pytest.approx(expected, abs=1e-4)
+    assert arrays["affinity"][1, 3] == pytest.approx(expected, abs=1e-4)
     assert expected < 0.99
 
 
 @pytest.mark.parametrize("process", [Diffusion, FlowMatching])
 def test_it_is_symmetric_with_a_diagonal_of_one_and_nearer_tasks_are_more_alike(process):
     shares = []
-    found = measure(probe(process=process()), AffinityConfig(timesteps=9), shares.append)
-    affinity = found["affinity"]
+    arrays = measure(probe(process=process()), AffinityConfig(timesteps=9), shares.append)
+    affinity = arrays["affinity"]
     assert np.allclose(affinity, affinity.T) and np.allclose(affinity.diagonal(), 1)
-    assert np.linalg.eigvalsh(affinity).min() > -1e-9 and len(found["log_snr"]) == 1000
+    assert np.linalg.eigvalsh(affinity).min() > -1e-9 and len(arrays["log_snr"]) == 1000
     assert affinity.diagonal(1).mean() > affinity.diagonal(6).mean()
     assert shares[-1] == 1 and shares == sorted(shares)
 
@@ -127,7 +127,7 @@ def test_spread_keeps_measured_ones_and_fills_by_unit_gradients():
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
         ({"timesteps": 1}, "timesteps must be at least 2"),
         ({"method": "guess"}, "valid: auto, exact, projected"),
@@ -135,8 +135,8 @@ def test_spread_keeps_measured_ones_and_fills_by_unit_gradients():
         ({"images": 0}, "images must be at least 1"),
     ],
 )
-def test_a_wrong_option_is_told_in_one_line(options, told):
-    with pytest.raises(UserError, match=told):
+def test_a_wrong_option_is_told_in_one_line(options, message):
+    with pytest.raises(UserError, match=message):
         AffinityConfig(**options)
 
 

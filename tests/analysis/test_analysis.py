@@ -1,4 +1,4 @@
-"""Figures from synthetic run directories: what is drawn, what is told when a piece is missing."""
+"""Figures from synthetic run directories: what is drawn, what is said when a piece is missing."""
 
 import math
 
@@ -18,7 +18,7 @@ from dtr_lightning.routing.masks import dtr
 from dtr_lightning.rundir.run import Run, find_runs
 from tests.analysis.synthetic_runs import FOUR, GRID, make_run, make_sweep, score_of
 
-# these need more than FOUR: see test_figures.py
+# these need more than FOUR: see test_score_figures.py and test_experts_figure.py
 NEED_MORE = ("heatmap", "sizes", "negative_transfer")
 
 
@@ -187,12 +187,12 @@ def test_runs_of_other_data_or_scores_are_named(tmp_path):
     assert mixed(groups(read(find_runs([tmp_path])).finished)) == ""
     images = {"class_path": "ImageFolder", "init_args": {"root": "photos"}}
     make_run(tmp_path / "c", data=images)
-    told = dict(draw_all([tmp_path], tmp_path / "out", only=["ablation"]).left_out)
-    assert told["runs"].startswith(
+    reasons = dict(draw_all([tmp_path], tmp_path / "out", only=["ablation"]).left_out)
+    assert reasons["runs"].startswith(
         "not compared with one another: fd_digits_v1, N = 1,797: a and 2 more; ImageFolder "
         "photos, fd_digits_v1, N = 1,797: c. "
     )
-    assert "ablation" not in told  # c is not in the figure, nor left out of it
+    assert "ablation" not in reasons  # c is not in the figure, nor left out of it
     a.results_file.unlink()
     (skipped,) = read(find_runs([tmp_path])).skipped
     assert skipped == "skipped: 1 unfinished (1 without its results.json)"

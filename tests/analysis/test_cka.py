@@ -49,10 +49,10 @@ def test_hsic_and_cka_equal_the_reference(name, reference):
             )
         assert cka(x, y, kind) == pytest.approx(stored[f"cka_{kind}"], rel=1e-9, abs=1e-9)
     size = stored["minibatch_size"]
-    found = Minibatches()
+    minibatches = Minibatches()
     for a, b in zip(x.split(size), y.split(size), strict=True):
-        found.add(torch.stack([gram(a), gram(b)]))
-    assert found.cka()[0, 1] == pytest.approx(stored["cka_unbiased_minibatch"], abs=1e-9)
+        minibatches.add(torch.stack([gram(a), gram(b)]))
+    assert minibatches.cka()[0, 1] == pytest.approx(stored["cka_unbiased_minibatch"], abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", ESTIMATORS)
@@ -71,22 +71,22 @@ def test_rotation_scale_and_shift_do_not_change_it_and_it_is_one_on_itself(kind,
 def test_independent_features_have_none_unless_the_estimator_is_biased():
     generator = torch.Generator().manual_seed(0)
     pairs = [torch.randn(2, 64, 500, generator=generator) for _ in range(20)]
-    found = {kind: torch.tensor([cka(*pair, kind) for pair in pairs]) for kind in ESTIMATORS}
-    assert found["unbiased"].mean().abs() < 0.01 and found["unbiased"].abs().max() < 0.1
-    assert found["biased"].mean() > 0.8
+    values = {kind: torch.tensor([cka(*pair, kind) for pair in pairs]) for kind in ESTIMATORS}
+    assert values["unbiased"].mean().abs() < 0.01 and values["unbiased"].abs().max() < 0.1
+    assert values["biased"].mean() > 0.8
 
 
 def test_mean_over_minibatches_is_unbiased_too():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1000, 8, generator=generator, dtype=torch.float64)
     y = x[:, :4] + torch.randn(1000, 4, generator=generator, dtype=torch.float64)
-    found = {kind: Minibatches(kind) for kind in ESTIMATORS}
+    estimators = {kind: Minibatches(kind) for kind in ESTIMATORS}
     for a, b in zip(x.split(10), y.split(10), strict=True):
-        for own in found.values():
-            own.add(torch.stack([gram(a), gram(b)]))
+        for minibatches in estimators.values():
+            minibatches.add(torch.stack([gram(a), gram(b)]))
     whole = cka(x, y)
-    assert found["unbiased"].cka()[0, 1] == pytest.approx(whole.item(), abs=0.03)
-    assert found["biased"].cka()[0, 1] > whole + 0.1
+    assert estimators["unbiased"].cka()[0, 1] == pytest.approx(whole.item(), abs=0.03)
+    assert estimators["biased"].cka()[0, 1] > whole + 0.1
 
 
 def test_a_large_common_part_costs_no_digits_in_float32(reference):
@@ -125,7 +125,7 @@ def adm():
 def test_it_is_that_of_the_blocks_outputs_at_equal_images_and_noise(feature, tokens):
     asked = probe(dit(DTR()), Diffusion())
     protocol = CKAConfig(images=12, timesteps=4, batch=12, feature=feature, tokens=tokens)
-    found = measure(asked, protocol, lambda share: None)
+    arrays = measure(asked, protocol, lambda share: None)
     model, seen = asked.module.model, []
     model.blocks[1].register_forward_hook(lambda block, z, out: seen.append((z[0], out)))
     for t in (250, 750):
@@ -136,8 +136,8 @@ def test_it_is_that_of_the_blocks_outputs_at_equal_images_and_noise(feature, tok
         outputs = [out.mean(1) for out in outputs]
     for kind in ESTIMATORS:
         expected = cka(*(out.flatten(1) for out in outputs), kind)
-        assert found[kind][1, 1, 3] == pytest.approx(expected.item(), abs=1e-5)
-    assert found["t"].tolist() == [0, 250, 500, 750]
+        assert arrays[kind][1, 1, 3] == pytest.approx(expected.item(), abs=1e-5)
+    assert arrays["t"].tolist() == [0, 250, 500, 750]
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_it_is_that_of_the_blocks_outputs_at_equal_images_and_noise(feature, tok
 def test_matrices_are_symmetric_with_a_diagonal_of_one(make):
     asked = probe(*make())
     shares = []
-    found = measure(asked, SMALL, shares.append)
+    arrays = measure(asked, SMALL, shares.append)
     assert shares == sorted(shares) and shares[-1] == 1
-    assert found["unbiased"].shape == (len(found["blocks"]), 4, 4)
+    assert arrays["unbiased"].shape == (len(arrays["blocks"]), 4, 4)
     for kind in ESTIMATORS:
-        assert np.allclose(found[kind], found[kind].transpose(0, 2, 1))
-        assert np.allclose(found[kind][:, range(4), range(4)], 1)
-        assert np.abs(found[kind]).max() <= 1 + 1e-9
+        assert np.allclose(arrays[kind], arrays[kind].transpose(0, 2, 1))
+        assert np.allclose(arrays[kind][:, range(4), range(4)], 1)
+        assert np.abs(arrays[kind]).max() <= 1 + 1e-9
     assert not any(module._forward_hooks for module in asked.module.modules())
 
 
@@ -167,7 +167,7 @@ def test_adm_has_its_routed_stages_and_no_update():
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
         ({"images": 3}, "images must be at least 4; got 3"),
         ({"batch": 2}, "batch must be at least 4"),
@@ -176,8 +176,8 @@ def test_adm_has_its_routed_stages_and_no_update():
         ({"tokens": "cls"}, "valid: flat, mean"),
     ],
 )
-def test_a_wrong_option_is_told_in_one_line(options, told):
-    with pytest.raises(UserError, match=told):
+def test_a_wrong_option_is_told_in_one_line(options, message):
+    with pytest.raises(UserError, match=message):
         CKAConfig(**options)
 
 

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 import analysis
 from analysis import draw_all
 from analysis.drawing import fonts
-from analysis.drawing.style import log_bounds, styled
+from analysis.drawing.style import line_style, lines, log_bounds, styled
 from analysis.figures import (
     ablation,
     convergence,
@@ -158,9 +158,9 @@ def test_every_figure_tells_its_seeds(tmp_path):
         root = make_sweep(tmp_path / str(len(seeds)), GRID, seeds)
         runs = finished(root)
         for figure in (*WITH_SCORES, tasks):
-            told = caption_of(figure.draw(runs).figure)
-            assert ("mean of 3 seeds" in told) == (len(seeds) > 1), figure.TITLE
-            assert ("one seed" in told and "mean nothing" in told) == (len(seeds) == 1)
+            below = caption_of(figure.draw(runs).figure)
+            assert ("mean of 3 seeds" in below) == (len(seeds) > 1), figure.TITLE
+            assert ("one seed" in below and "mean nothing" in below) == (len(seeds) == 1)
         for figure in (masks, overlap, dedicated, samples):
             assert "one seed" in caption_of(figure.draw(runs).figure), figure.TITLE
 
@@ -242,7 +242,7 @@ def test_pairs_of_tasks_have_a_tick_at_t_and_cosines_a_centre(figure, name, tmp_
     monkeypatch.setattr(
         figure, "measured", lambda *_: ({r.path: own | {name: value} for r in runs}, [])
     )
-    monkeypatch.setattr(figure, "shown", lambda r: (analysis.figures.samples.settings(r), []))
+    monkeypatch.setattr(figure, "to_measure", lambda r: (analysis.figures.samples.settings(r), []))
     ax = next(ax for ax in figure.draw(runs).figure.axes if ax.get_visible())
     assert 1000 in ax.get_yticks() and 1000 in ax.get_xticks()
     if figure is affinity:
@@ -281,3 +281,9 @@ def test_long_names_of_rows_leave_room_for_samples(tmp_path):
         styled(figure.draw_without_rendering)()
     assert figure.axes[0].get_position().width > 0.3
     assert fonts.short("日本語の名前", 6) == "日本…"
+
+
+def test_a_router_of_ones_own_has_a_look_that_no_other_of_the_figure_has():
+    assert line_style("Mine") == line_style("Mine")
+    looks = lines(["NoRouting", "RTR", "DTR", "Switch", "Mine", "Yours", "my.Third"])
+    assert len({(look["color"], look["marker"]) for look in looks}) == len(looks)

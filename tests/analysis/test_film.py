@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.animation import PillowWriter
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from analysis.drawing import animation
-from analysis.drawing.style import save
+from analysis.drawing.style import save, styled
 from analysis.probes import film
 from analysis.read.runs import read
 from dtr_lightning.config.evaluation import EvaluationConfig
@@ -21,7 +23,9 @@ from dtr_lightning.diffusion.samplers import DDIM, Euler, IndexedNoise
 from dtr_lightning.experiment import fit
 from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.load import TrainedRun
+from dtr_lightning.routing.masks import dtr
 from dtr_lightning.rundir.run import Run, find_runs
+from tests.analysis.page_layout import on_page
 from tests.analysis.synthetic_runs import make_run
 from tests.conftest import ROOT, TINY
 
@@ -137,3 +141,15 @@ def test_without_ffmpeg_there_is_no_mp4_and_with_it_there_is_one(tmp_path, monke
         monkeypatch.setattr(animation, "FFMpegWriter", Fake)
         paths = animation.write_film(moving, tmp_path, "x")
         assert [path.suffix for path in paths] == suffixes and all(p.is_file() for p in paths)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_still_tells_its_guess_and_fills_its_page(count):
+    x = torch.zeros(6, count, 3, 8, 8, dtype=torch.uint8)
+    moments = film.Moments([999, 800, 600, 400, 200, 0], x, x, torch.arange(count))
+    figure = styled(film._still)(dtr(1000, 64).numpy(), moments, "DTR")
+    assert on_page(figure)
+    texts = [t.get_text() for t in figure.findobj(Text)]
+    assert texts.count("guess of x$_0$") == film.STILLS
+    bottom = min(ax.get_window_extent().y0 for ax in figure.findobj(Axes) if ax.images)
+    assert bottom / figure.dpi < 0.4  # inches

@@ -111,7 +111,7 @@ def test_no_routing_and_the_best_are_shown(tmp_path):
         make_run(tmp_path / name, router, args, score=score, **AXES)
     _, numbers, note, _ = neighbours.draw(finished(tmp_path))
     assert list(dict.fromkeys(numbers.run)) == ["none", "dtr1.0", "dtr2.0"]
-    assert note == "2 other settings are not shown; name their runs to do so"
+    assert note == "settings not shown: 2; name their runs to show them"
 
 
 def test_what_is_missing_is_told(tmp_path):

@@ -146,7 +146,7 @@ def test_settings_in_one_row_say_what_tells_them_apart(tmp_path):
     ]
     assert frame.difference.dropna().tolist() == [27, 59] and frame["published FID"].isna().all()
     entry = published()["table1_latent"]  # all else equal: one size, the others are named
-    assert len(select(entry, finished(tmp_path)).left) == 2
+    assert len(select(entry, finished(tmp_path)).others) == 2
 
 
 def test_experts_are_compared_with_the_one_network(tmp_path):
@@ -169,10 +169,10 @@ def test_a_diverged_setting_has_its_row_and_no_score(tmp_path):
 
 
 def test_files_keep_ours_and_the_published_apart(masking, tmp_path):
-    written, told = write_paper_tables(finished(masking), tmp_path / "out")
+    written, reasons = write_paper_tables(finished(masking), tmp_path / "out")
     names = {path.stem for path in written}
     assert names == {"table1_latent", "table4", "table8"} and len(written) == 9
-    assert {name for name, _ in told} == published().keys() - names
+    assert {name for name, _ in reasons} == published().keys() - names
     with (tmp_path / "out" / "table8.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
     assert (float(last["score"]), float(last["published FID"])) == (5.0, 7.32)

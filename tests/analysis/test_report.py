@@ -73,12 +73,12 @@ def make(directory, name="NoRouting", score=5.0, **results):
 def test_a_score_below_the_floor_is_explained_by_what_is_known(tmp_path, floor_n, copies):
     make(tmp_path, "DTR", floor=9.0, floor_n=floor_n, copies=copies)
     make(tmp_path, "NoRouting", 12.0, floor=9.0, floor_n=floor_n)
-    told = doubts_of(tmp_path)
-    (below,) = (line for line in told if "below its floor" in line)
+    sentences = doubts_of(tmp_path)
+    (below,) = (line for line in sentences if "below its floor" in line)
     assert below.endswith(": DTR.") and "copy training images" in below
     assert ("a floor of 6 images is too high for 1,797 samples" in below) == (floor_n == 6)
-    assert any("near copies" in line and ": DTR." in line for line in told) == (copies > 0)
-    assert any("6 held-out images tell little" in line for line in told) == (floor_n == 6)
+    assert any("near copies" in line and ": DTR." in line for line in sentences) == (copies > 0)
+    assert any("6 held-out images tell little" in line for line in sentences) == (floor_n == 6)
 
 
 def test_above_the_floor_nothing_is_said_of_it(tmp_path):
@@ -90,9 +90,9 @@ def test_notes_are_told_once_and_judged_anew(tmp_path):
     """Runs of older versions do not say that the features are random; their score's name does."""
     for name in ("NoRouting", "DTR"):
         make(tmp_path, name, 12.0, score_name="fd_resnet18_untrained", notes=["outdated"])
-    told = doubts_of(tmp_path)
-    assert sum("features' weights are random" in line for line in told) == 1
-    assert not any("not FID" in line or "utdated" in line for line in told)
+    sentences = doubts_of(tmp_path)
+    assert sum("features' weights are random" in line for line in sentences) == 1
+    assert not any("not FID" in line or "utdated" in line for line in sentences)
     draw_all([tmp_path], only=["tables"], report=True)
     text = (tmp_path / "report.html").read_text()
     assert "No score is a measure of quality" in text and "Lowest score" not in text
@@ -103,9 +103,9 @@ def test_enough_seeds_are_no_doubt_and_paths_keep_their_case(tmp_path):
     (tmp_path / "Torn").mkdir()
     (tmp_path / "Torn" / "config.yaml").write_text("a: [")
     (tmp_path / "Torn" / "results.json").write_text("{}")
-    told = doubts_of(tmp_path)
-    assert not any("fewest seeds" in line for line in told)
-    assert any(line.startswith("Skipped: ") and "/Torn/config.yaml" in line for line in told)
+    sentences = doubts_of(tmp_path)
+    assert not any("fewest seeds" in line for line in sentences)
+    assert any(line.startswith("Skipped: ") and "/Torn/config.yaml" in line for line in sentences)
 
 
 def test_small_scores_are_told_apart_in_sentences(tmp_path):
@@ -154,5 +154,5 @@ def test_the_files_of_numbers_are_where_it_says(tmp_path):
     for out in (None, tmp_path / "elsewhere"):
         draw_all([tmp_path / "sweep"], out=out, only=["overlap"], report=True)
         place = out or tmp_path / "sweep"
-        told = re.findall(r"numbers: ([^<]*)<", (place / "report.html").read_text())
-        assert told and all((place / file).is_file() for file in told)
+        files = re.findall(r"numbers: ([^<]*)<", (place / "report.html").read_text())
+        assert files and all((place / file).is_file() for file in files)

@@ -48,14 +48,14 @@ def test_sign_flip_is_brute_force(n):
         assert sign_flip(values) == pytest.approx(brute_force(values), abs=1e-12)
 
 
-def test_sign_flip_is_scipys_permutation_test():
-    values = RNG.normal(0.4, 1, 9)
-    kind = {"permutation_type": "samples", "n_resamples": np.inf, "vectorized": True}
-    expected = stats.permutation_test([values], np.mean, **kind).pvalue
-    assert sign_flip(values) == pytest.approx(expected)
+def test_flips_that_tie_are_counted_whatever_their_rounding():
+    for _ in range(200):
+        n = int(RNG.integers(2, 9))
+        for values in (RNG.integers(-4, 5, n) * 0.07, RNG.uniform(0.1, 1, n)):
+            assert sign_flip(values) == pytest.approx(brute_force(values), abs=1e-12)
 
 
-@pytest.mark.parametrize("n", range(1, EXACT + 1))
+@pytest.mark.parametrize("n", [*range(1, 12), EXACT])
 def test_equal_signs_reach_the_least_p(n):
     assert sign_flip(RNG.uniform(0.1, 1, n)) == least_p(n) == 2 / 2**n
     assert (least_p(n) < 0.05) == (n >= 6)
@@ -69,7 +69,7 @@ def test_sign_flip_is_symmetric_and_ignores_order_and_scale():
 
 
 def test_many_pairs_are_flipped_at_random_but_always_alike(monkeypatch):
-    values = RNG.normal(0.4, 1, 16)
+    values = RNG.normal(0.4, 1, 17)  # of more flips than are drawn
     exact = sign_flip(values)
     monkeypatch.setattr(statistics, "EXACT", 10)
     assert sign_flip(values) == sign_flip(values) != exact
@@ -78,8 +78,8 @@ def test_many_pairs_are_flipped_at_random_but_always_alike(monkeypatch):
 
 
 def test_sign_flip_holds_its_level():
-    ps = np.array([sign_flip(row) for row in RNG.normal(0, 1, (2000, 7))])
-    assert np.mean(ps <= 0.05) < 0.065
+    ps = np.array([sign_flip(row) for row in RNG.normal(0, 1, (1000, 7))])
+    assert np.mean(ps <= 0.05) < 0.07
 
 
 def test_paired_differences():
@@ -143,7 +143,7 @@ def test_pairs_are_scipys_paired_t_test():
 
 
 def test_equal_scores_and_ties_are_no_evidence():
-    for n in (1, 6, EXACT, EXACT + 2):
+    for n in (1, 6, EXACT + 2):
         same = paired([1.3] * n, [1.3] * n)
         assert (same.difference, same.p) == (0, 1)
     assert sign_flip([0, 0, 0, 0, 0, 1]) == 1

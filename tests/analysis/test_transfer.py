@@ -32,18 +32,18 @@ def finished(root):
 
 
 def test_gaps_are_stored_and_a_range_of_the_joint_model_has_none(runs, monkeypatch):
-    found = finished(runs)
-    assert transfer.needs(found) is None
-    table = transfer.draw(found).numbers
+    both = finished(runs)
+    assert transfer.needs(both) is None
+    table = transfer.draw(both).numbers
     assert table.t_first.tolist() == [0, 250] and table.t_last.tolist() == [249, 999]
     assert table.gap[0] == pytest.approx(0, abs=1e-4 * table.score_joint[0])
     assert table.gap[1] == table.score_joint[1] - table.score_expert[1] != 0
-    joint = next(run for run in found if run.path.name == "joint")
+    joint = next(run for run in both if run.path.name == "joint")
     assert table.score_joint[0] == pytest.approx(joint.score, rel=1e-4)
     monkeypatch.setattr(transfer, "_measure", lambda *_: pytest.fail("sampled again"))
-    pd.testing.assert_frame_equal(transfer.draw(found).numbers, table)
+    pd.testing.assert_frame_equal(transfer.draw(both).numbers, table)
     with pytest.raises(pytest.fail.Exception):
-        transfer.draw(found, transfer.TransferConfig(n=12))
+        transfer.draw(both, transfer.TransferConfig(n=12))
 
 
 def test_what_is_missing_is_told(runs, tmp_path):

@@ -12,8 +12,7 @@ from dtr_lightning.config.parser import make_parser, parse, resolve
 from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.run import Run
 from dtr_lightning.rundir.yaml_values import DUMPER, LOADER
-from sweeps.engine import plan, recipe
-from sweeps.engine.values import option
+from sweeps.engine import plan, recipe, values
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGES = ROOT / "configs" / "images_small.yaml"
@@ -66,7 +65,7 @@ def test_an_option_that_is_text_stays_the_text_that_was_written(tmp_path, name):
     if name not in ("a: b", "#x"):  # on a command line a mapping and a comment: say ./a: b there
         given = parse(make_parser(), ["--config", str(IMAGES), f"--data.root={name}"]).config
         assert given == config
-        key, value = option(f"data.root={name}")
+        key, value = values.option(f"data.root={name}")
         assert resolve(IMAGES, {key: value}) == config
 
 
