@@ -4,5 +4,6 @@ from dtr_lightning.data.base import Data, to_float, to_uint8
 from dtr_lightning.data.digits import Digits
 from dtr_lightning.data.digits_captions import DigitsCaptions
 from dtr_lightning.data.image_folder import ImageFolder
+from dtr_lightning.data.mnist import MNIST
 
-__all__ = ["Data", "Digits", "DigitsCaptions", "ImageFolder", "to_float", "to_uint8"]
+__all__ = ["MNIST", "Data", "Digits", "DigitsCaptions", "ImageFolder", "to_float", "to_uint8"]
