@@ -11,7 +11,7 @@ from dtr_lightning.errors import UserError
 
 
 def split_for_good(images: Tensor, labels: Tensor) -> dict[Split, TensorDataset]:
-    """Returns both splits of images (N, ...) and labels (N,): a fixed, stratified fifth is held out.
+    """Returns the splits of images (N, ...), labels (N,): a fixed, stratified fifth is held out.
 
     Each keeps the order of the source.
     """
@@ -36,6 +36,9 @@ class Digits(Data):
     image_size = 8
     num_classes = 10
     class_names = tuple("0123456789")
+    terms = (
+        "digits (E. Alpaydin and C. Kaynak, CC BY 4.0) as scikit-learn ships them (BSD-3-Clause)"
+    )
 
     def __init__(self, batch_size: int = 64) -> None:
         super().__init__(batch_size, flip=False)

