@@ -5,6 +5,7 @@ Weights, recipe and held-out accuracy lie beside this file; `train_classifier` m
 
 __all__ = ["ClassifierFeatures", "ClassifierNet", "DigitsFeatures", "MNISTFeatures"]
 
+from abc import abstractmethod
 from hashlib import sha256
 from importlib import resources
 
@@ -57,13 +58,9 @@ class ClassifierNet(nn.Module):
 
 
 class ClassifierFeatures(Features):
-    """A shipped classifier of ten digits; a subclass gives `name`, its sizes and the net's widths.
-
-    It takes images of one channel and `image_size` pixels a side.
-    """
+    """A shipped classifier of ten digits in images of one channel, `image_size` pixels a side."""
 
     image_size: int
-    widths: tuple[int, ...]
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,17 +71,16 @@ class ClassifierFeatures(Features):
         self.freeze()
 
     @classmethod
+    @abstractmethod
     def untrained(cls) -> ClassifierNet:
         """Returns the network as its training starts."""
-        return ClassifierNet(cls.widths, cls.num_features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the features float32 (N, num_features) of uint8 images (N, 1, H, W)."""
         side = self.image_size
         if images.shape[1:] != (1, side, side):
-            raise UserError(
-                f"{type(self).__name__} needs 1x{side}x{side} images, not {tuple(images.shape[1:])}"
-            )
+            found = tuple(images.shape[1:])
+            raise UserError(f"{type(self).__name__} needs 1x{side}x{side} images, not {found}")
         return self.net(to_float(images))
 
     def logits(self, features: Tensor) -> Tensor:
@@ -98,7 +94,11 @@ class DigitsFeatures(ClassifierFeatures):
     name = "fd_digits_v1"
     num_features = 48
     image_size = 8
-    widths = (48, 48, 0, 48, 0)
+
+    @classmethod
+    def untrained(cls) -> ClassifierNet:
+        """Returns three convolutions of 48 channels."""
+        return ClassifierNet((48, 48, 0, 48, 0), cls.num_features)
 
 
 class MNISTFeatures(ClassifierFeatures):
@@ -107,4 +107,8 @@ class MNISTFeatures(ClassifierFeatures):
     name = "fd_mnist_v1"
     num_features = 64
     image_size = 32
-    widths = (16, 0, 32, 0, 48, 0, 64, 0)
+
+    @classmethod
+    def untrained(cls) -> ClassifierNet:
+        """Returns four convolutions of 16 to 64 channels."""
+        return ClassifierNet((16, 0, 32, 0, 48, 0, 64, 0), cls.num_features)
