@@ -26,7 +26,7 @@ def doubts(means: pd.DataFrame, reading: Reading) -> list[str]:
     """Returns the doubts about the table over seeds and its runs, in sentences."""
     scored = means[means.score.notna()]
     sentences = [*_of_seeds(scored)]
-    if scored.score_name.str.contains("digits").any():
+    if scored.score_name.str.contains("digits|mnist").any():
         sentences.append("The score is a distance in a small classifier's features; it is not FID.")
     if (means.diverged > 0).any():
         rows = [row for row in means.itertuples() if row.diverged]

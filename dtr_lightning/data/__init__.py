@@ -5,9 +5,11 @@ from dtr_lightning.data.codec import VAE, Codec, Pixels, to_float, to_uint8
 from dtr_lightning.data.digits import Digits
 from dtr_lightning.data.digits_captions import DigitsCaptions
 from dtr_lightning.data.image_folder import ImageFolder
+from dtr_lightning.data.mnist import MNIST
 from dtr_lightning.data.no_images import NoImages
 
 __all__ = [
+    "MNIST",
     "VAE",
     "Codec",
     "Data",

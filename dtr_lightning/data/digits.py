@@ -1,12 +1,25 @@
 """The embedded real data set: scikit-learn's 1,797 handwritten digits, 8x8, no download."""
 
-__all__ = ["Digits"]
+__all__ = ["Digits", "split_for_good"]
 
 import torch
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from dtr_lightning.data.base import Data, Split
 from dtr_lightning.errors import UserError
+
+
+def split_for_good(images: Tensor, labels: Tensor) -> dict[Split, TensorDataset]:
+    """Returns the splits of images (N, ...), labels (N,): a fixed, stratified fifth is held out.
+
+    Each keeps the order of the source.
+    """
+    from sklearn.model_selection import train_test_split
+
+    parts = train_test_split(range(len(labels)), test_size=0.2, random_state=0, stratify=labels)
+    train, val = (TensorDataset(images[sorted(part)], labels[sorted(part)]) for part in parts)
+    return {"train": train, "val": val}
 
 
 class Digits(Data):
@@ -23,23 +36,19 @@ class Digits(Data):
     image_size = 8
     num_classes = 10
     class_names = tuple("0123456789")
+    terms = (
+        "digits (E. Alpaydin and C. Kaynak, CC BY 4.0) as scikit-learn ships them (BSD-3-Clause)"
+    )
 
     def __init__(self, batch_size: int = 64) -> None:
         super().__init__(batch_size, flip=False)
         try:
             from sklearn.datasets import load_digits
-            from sklearn.model_selection import train_test_split
         except ImportError as error:
             raise UserError("the digits need scikit-learn: pip install scikit-learn") from error
         source = load_digits()
         images = torch.from_numpy((source.images * (255 / 16)).round()).to(torch.uint8)[:, None]
-        labels = torch.from_numpy(source.target).long()
-        indices = range(len(labels))
-        parts = train_test_split(indices, test_size=0.2, random_state=0, stratify=source.target)
-        self.splits = {
-            name: TensorDataset(images[sorted(part)], labels[sorted(part)])
-            for name, part in zip(("train", "val"), parts, strict=True)
-        }
+        self.splits = split_for_good(images, torch.from_numpy(source.target).long())
 
     def split(self, name: Split) -> TensorDataset:
         """Returns one split, images uint8 (N, 1, 8, 8) and labels int64 (N,), in source order."""

@@ -1,8 +1,8 @@
 """Metrics: what samples are compared by, and how far they are from real images."""
 
 from dtr_lightning.metrics.class_scores import ClassifierScore, InceptionScore, inception_score
+from dtr_lightning.metrics.classifiers import DigitsFeatures, MNISTFeatures
 from dtr_lightning.metrics.copies import Copies
-from dtr_lightning.metrics.digits import DigitsFeatures
 from dtr_lightning.metrics.dinov2 import DINOv2Features
 from dtr_lightning.metrics.distances import FrechetDistance, KernelDistance, frechet_distance
 from dtr_lightning.metrics.features import Features
@@ -23,6 +23,7 @@ __all__ = [
     "InceptionFeatures",
     "InceptionScore",
     "KernelDistance",
+    "MNISTFeatures",
     "PrecisionRecall",
     "Scorer",
     "TimmFeatures",

@@ -19,7 +19,8 @@ COMMANDS = ["sweep", "evaluate", "sample", "make_reference", "analysis.__main__"
 COMMANDS += ["import_checkpoint", "export"]
 BENCHMARKS = ["analysis", "cost", "metrics", "routing", "step", "sweep"]
 MODULES = [*COMMANDS, *(f"benchmarks.{name}" for name in BENCHMARKS)]
-MODULES += ["dtr_lightning.metrics.train_digits", "tests.faults.campaigns"]
+MODULES += ["dtr_lightning.metrics.train_classifier", "dtr_lightning.data.train_vae"]
+MODULES += ["tests.faults.campaigns"]
 
 
 def unexplained(parser):

@@ -9,7 +9,7 @@ import torch
 from lightning import LightningModule, Trainer
 from PIL import Image
 
-from dtr_lightning.data import Digits, ImageFolder, to_float, to_uint8
+from dtr_lightning.data import MNIST, Digits, ImageFolder, to_float, to_uint8
 from dtr_lightning.errors import UserError
 
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 def make(cls, folder, **options):
     """Builds any data module for the contract tests; a new one without an entry here fails."""
     options_of_folder = {"root": str(folder), "size": 8, "held_out": 0.3, "workers": 0}
-    known = {Digits: {}, ImageFolder: options_of_folder}
+    known = {Digits: {}, MNIST: {}, ImageFolder: options_of_folder}
     return cls(**{"batch_size": 6} | known[cls] | options)
 
 
@@ -54,7 +54,7 @@ def equal(some, others):
     )
 
 
-SHIPPED = [Digits, ImageFolder]
+SHIPPED = [Digits, MNIST, ImageFolder]
 contract = pytest.mark.parametrize("cls", SHIPPED)
 
 

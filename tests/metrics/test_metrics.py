@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from dtr_lightning.data import Digits, to_float, to_uint8
+from dtr_lightning.data import MNIST, Digits, to_float, to_uint8
 from dtr_lightning.errors import UserError
 from dtr_lightning.metrics import (
     BoundedRows,
@@ -23,6 +23,7 @@ from dtr_lightning.metrics import (
     FrechetDistance,
     InceptionScore,
     KernelDistance,
+    MNISTFeatures,
     PrecisionRecall,
     Scorer,
     TimmFeatures,
@@ -158,21 +159,45 @@ def test_precision_sees_what_is_wrong_and_recall_what_is_missing():
         precision_recall(real, real[:3])
 
 
-def test_the_shipped_card_tells_the_truth(held_out):
-    card = resources.files("dtr_lightning.metrics") / "fd_digits_v1.json"
+CLASSIFIERS = pytest.mark.parametrize(
+    ("cls", "source", "least"), [(DigitsFeatures, Digits, 0.98), (MNISTFeatures, MNIST, 0.97)]
+)
+
+
+@CLASSIFIERS
+def test_the_shipped_card_tells_the_truth(cls, source, least):
+    card = resources.files("dtr_lightning.metrics") / f"{cls.name}.json"
     card = json.loads(card.read_text())
-    features = DigitsFeatures()
-    images, labels = held_out
+    features = cls()
+    images, labels = source().split("val").tensors
     right = features.logits(features(images)).argmax(1) == labels
-    assert right.float().mean().item() == pytest.approx(card["held_out_accuracy"], abs=1 / 360)
-    assert card["held_out_accuracy"] >= 0.98 and card["held_out_images"] == len(labels)
+    near = 1 / len(labels)
+    assert right.float().mean().item() == pytest.approx(card["held_out_accuracy"], abs=near)
+    assert card["held_out_accuracy"] >= least and card["held_out_images"] == len(labels)
     assert card["features"] == features.num_features == features(images).shape[1]
 
 
-def test_digit_features_are_standardised(data):
-    features = DigitsFeatures()(data.split("train").tensors[0])
+@CLASSIFIERS
+def test_the_features_of_shipped_classifiers_are_standardised(cls, source, least):
+    features = cls()(source().split("train").tensors[0])
     assert features.mean(0).abs().max() < 1e-3
     assert (features.var(0) - 1).abs().max() < 1e-2
+
+
+def test_mnist_is_scored_as_the_digits_are():
+    data = MNIST()
+    images, labels = data.split("val").tensors
+    scorer = Scorer(MNISTFeatures(), data)
+    scorer.update(images, labels)
+    result = scorer.compute()
+    assert result["name"] == "fd_mnist_v1"
+    assert result["score"] == pytest.approx(result["floor"], rel=1e-9)
+    assert (result["n"], result["floor_n"], result["reference_n"]) == (1000, 1000, 4000)
+    assert result["accuracy"] >= 0.97 and abs(result["copies"] - 0.01) < 0.005
+    ink = images.flatten(1).float().mean(1)
+    scorer.reset()
+    scorer.update(images[ink > ink.median()])  # real, but the bold half of them
+    assert scorer.compute()["score"] > 5 * result["floor"]
 
 
 def test_the_floor_is_the_score_of_held_out_images(scorer, held_out):

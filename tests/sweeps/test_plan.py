@@ -88,8 +88,9 @@ def test_paper_trains_the_published_sizes():
         recipe.read("alpha_beta", paper=True)
 
 
-def test_alpha_beta_is_figure_4():
-    points = recipe.read("alpha_beta").assignments
+@pytest.mark.parametrize("name", ["alpha_beta", "alpha_beta_mnist"])
+def test_alpha_beta_is_figure_4(name):
+    points = recipe.read(name).assignments
     routers = [point["router"] for point in points]
     assert [routers.count(name) for name in ("NoRouting", "RTR", "DTR")] == [1, 2, 12]
     assert {p["router.alpha"] for p in points if p["router"] == "DTR"} == {0.5, 1, 2, 4, 6, 8}
