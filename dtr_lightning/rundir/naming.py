@@ -6,6 +6,7 @@ and evaluated otherwise. Machine: where data lie, devices, workers; a run moves 
 """
 
 __all__ = [
+    "PRECISIONS",
     "config_hash",
     "evaluation_name",
     "flatten",
@@ -38,7 +39,8 @@ INTERVALS = ("trainer.log_every_n_steps", "checkpoint", "evaluation.every", "eva
 LENGTH = ("trainer.max_steps",)
 PROTOCOL = ("sampler", "features", "evaluation")
 # What a protocol leaves out at its default: it follows from the data, or was always so.
-UNSTATED = {"sampler.clip": None, "evaluation.decode_precision": "float32"}
+PRECISIONS = ("evaluation.precision", "evaluation.decode_precision")
+UNSTATED = {"sampler.clip": None, **dict.fromkeys(PRECISIONS, "float32")}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
