@@ -133,12 +133,12 @@ class Blocks:
                 elif self._may_draw(i) and self.claims.take(FIRST + i):
                     try:
                         if not self._path(i).exists():
-                            begun = time.monotonic()
-                            self._draw(i, report)
+                            clock = _Clock(report)
+                            self._draw(i, clock)
                             found.append(i)
                             if first:
                                 first = False
-                                self._estimate(i, time.monotonic() - begun)
+                                self._estimate(i, clock.seconds())
                     finally:
                         self.claims.free(FIRST + i)
             missing = [i for i in missing if i not in set(found)]
@@ -238,6 +238,24 @@ class Blocks:
         except (zipfile.BadZipFile, zlib.error):
             return None
         return (images, broken) if (images.shape, images.dtype) == (shape, np.uint8) else None
+
+
+class _Clock:
+    """Times a sampler by its reports, without the first step, which warms up."""
+
+    def __init__(self, report: Report) -> None:
+        self.report, self.times = report, [time.monotonic()]
+
+    def __call__(self, work: int) -> None:
+        self.times.append(time.monotonic())
+        self.report(work)
+
+    def seconds(self) -> float:
+        """Returns how long a block lasts."""
+        start, *steps = self.times
+        if len(steps) < 2:
+            return time.monotonic() - start
+        return (steps[-1] - steps[0]) / (len(steps) - 1) * len(steps)
 
 
 def _duration(seconds: float) -> str:
