@@ -36,8 +36,8 @@ class Scorer:
     Reference and floor (the score of the held-out images) are computed once, at the first update,
     and survive `reset`; data with a `reference_file` keep them there for the next scorer. Under
     torch.distributed every rank updates with its own samples and all call `compute` together. A
-    Frechet distance falls with N: compare scores of equal N only, and
-    read the floor with its own; where N is larger, the floor is too high by that bias.
+    Frechet distance falls with N: compare scores of equal N only, and read the floor with its own;
+    where N is larger, the floor is too high by that bias.
 
     Memory does not grow with the images: distance and classifier score are sums, KID, and precision
     and recall, keep 10,000 rows of features of either side, copies 50,000 training thumbnails.
