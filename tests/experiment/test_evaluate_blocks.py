@@ -31,6 +31,8 @@ N, SIZE = 22, 4
 COUNT = 6  # blocks
 OPTIONS = ("--evaluation.n", str(N), "--evaluation.guidance", "1.5")
 LAUNCHER = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([__name__])
 draw_block = Blocks._draw
 
 
@@ -55,35 +57,59 @@ def run(whole, tmp_path):
     return Path(shutil.copytree(whole[0], tmp_path / "run"))
 
 
+class Kill:
+    """Ends its process before it draws a block, or, without one, before it scores."""
+
+    def __init__(self, at=None):
+        self.at = at
+
+    def __call__(self, i=None):
+        if i == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Hang:
+    """Says that the process has claimed a block, and draws nothing."""
+
+    def __init__(self):
+        self.claimed = SERVER.Event()
+
+    def __call__(self, i):
+        self.claimed.set()
+        time.sleep(600)
+
+
+class Meet:
+    """Lets a process draw when all of them have claimed a block; the first time or always."""
+
+    def __init__(self, processes, always=False):
+        self.barrier, self.always = SERVER.Barrier(processes, timeout=60), always
+
+    def __call__(self, i):
+        if self.barrier is not None:
+            self.barrier.wait()
+        if not self.always:
+            self.barrier = None
+
+
+def nothing(*_):
+    pass
+
+
 class Command:
-    """evaluate.py in a process of its own, forked; `at(i)` is called before it draws block i."""
+    """evaluate.py in a process of its own; `at(i)` is called before it draws block i."""
 
     started = 0
 
-    def __init__(self, path, *options, at=lambda i: None, at_score=lambda: None, **variables):
+    def __init__(self, path, *options, at=nothing, at_score=nothing, **variables):
         Command.started += 1
         self.files = [path.parent / f"{name}-{self.started}" for name in ("out", "err", "drawn")]
         argv = ["evaluate.py", str(path), *(options or OPTIONS)]
-        fork = multiprocessing.get_context("fork")
-        self.process = fork.Process(target=self._main, args=(argv, at, at_score, variables))
+        for file in self.files:
+            file.touch()
+        given = argv, self.files, at, at_score, variables
+        self.process = SERVER.Process(target=evaluate_here, args=given, daemon=True)
         self.process.start()
-
-    def _main(self, argv, at, at_score, variables):
-        out, err, drawn = (file.open("w", buffering=1) for file in self.files)
-        sys.argv, sys.stdout, sys.stderr = argv, out, err
-        os.environ.update(variables)
-
-        def draw(blocks, i, report):
-            at(i)
-            drawn.write(f"{i}\n")
-            draw_block(blocks, i, report)
-
-        mend = Blocks.mend
-        Blocks._draw = draw
-        Blocks.mend = lambda blocks, report: (at_score(), mend(blocks, report))
-        code = evaluate.main()
-        out.flush()
-        os._exit(code)
 
     def code(self):
         self.process.join(120)
@@ -99,8 +125,23 @@ class Command:
         return [int(line) for line in self.files[2].read_text().split()]
 
 
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
+def evaluate_here(argv, files, at, at_score, variables):
+    torch.set_num_threads(1)
+    out, err, drawn = (file.open("w", buffering=1) for file in files)
+    sys.argv, sys.stdout, sys.stderr = argv, out, err
+    os.environ.update(variables)
+    mend = Blocks.mend
+
+    def draw(blocks, i, report):
+        at(i)
+        drawn.write(f"{i}\n")
+        draw_block(blocks, i, report)
+
+    Blocks._draw = draw
+    Blocks.mend = lambda blocks, report: (at_score(), mend(blocks, report))
+    code = evaluate.main()
+    out.flush()
+    os._exit(code)
 
 
 def folders(run):
@@ -116,14 +157,8 @@ def wait_for(condition):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_plain_commands_share_the_samples(processes, whole, run):
-    everybody = multiprocessing.Barrier(processes, timeout=60)
-    met = []
-
-    def at(i):  # all have claimed a block before any draws
-        if not met:
-            met.append(everybody.wait())
-
-    commands = [Command(run, at=at) for _ in range(processes)]
+    meet = Meet(processes)
+    commands = [Command(run, at=meet) for _ in range(processes)]
     assert [c.code() for c in commands] == [0] * processes, commands[0].errors()
     assert {c.printed() for c in commands} == {whole[1]}
     assert all(c.drawn() for c in commands)
@@ -143,11 +178,8 @@ def test_commands_from_a_shell_share_the_samples(whole, run):
 
 
 def test_processes_of_a_launcher_draw_their_shares(whole, run):
-    both = multiprocessing.Barrier(2, timeout=60)
-    commands = [
-        Command(run, at=lambda i: both.wait(), RANK=str(r), LOCAL_RANK=str(r), **LAUNCHER)
-        for r in range(2)
-    ]
+    both = Meet(2, always=True)
+    commands = [Command(run, at=both, RANK=str(r), LOCAL_RANK=str(r), **LAUNCHER) for r in range(2)]
     assert [c.code() for c in commands] == [0, 0], commands[0].errors()
     assert [c.drawn() for c in commands] == [[0, 2, 4], [1, 3, 5]]
     assert [c.printed() for c in commands] == [whole[1], ""]
@@ -172,7 +204,7 @@ def test_a_later_process_draws_and_leaves(whole, run):
 
 
 def test_killed_and_continued(whole, run):
-    killed = Command(run, at=lambda i: i == 2 and kill())
+    killed = Command(run, at=Kill(2))
     assert killed.code() == -signal.SIGKILL and killed.drawn() == [0, 1]
     command = Command(run)
     assert command.code() == 0 and command.printed() == whole[1]
@@ -183,14 +215,9 @@ def test_killed_and_continued(whole, run):
 
 
 def test_what_a_dead_process_was_drawing_is_drawn_by_another(whole, run):
-    claimed = multiprocessing.Event()
-
-    def hang(i):
-        claimed.set()
-        time.sleep(600)
-
+    hang = Hang()
     hanging = Command(run, at=hang)
-    assert claimed.wait(60)
+    assert hang.claimed.wait(60)
     command = Command(run)
     wait_for(lambda: len(command.drawn()) == COUNT - 1)
     assert command.drawn() == [1, 2, 3, 4, 5]
@@ -200,7 +227,7 @@ def test_what_a_dead_process_was_drawing_is_drawn_by_another(whole, run):
 
 
 def test_a_damaged_block_is_drawn_again(whole, run):
-    assert Command(run, at_score=kill).code() == -signal.SIGKILL
+    assert Command(run, at_score=Kill()).code() == -signal.SIGKILL
     (folder,) = folders(run)
     blocks = sorted(folder.glob("*.npz"))
     assert len(blocks) == COUNT
@@ -258,7 +285,7 @@ def test_a_process_tells_how_long_it_will_take(whole, run):
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_lost(options, told, run):
-    assert Command(run, at=lambda i: i == 2 and kill()).code() == -signal.SIGKILL
+    assert Command(run, at=Kill(2)).code() == -signal.SIGKILL
     given, variables = options, {}
     if options[0] == "RANK":
         given, variables = (), {"RANK": "2", "LOCAL_RANK": "0", **LAUNCHER}
