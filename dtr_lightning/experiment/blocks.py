@@ -67,7 +67,6 @@ class Blocks:
     ) -> None:
         self.folder, self.experiment, self.module, self.place = folder, experiment, module, place
         self.stated, self.tell, self.finite, self.keep = stated, tell, finite, keep
-        self.scored = False
         protocol = experiment.protocol
         self.n, self.size = protocol.n, protocol.batch_size
         self.count = math.ceil(self.n / self.size)
@@ -92,14 +91,15 @@ class Blocks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        kept = self.folder / "kept"
-        if self.keep:
-            kept.touch()
         try:
-            done = self.scored or (kind is not None and issubclass(kind, Diverged))
-            # the last process that uses the folder removes it
-            if done and not kept.exists() and self.claims.works and self.claims.take(USE):
-                shutil.rmtree(self.folder)
+            if self.keep:
+                self._mark("kept").touch()
+            if kind is not None and issubclass(kind, Diverged):
+                self._mark("scored").touch()
+            if self._mark("scored").exists() and not self._mark("kept").exists():
+                self.claims.take(SETUP, wait=True)  # one after the other: the last one removes
+                if self.claims.works and self.claims.take(USE):
+                    shutil.rmtree(self.folder)
         finally:
             self.claims.close()
 
@@ -195,7 +195,7 @@ class Blocks:
             time.sleep(WAIT)
         try:
             yield
-            self.scored = True
+            self._mark("scored").touch()
         finally:
             self.claims.free(SCORE)
 
@@ -223,6 +223,9 @@ class Blocks:
 
     def _span(self, i: int) -> range:
         return range(i * self.size, min((i + 1) * self.size, self.n))
+
+    def _mark(self, name: str) -> Path:
+        return self.folder / name
 
     def _path(self, i: int) -> Path:
         return self.folder / f"{i:06d}.npz"

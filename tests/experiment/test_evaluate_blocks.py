@@ -58,14 +58,14 @@ def run(whole, tmp_path):
 
 
 class Kill:
-    """Ends its process before it draws a block, or, without one, before it scores."""
+    """Signals its process before it draws a block, or, without one, before it scores."""
 
-    def __init__(self, at=None):
-        self.at = at
+    def __init__(self, at=None, number=signal.SIGKILL):
+        self.at, self.number = at, number
 
     def __call__(self, i=None):
         if i == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
 class Hang:
@@ -212,6 +212,15 @@ def test_killed_and_continued(whole, run):
     assert "10 of 22 samples left" in command.errors()
     again = Command(run)  # stored: nothing is drawn
     assert again.code() == 0 and (again.printed(), again.drawn()) == (whole[1], [])
+
+
+def test_stopped_and_continued(whole, run):
+    stopped = Command(run, at=Kill(2, signal.SIGINT))
+    assert stopped.code() == 130 and "go on with: " in stopped.errors()
+    assert len(list(folders(run)[0].glob("*.npz"))) == 2
+    command = Command(run)
+    assert command.code() == 0 and command.printed() == whole[1]
+    assert command.drawn() == [2, 3, 4, 5] and not folders(run)
 
 
 def test_what_a_dead_process_was_drawing_is_drawn_by_another(whole, run):
