@@ -1,6 +1,7 @@
 """A stored reference gives the numbers of a computed one, and no image is read for it twice."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import torch
 from torch import multiprocessing
 
 from dtr_lightning.data import Digits
+from dtr_lightning.experiment.fit import run
+from dtr_lightning.experiment.load import TrainedRun, other_protocol
 from dtr_lightning.metrics import DigitsFeatures, Scorer
 from dtr_lightning.metrics.reference import reference_key
+from dtr_lightning.rundir.run import Run
 
 
 class Mine(DigitsFeatures):
@@ -19,9 +23,11 @@ class Mine(DigitsFeatures):
 class Counted(Digits):
     """Digits with a place for references, that count the images that are read for them."""
 
-    def __init__(self, folder):
-        super().__init__()
-        self.folder, self.read = folder, 0
+    everywhere = 0  # by all of them
+
+    def __init__(self, folder: str, batch_size: int = 8):
+        super().__init__(batch_size)
+        self.folder, self.read = Path(folder), 0
 
     def reference_file(self, key):
         return self.folder / "references" / f"{key}.npz"
@@ -29,6 +35,7 @@ class Counted(Digits):
     def image_batches(self, *arguments):
         for images, labels in super().image_batches(*arguments):
             self.read += len(images)
+            Counted.everywhere += len(images)
             yield images, labels
 
 
@@ -125,6 +132,15 @@ def test_two_processes_share_a_reference(tmp_path):
         for key, value in whole.items():
             near = isinstance(value, float)  # two processes add in another order
             assert numbers[key] == (pytest.approx(value, rel=1e-5) if near else value)
+
+
+def test_a_run_and_its_evaluations_read_the_reference_once(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(Counted, "everywhere", 0)
+    run(tiny(data=f"{__name__}.Counted", data__folder=str(tmp_path)), tmp_path / "run")
+    stored = Run(tmp_path / "run")
+    trained = TrainedRun(stored, other_protocol(stored, ["--evaluation.n", "24"]))
+    assert trained.evaluate()["n"] == 24
+    assert Counted.everywhere == 1797
 
 
 def test_a_key_names_features_images_and_limit(tmp_path):
