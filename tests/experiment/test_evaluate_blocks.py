@@ -16,7 +16,9 @@ import pytest
 import torch
 
 import evaluate
+import make_reference
 from dtr_lightning.config.evaluation import EvaluationConfig
+from dtr_lightning.config.parser import resolve
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.blocks import Blocks, _duration
 from dtr_lightning.experiment.evaluation import check_precision
@@ -24,7 +26,7 @@ from dtr_lightning.experiment.fit import run as train
 from dtr_lightning.experiment.load import TrainedRun, other_protocol
 from dtr_lightning.rundir.naming import protocol
 from dtr_lightning.rundir.run import Run
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY
 from tests.metrics.test_adm_protocol import cli, inception  # noqa: F401
 
 N, SIZE = 22, 4
@@ -41,9 +43,6 @@ def whole(tmp_path_factory):
     """Returns a trained run, and what its evaluation in one process prints."""
     path = tmp_path_factory.mktemp("whole") / "run"
     options = {"evaluation.batch_size": SIZE, "trainer.max_steps": 2, "evaluation.every": 0}
-    from dtr_lightning.config.parser import resolve
-    from tests.conftest import TINY
-
     train(resolve(ROOT / "configs" / "digits.yaml", TINY | options), path)
     shutil.copytree(path, path.parent / "untouched")
     command = Command(path)
@@ -260,8 +259,6 @@ def test_kept_samples_serve_other_scores(whole, run, cli, tmp_path):  # noqa: F8
     command = Command(run, *OPTIONS, "--evaluation.reference", "500")
     assert command.code() == 0 and json.loads(command.printed())["reference_n"] == 500
     assert not command.drawn() and folders(run) == [folder]
-    import make_reference
-
     reference, out = tmp_path / "ref.npz", tmp_path / "samples.npz"
     assert cli(make_reference, run, "--out", reference, "--images", 50)[0] == 0
     times = {file: file.stat().st_mtime_ns for file in folder.glob("*.npz")}
@@ -334,7 +331,7 @@ class TestPrecision:
         Run(run).write_results(results)
         assert Run(run).finished(Run(run).config) is None
 
-    def test_only_a_gpu_has_tf32(self, tiny):
+    def test_only_a_gpu_has_tf32(self):
         check_precision("tf32", torch.device("cuda"))
         with pytest.raises(UserError, match="tf32 is of NVIDIA GPUs"):
             check_precision("tf32", torch.device("cpu"))
