@@ -4,6 +4,9 @@ Any option of --sampler, --features and --evaluation may differ from the trainin
 that are stored already are printed, not computed again; under another protocol, or before the run
 is done, they go to RUN/artifacts/evaluations. JSON goes to stdout, the main numbers to stderr.
 
+Several of these commands on one run share the work, as do the processes of torchrun or srun:
+samples lie in files until they are scored. Stopped or killed, the same command goes on.
+
 ADM's protocol (FID, sFID, inception score, precision, recall; needs torch-fidelity), of a run or of
 an .npz of samples: python evaluate.py RUN --protocol adm --reference ref.npz
                     python evaluate.py --samples samples.npz --protocol adm --reference ref.npz
@@ -25,10 +28,12 @@ from dtr_lightning.rundir.run import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dtr_lightning.experiment.load import TrainedRun
+    from dtr_lightning.experiment.blocks import Blocks
+    from dtr_lightning.experiment.evaluation import Report
     from dtr_lightning.metrics.adm_protocol import Activations
     from dtr_lightning.metrics.inception import InceptionFeatures
     from dtr_lightning.metrics.npz import Archive
+    from dtr_lightning.training.launch import Place
 
 ADM_ONLY = ("reference", "samples", "save_samples", "weights")
 
@@ -39,10 +44,17 @@ def main() -> int:
     given, options = read_options()
     stop = stop_on_signals()
     loading(sys.stderr)
+
+    from dtr_lightning.training.launch import forget_launcher, place
+
+    here = place()
+    forget_launcher()  # processes exchange nothing but files
     if given.protocol == "adm":
-        results = of_file(given, stop) if given.samples else of_run(given, options, stop)
+        results = of_file(given, stop) if given.samples else of_run(given, options, here, stop)
     else:
-        results = as_configured(given, options, stop)
+        results = as_configured(given, options, here, stop)
+    if here.rank or results is None:
+        return 0  # the first process prints
 
     from dtr_lightning.cli.summary import summary
     from dtr_lightning.experiment.notes import print_notes
@@ -67,6 +79,7 @@ def read_options() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--reference", metavar="NPZ", help="ADM's, or of make_reference.py")
     parser.add_argument("--samples", metavar="NPZ", help="in place of RUN: arr_0 uint8 NHWC")
     parser.add_argument("--save-samples", metavar="NPZ", help="also write the run's samples, RGB")
+    parser.add_argument("--keep-samples", action="store_true", help="keep the files of samples")
     parser.add_argument("--weights", metavar="PTH", help="local copy of Inception's weights")
     given, options = parser.parse_known_args()
     if given.protocol is None:
@@ -75,8 +88,9 @@ def read_options() -> tuple[argparse.Namespace, list[str]]:
                 raise UserError(f"--{name.replace('_', '-')} belongs to --protocol adm; add that")
     elif not given.reference:
         raise UserError("--protocol adm needs --reference, an .npz of ADM or of make_reference.py")
-    if given.samples and (options or given.save_samples or given.checkpoint != "last"):
-        surplus = options[0] if options else "--save-samples or --checkpoint"
+    of_a_run = given.save_samples or given.keep_samples or given.checkpoint != "last"
+    if given.samples and (options or of_a_run):
+        surplus = options[0] if options else "--save-samples, --keep-samples or --checkpoint"
         raise UserError(f"{surplus} is no option with --samples: it needs a run")
     if given.save_samples:
         check_file("--save-samples", given.save_samples, ".npz")
@@ -91,8 +105,13 @@ def check_writable(run: Run) -> None:
         raise UserError(f"{run.path} cannot be written: results are kept there")
 
 
-def as_configured(given: argparse.Namespace, options: Sequence[str], stop: Event) -> dict[str, Any]:
-    """Returns the results of a run under its own protocol, changed by the options."""
+def as_configured(
+    given: argparse.Namespace, options: Sequence[str], here: "Place", stop: Event
+) -> dict[str, Any] | None:
+    """Returns the results of a run under its own protocol, changed by the options.
+
+    None in the processes of a launcher but the first, and likewise below.
+    """
     from dtr_lightning.config.parser import contents_of
     from dtr_lightning.experiment.load import TrainedRun, other_protocol
 
@@ -103,12 +122,31 @@ def as_configured(given: argparse.Namespace, options: Sequence[str], stop: Event
         measuring = {key: value for key, value in config.items() if key != "data"}
         if (results := run.finished(config, contents_of(measuring))) is not None:
             return results
-    trained = TrainedRun(run, config, given.checkpoint)
-    trained.experiment.data.announce()
-    if run.evaluation(trained.name) is None:
-        check_writable(run)
-    with bar("evaluate", trained.experiment.sampling_work(), stop) as count:
-        return trained.evaluate(count)
+    trained = TrainedRun(run, config, given.checkpoint, here)
+    data = trained.experiment.data
+    if not here.rank:
+        data.announce()
+    if (stored := run.evaluation(trained.name)) is not None:
+        return stored
+    check_writable(run)
+    data.split("train")  # to compare with: a mistake is told before sampling
+    with trained.samples(tell=tell, keep=given.keep_samples) as blocks:
+        if not draw(blocks, stop):
+            return None
+        with bar("score", blocks.n, stop) as count:
+            return trained.score(blocks, count)
+
+
+def draw(blocks: "Blocks", stop: Event) -> bool:
+    """Draws samples; returns whether this process is to score them."""
+    hidden = blocks.place.rank > 0
+    with bar("sample", blocks.experiment.sampling_work(), stop, hidden) as count:
+        return blocks.draw(count) and not hidden
+
+
+def tell(line: str) -> None:
+    """Prints a line for a person."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def of_file(given: argparse.Namespace, stop: Event) -> dict[str, Any]:
@@ -128,20 +166,22 @@ def of_file(given: argparse.Namespace, stop: Event) -> dict[str, Any]:
     return adm_results(activations, reference, {"samples": Path(given.samples).name}, stop)
 
 
-def of_run(given: argparse.Namespace, options: Sequence[str], stop: Event) -> dict[str, Any]:
+def of_run(
+    given: argparse.Namespace, options: Sequence[str], here: "Place", stop: Event
+) -> dict[str, Any] | None:
     """Returns the ADM scores of a run's samples, and stores them with the run."""
     from dtr_lightning.experiment.load import TrainedRun, other_protocol
-    from dtr_lightning.experiment.notes import notes_of
     from dtr_lightning.metrics.adm_protocol import SAMPLES, Activations, check_size
 
     run = Run.existing(given.run)
     if given.checkpoint == "last":
         refuse_diverged(run.path, run.results)
     reference, network = adm_parts(given)
-    trained = TrainedRun(run, other_protocol(run, options), given.checkpoint)
+    trained = TrainedRun(run, other_protocol(run, options), given.checkpoint, here)
     experiment = trained.experiment
     data, n = experiment.data, experiment.protocol.n
-    data.announce()
+    if not here.rank:
+        data.announce()
     check_size(data.image_shape, reference)
     weights = network.which_weights.split()[-1]
     name = f"adm-{trained.name}-{reference.digest}-{weights}"
@@ -151,38 +191,29 @@ def of_run(given: argparse.Namespace, options: Sequence[str], stop: Event) -> di
         raise UserError(f"ADM's protocol needs at least 2 samples; give --evaluation.n, not {n}")
     check_writable(run)
     device = trained.device if trained.device.type != "mps" else "cpu"  # MPS has no float64
-    activations = Activations(network, device, SAMPLES)
-    with bar("sample", experiment.sampling_work(), stop) as count:
-        draw(trained, n, activations, given.save_samples, count)
-    described = dict(experiment.describe())
-    stated = {k: v for k, v in described.items() if k != "reference" and not k.startswith("feat")}
-    results = adm_results(activations, reference, stated, stop)
-    results |= trained.facts() | experiment.steps(trained.step)
-    results["notes"] = [*notes_of(results).values()]
-    run.write_evaluation(name, results)
-    return results
+    with trained.samples(tell=tell, keep=given.keep_samples, finite=True) as blocks:
+        if not draw(blocks, stop):
+            return None
+
+        def scores() -> dict[str, Any]:
+            activations = Activations(network, device, SAMPLES)
+            with bar("score", n, stop) as count:
+                read(blocks, activations, given.save_samples, count)
+            return adm_results(activations, reference, trained.sampling(), stop)
+
+        with bar("wait", 1, stop, hidden=True) as waiting:
+            return trained.scored(name, blocks, scores, waiting, anew=bool(given.save_samples))
 
 
-def draw(
-    trained: "TrainedRun",
-    n: int,
-    activations: "Activations",
-    out: str | None,
-    count: Callable[[int], None],
-) -> None:
-    """Samples n images into activations and, where `out` is given, into that file."""
-    from dtr_lightning.experiment.evaluation import draw_labels, sample
+def read(blocks: "Blocks", activations: "Activations", out: str | None, report: "Report") -> None:
+    """Reads samples into activations and, where `out` is given, also writes them to that file."""
     from dtr_lightning.metrics.features import rgb
     from dtr_lightning.metrics.npz import write_archive
 
-    experiment = trained.experiment
-    data = experiment.data
-    module, sampler, protocol = trained.module, experiment.sampler, experiment.protocol
-    labels = draw_labels(data, protocol, n)
-
     def images() -> Iterator["Tensor"]:
-        for batch, _ in sample(module, data, sampler, labels, range(n), protocol, count):
+        for batch, _, _ in blocks:
             activations.update(batch)
+            report(len(batch))
             yield rgb(batch)
 
     if not out:
@@ -190,8 +221,8 @@ def draw(
             pass
         return
     with write_archive(out) as archive:
-        archive.images(images(), n)
-        archive.arrays({"arr_1": labels})
+        archive.images(images(), blocks.n)
+        archive.arrays({"arr_1": blocks.labels})
     print(out, file=sys.stderr)
 
 
@@ -220,7 +251,9 @@ def adm_results(
 
 
 @contextmanager
-def bar(text: str, total: int, stop: Event) -> Iterator[Callable[[int], None]]:
+def bar(
+    text: str, total: int, stop: Event, hidden: bool = False
+) -> Iterator[Callable[[int], None]]:
     """Yields what counts work on a progress bar; it raises Stopped when asked to stop."""
     from dtr_lightning.cli.progress_bar import Bar
 
@@ -230,7 +263,8 @@ def bar(text: str, total: int, stop: Event) -> Iterator[Callable[[int], None]]:
         def count(work: int) -> None:
             nonlocal done
             done += work
-            shown(done, total, text)
+            if not hidden:
+                shown(done, total, text)
             if stop.is_set():
                 raise Stopped
 

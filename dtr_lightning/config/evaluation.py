@@ -7,7 +7,8 @@ from typing import Literal, get_args
 from dtr_lightning.errors import UserError, choices
 
 Labels = Literal["proportional", "balanced"]
-Precision = Literal["float32", "bf16"]
+Precision = Literal["float32", "tf32", "bf16"]
+DecodePrecision = Literal["float32", "bf16"]
 
 LARGEST_SEED = 2**32 - 1
 
@@ -26,6 +27,8 @@ class EvaluationConfig:
             in turn.
         batch_size: images that are sampled at a time; changes no number.
         seed: of the samples' noise.
+        precision: that the network samples in: float32, tf32 (products of an NVIDIA GPU), or bf16
+            (mixed).
         decode_precision: that latents are decoded in; pixels need no decoding.
     """
 
@@ -40,7 +43,8 @@ class EvaluationConfig:
         labels: Labels = "proportional",
         batch_size: int = 128,
         seed: int = 0,
-        decode_precision: Precision = "float32",
+        precision: Precision = "float32",
+        decode_precision: DecodePrecision = "float32",
     ) -> None:
         for name, value in (("n", n), ("every_n", every_n), ("batch_size", batch_size)):
             if value < 2 and (name, value) != ("n", 0):
@@ -58,6 +62,9 @@ class EvaluationConfig:
         if labels not in get_args(Labels):
             raise choices("evaluation.labels", labels, get_args(Labels))
         self.guidance, self.guidance_channels, self.labels = guidance, guidance_channels, labels
-        if decode_precision not in get_args(Precision):
-            raise choices("evaluation.decode_precision", decode_precision, get_args(Precision))
-        self.batch_size, self.seed, self.decode_precision = batch_size, seed, decode_precision
+        if precision not in get_args(Precision):
+            raise choices("evaluation.precision", precision, get_args(Precision))
+        if decode_precision not in (valid := get_args(DecodePrecision)):
+            raise choices("evaluation.decode_precision", decode_precision, valid)
+        self.precision, self.decode_precision = precision, decode_precision
+        self.batch_size, self.seed = batch_size, seed

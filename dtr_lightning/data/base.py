@@ -14,6 +14,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -206,6 +207,13 @@ class Data(LightningDataModule, ABC):
         """Returns a digest of which images these are, wherever they lie: classes and splits."""
         counts = [len(self.split(name)) for name in get_args(Split)]
         return sha256(json.dumps([self.sizes(), counts]).encode()).hexdigest()[:12]
+
+    def reference_file(self, key: str) -> Path | None:
+        """Returns where a score may keep what it needs of the images, by a key; None: nowhere.
+
+        What it keeps is a digest of features, limit and `digest()`; reading the images takes long.
+        """
+        return None
 
     @abstractmethod
     def split(self, name: Split) -> Dataset:

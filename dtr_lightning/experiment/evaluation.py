@@ -4,10 +4,20 @@ Sample i depends on (seed, i) alone, not on batches or the number of GPUs: its s
 class (see `draw_labels`), and the noise of its steps. Samples of two runs are therefore paired.
 """
 
-__all__ = ["Report", "draw_labels", "evaluate", "sample", "silent"]
+__all__ = [
+    "Report",
+    "check_precision",
+    "draw_labels",
+    "draws",
+    "evaluate",
+    "sample",
+    "score",
+    "silent",
+]
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -45,6 +55,41 @@ def check_guidance(model: Denoiser, guidance: float) -> None:
         )
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises UserError for a precision that the device does not have."""
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError(
+            f"evaluation.precision tf32 is of NVIDIA GPUs; on {device.type} give float32 or bf16"
+        )
+
+
+@contextmanager
+def _precision(precision: str, device: torch.device) -> Iterator[Callable[..., Tensor]]:
+    """Yields what calls a network on its inputs in a precision: (network, x, t, y) -> output.
+
+    float32 is the whole format, tf32 has 10 bits of mantissa in products and convolutions, bf16 is
+    mixed precision. PyTorch's own default is tf32 in convolutions and float32 in products.
+    """
+
+    def call(network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = network(*inputs)
+        return output.float() if precision == "bf16" else output
+
+    if device.type != "cuda":
+        yield call
+        return
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = precision == "tf32"
+    try:
+        yield call
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
 def draw_labels(data: Data, protocol: EvaluationConfig, n: int) -> Tensor:
     """Returns the labels int64 (n,) of samples 0 to n - 1, as the protocol has them.
 
@@ -77,14 +122,14 @@ def sample(
     labels (N,) belong to indices one by one; `data` are those that the network was trained on.
     Diverged where the network draws anything but finite numbers.
     """
-    for x, y in _draw(module, sampler, labels, indices, data.shape, protocol, report):
+    for x, y in draws(module, sampler, labels, indices, data.shape, protocol, report):
         if not x.isfinite().all():
             raise Diverged("the pixels that the network draws are not finite")
         yield data.codec.decode(x, protocol.decode_precision), y
 
 
 @torch.no_grad()
-def _draw(
+def draws(
     module: DiffusionModule,
     sampler: Sampler,
     labels: Tensor,
@@ -93,8 +138,14 @@ def _draw(
     protocol: EvaluationConfig,
     report: Report,
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the same batches as the sampler leaves them, float32 (n, C, H, W), finite or not.
+
+    `shape` is (C, H, W) of what the network sees. The network alone computes in the protocol's
+    precision, the sampler always in float32.
+    """
     check_guidance(module.model, protocol.guidance)
     device = module.device
+    check_precision(protocol.precision, device)
     network = guided(module.model, protocol.guidance, module.model.null, protocol.guidance_channels)
     for first in range(0, len(indices), protocol.batch_size):
         chunk = indices[first : first + protocol.batch_size]
@@ -104,13 +155,14 @@ def _draw(
         cost = len(chunk) * (1 if protocol.guidance == 1 else 2)
         with evaluation_mode(module):
             condition = module.condition(y, which)
-            x = sampler(
-                lambda x, t, c=condition: network(x, t, c),
-                noise().to(device),
-                module.diffusion,
-                lambda noise=noise: noise().to(device),
-                progress=lambda cost=cost: report(cost),
-            )
+            with _precision(protocol.precision, device) as precise:
+                x = sampler(
+                    lambda x, t, c=condition: precise(network, x, t, c),
+                    noise().to(device),
+                    module.diffusion,
+                    lambda noise=noise: noise().to(device),
+                    progress=lambda cost=cost: report(cost),
+                )
         yield x, y
 
 
@@ -137,7 +189,7 @@ def evaluate(
     scorer.next_index = indices.start
     kept, mine = [], max(0, min(keep, indices.stop) - indices.start)
     broken = SumMetric(nan_strategy="error").to(scorer.device)
-    for x, y in _draw(module, sampler, labels, indices, data.shape, protocol, report):
+    for x, y in draws(module, sampler, labels, indices, data.shape, protocol, report):
         broken.update((~x.isfinite()).sum().to(scorer.device))
         images = data.codec.decode(x, protocol.decode_precision)
         scorer.update(images, y)
@@ -145,9 +197,29 @@ def evaluate(
     images = torch.cat([torch.empty(0, *data.image_shape, dtype=torch.uint8), *kept])
     images, labels = (_of_all_ranks(x, scorer.device) for x in (images, labels[:mine]))
     scores = scorer.compute() | scorer.describe()
-    if broken.compute():
-        scores |= dict.fromkeys(MEASURED & scores.keys(), math.nan)
-    return scores, images, labels
+    return _nan_where(broken.compute() > 0, scores), images, labels
+
+
+def score(
+    scorer: Scorer, blocks: Iterable[tuple[Tensor, Tensor, int]], report: Report = silent
+) -> dict[str, Any]:
+    """Returns the score of samples that are drawn already, as `evaluate` gives it.
+
+    They come in the order of their indices: images, labels, and how many of the numbers that the
+    network drew were not finite. `report` is told the number of images.
+    """
+    scorer.reset()
+    broken = 0
+    for images, labels, bad in blocks:
+        scorer.update(images, labels)
+        broken += bad
+        report(len(images))
+    return _nan_where(broken > 0, scorer.compute() | scorer.describe())
+
+
+def _nan_where(broken: Tensor | bool, scores: dict[str, Any]) -> dict[str, Any]:
+    """Returns the scores, those that are measured as nan where the network has diverged."""
+    return scores | dict.fromkeys(MEASURED & scores.keys(), math.nan) if broken else scores
 
 
 def _of_all_ranks(rows: Tensor, device: torch.device) -> Tensor:

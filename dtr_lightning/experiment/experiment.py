@@ -20,7 +20,13 @@ from dtr_lightning.diffusion import clusters as tasks
 from dtr_lightning.diffusion.samplers import Sampler
 from dtr_lightning.errors import UserError
 from dtr_lightning.expect import is_own
-from dtr_lightning.experiment.evaluation import Report, check_guidance, evaluate, silent
+from dtr_lightning.experiment.evaluation import (
+    Report,
+    check_guidance,
+    check_precision,
+    evaluate,
+    silent,
+)
 from dtr_lightning.experiment.own_classes import check_own, check_own_data
 from dtr_lightning.experiment.planning import check_captions, network_options
 from dtr_lightning.metrics import Features
@@ -114,7 +120,8 @@ class Experiment:
 
         A run asks before it starts: otherwise it would be told at its first evaluation.
         """
-        self.trainer([], [])
+        trainer = self.trainer([], [])
+        check_precision(self.protocol.precision, trainer.strategy.root_device)
         check_own(self.data, self.module, self.sampler, self.features)
         if self.protocol.n and (size := len(self.data.split("train"))) < 2:
             raise UserError(f"a score needs at least 2 training images to compare with, not {size}")
@@ -315,5 +322,6 @@ class Experiment:
             protocol(self.config)
             | ({} if clip is None else {"sampler.clip": clip})
             | self.data.codec.describe()
-            | {"sampler_steps": self.sampler_steps, "weights": "ema", "precision": "float32"}
+            | {"sampler_steps": self.sampler_steps, "weights": "ema"}
+            | {"precision": self.protocol.precision}
         )

@@ -79,7 +79,8 @@ def run(
     with directory.lock() if leader else nullcontext():
         if leader:
             contents = contents or contents_of(config, experiment.data)
-            directory.prepare(config, contents, experiment.data.sizes())
+            sizes = experiment.data.sizes() | experiment.data.codec.describe()
+            directory.prepare(config, contents, sizes)
             if experiment.protocol.n:  # an expert reads what its run has announced
                 experiment.data.announce()
             known = {"smoke": directory.meta.get("smoke"), "protocol": experiment.describe()}

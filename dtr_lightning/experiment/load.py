@@ -3,8 +3,9 @@
 __all__ = ["TrainedRun", "other_protocol"]
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from dtr_lightning.data import Data
 from dtr_lightning.data.base import Split
 from dtr_lightning.data.scan import few
 from dtr_lightning.errors import UserError
-from dtr_lightning.experiment.evaluation import Report, silent
+from dtr_lightning.experiment.blocks import Blocks
+from dtr_lightning.experiment.evaluation import Report, check_precision, score, silent
 from dtr_lightning.experiment.experiment import Experiment
-from dtr_lightning.experiment.fit import KEPT_SAMPLES
 from dtr_lightning.experiment.notes import notes_of
 from dtr_lightning.rundir.naming import evaluation_name, flatten, protocol
 from dtr_lightning.rundir.run import Run, finite
+from dtr_lightning.training.launch import ALONE, Place
 from dtr_lightning.training.weights import load_average
 
 OPTIONS = ("sampler", "features", "evaluation", "trainer.accelerator", "data.workers")
@@ -88,6 +90,14 @@ class _StoredData(Data):
         """Returns the images of each class of the training split."""
         return self.data.class_counts()
 
+    def digest(self) -> str:
+        """Returns a digest of which images these are."""
+        return self.data.digest()
+
+    def reference_file(self, key: str) -> Path | None:
+        """Returns where the images' own data keep what a score needs of them."""
+        return self.data.reference_file(key)
+
     def describe(self) -> str:
         """Returns what is read, in one line."""
         return self.data.describe()
@@ -99,18 +109,27 @@ class _StoredData(Data):
 class TrainedRun:
     """The network of a run, or its experts, with average weights, on one device.
 
-    checkpoint is "last", or "step=N" where a milestone was kept (by every expert).
+    checkpoint is "last", or "step=N" where a milestone was kept (by every expert). Of several
+    processes of a machine each takes a GPU, in turn by its local rank.
     """
 
-    def __init__(self, run: Run, config: Config, checkpoint: str = "last") -> None:
+    def __init__(
+        self, run: Run, config: Config, checkpoint: str = "last", place: Place = ALONE
+    ) -> None:
+        self.place = place
         trainer = config["trainer"] | {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+        if place.local_rank and trainer["accelerator"] in ("auto", "gpu", "cuda"):
+            if gpus := torch.cuda.device_count():
+                trainer["devices"] = [place.local_rank % gpus]
         config = config | {"trainer": trainer}
         _note_edited_sources(run, config)
         # text is told by data that are there anyway
         described = run.meta.get("data") or {"captions": True}
-        data = None if described["captions"] else _StoredData(run, config)
+        there = described["captions"] or "codec" in described  # as is what decodes latents
+        data = None if there else _StoredData(run, config)
         self.experiment = Experiment(config, run.planned_steps, data)
         self.trainer = self.experiment.trainer([], [])
+        check_precision(self.experiment.protocol.precision, self.device)
         self.module = self.experiment.module
         process = self.module.diffusion
         if process.tasks != (0, process.T):
@@ -136,24 +155,65 @@ class TrainedRun:
         smoke = bool(self.run.meta.get("smoke"))
         return {**self.experiment.facts(self.step), "smoke": smoke}
 
+    def sampling(self) -> dict[str, Any]:
+        """Returns the part of the protocol that samples depend on, and not what they are for."""
+        described = self.experiment.describe()
+        of_score = ("features", "reference")
+        return {k: v for k, v in described.items() if k.split(".")[0] not in of_score}
+
+    def samples(self, **options: Any) -> Blocks:
+        """Returns the samples of the protocol, to be drawn and scored; options are of `Blocks`."""
+        stated = self.sampling()
+        folder = self.run.evaluations / evaluation_name(stated, self.step)
+        return Blocks(folder, self.experiment, self.module, stated, self.place, **options)
+
     def evaluate(self, report: Report = silent) -> dict[str, Any]:
-        """Returns the results under the config's protocol, and stores them with the run."""
+        """Returns the results under the config's protocol, and stores them with the run.
+
+        `report` hears of the network evaluations.
+        """
         if (stored := self.run.evaluation(self.name)) is not None:
             return stored
         self.experiment.data.split("train")  # to compare with: a mistake is told before sampling
-        n = self.experiment.protocol.n
-        scores, *_ = self.experiment.evaluate(self.trainer, self.module, n, KEPT_SAMPLES, report)
-        results = {
-            **scores,
-            **self.facts(),
-            **self.experiment.steps(self.step),
-            "protocol": self.experiment.describe(),
-        }
-        results = finite(results | {"notes": [*notes_of(results).values()]})
-        self.run.write_evaluation(self.name, results)
+        with self.samples() as blocks:
+            blocks.draw(report)
+            return self.score(blocks)
+
+    def score(self, blocks: Blocks, report: Report = silent) -> dict[str, Any]:
+        """Returns the results of samples under the config's protocol, and stores them."""
+
+        def scores() -> dict[str, Any]:
+            numbers = score(self.experiment.scorer(self.trainer), blocks, report)
+            protocol = {"protocol": self.experiment.describe()}
+            return {"score_name": numbers.pop("name"), **numbers, **protocol}
+
+        results = self.scored(self.name, blocks, scores, report)
         own = protocol(self.run.config) == protocol(self.experiment.config)
-        if "imported" in self.run.meta and own:  # what its training would have ended with
-            self.run.write_results(results)
+        if own and "imported" in self.run.meta and self.place.rank == 0:
+            self.run.write_results(results)  # what its training would have ended with
+        return results
+
+    def scored(
+        self,
+        name: str,
+        blocks: Blocks,
+        scores: Callable[[], dict[str, Any]],
+        report: Report = silent,
+        anew: bool = False,
+    ) -> dict[str, Any]:
+        """Returns what `scores` makes of the blocks, and stores it as an evaluation of a name.
+
+        Of several processes one computes it, the others read it. `anew` computes what is stored.
+        """
+        with blocks.scoring(report):
+            if not anew and (stored := self.run.evaluation(name)) is not None:
+                return stored
+            blocks.mend(report)
+            results = scores()
+            protocol = {"protocol": results.pop("protocol")}
+            results |= self.facts() | self.experiment.steps(self.step) | protocol
+            results = finite(results | {"notes": [*notes_of(results).values()]})
+            self.run.write_evaluation(name, results)
         return results
 
 

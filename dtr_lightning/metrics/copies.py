@@ -43,12 +43,15 @@ class Copies:
     """Reads a sample as a copy where its nearest training image is nearer than for real images.
 
     The threshold is the first percentile of the distances of held-out images to their nearest
-    training image: unseen real images are called copies with a share of about 0.01.
+    training image: unseen real images are called copies with a share of about 0.01. One that is
+    known already needs no held-out images.
     """
 
-    def __init__(self, train: Tensor, val: Tensor) -> None:
+    def __init__(self, train: Tensor, val: Tensor, threshold: Tensor | None = None) -> None:
         self.train = train
-        self.threshold = nearest(val, train).quantile(QUANTILE)
+        if threshold is None:
+            threshold = nearest(val, train).quantile(QUANTILE)
+        self.threshold = threshold
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Returns bool (N,): which thumbnails (N, D) copy a training image."""

@@ -56,11 +56,16 @@ class BoundedRows(Metric):
 
     def compute(self) -> Tensor:
         """Returns the rows (n, D) of all processes that are kept, n <= limit, by their index."""
+        return self.by_index()[0]
+
+    def by_index(self) -> tuple[Tensor, Tensor]:
+        """Returns the rows that `compute` does, and their indices (n,); inside `sync_context`."""
         rows, index = dim_zero_cat(self.rows), dim_zero_cat(self.index)
         if len(index) > self.limit:
             stays = self._chosen(index)
             rows, index = rows[stays], index[stays]
-        return rows[index.argsort(stable=True)]
+        order = index.argsort(stable=True)
+        return rows[order], index[order]
 
     def reset(self) -> None:
         """Forgets all rows."""

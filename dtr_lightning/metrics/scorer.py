@@ -5,6 +5,8 @@ The reference is the training split: the held-out one then has a score of its ow
 
 __all__ = ["Scorer"]
 
+import math
+
 import torch
 from torch import Tensor, distributed
 from torchmetrics import Metric
@@ -17,6 +19,12 @@ from dtr_lightning.metrics.copies import TRAIN, Copies, thumbnails
 from dtr_lightning.metrics.distances import FrechetDistance, KernelDistance
 from dtr_lightning.metrics.features import Features
 from dtr_lightning.metrics.precision import PrecisionRecall
+from dtr_lightning.metrics.reference import (
+    Reference,
+    read_reference,
+    reference_key,
+    write_reference,
+)
 from dtr_lightning.metrics.reservoir import LIMIT, BoundedRows
 
 COUNTS = ("n", "copied", "labelled", "right")
@@ -26,9 +34,10 @@ class Scorer:
     """Scores samples against the training images of a data set.
 
     Reference and floor (the score of the held-out images) are computed once, at the first update,
-    and survive `reset`. Under torch.distributed every rank updates with its own samples and all
-    call `compute` together. A Frechet distance falls with N: compare scores of equal N only, and
-    read the floor with its own; where N is larger, the floor is too high by that bias.
+    and survive `reset`; data with a `reference_file` keep them there for the next scorer. Under
+    torch.distributed every rank updates with its own samples and all call `compute` together. A
+    Frechet distance falls with N: compare scores of equal N only, and read the floor with its own;
+    where N is larger, the floor is too high by that bias.
 
     Memory does not grow with the images: distance and classifier score are sums, KID, and precision
     and recall, keep 10,000 rows of features of either side, copies 50,000 training thumbnails.
@@ -152,10 +161,49 @@ class Scorer:
         self.reference_n, self.floor_n = (min(size, self.limit or size) for size in sizes)
         if self.reference_n < 2:
             raise UserError("a score needs at least 2 training images to compare with")
+        key = reference_key(self.features, self.data, self.limit)
+        path = None if key is None else self.data.reference_file(key)
+        if path is not None:
+            stored = read_reference(path, key)
+            if _all_have(stored, self.device):
+                self._restore(stored, rank, world)
+                return
         train, val = (self._take(name, rank, world) for name in ("train", "val"))
         self.floor = float(self.metrics["score"].compute()) if self.floor_n > 1 else None
         self.metrics["score"].reset()
         self.copies = Copies(train, val)
+        if path is not None:
+            reference = self._reference()  # of all ranks together
+            if rank == 0:
+                write_reference(path, key, reference)
+
+    def _reference(self) -> Reference:
+        """Returns what is known of the reference images of all ranks; each of them must call it."""
+        score, kept = self.metrics["score"], self.metrics["near"].real
+        with score.sync_context():
+            names = ("sum", "cov_sum", "num_samples")
+            sums = [getattr(score, f"real_features_{name}").clone() for name in names]
+        with kept.sync_context():
+            rows, index = kept.by_index()
+        floor = torch.tensor(math.nan if self.floor is None else self.floor, dtype=torch.float64)
+        return Reference(*sums, rows, index, self.copies.train, self.copies.threshold, floor)
+
+    def _restore(self, stored: Reference, rank: int, world: int) -> None:
+        """Takes what is stored: the first rank the sums, each its share of the rows.
+
+        For metrics add up and join what the ranks have.
+        """
+        if rank == 0:
+            score = self.metrics["score"]
+            score.real_features_sum = stored.total.to(self.device)
+            score.real_features_cov_sum = stored.squares.to(self.device)
+            score.real_features_num_samples = stored.count.to(self.device)
+        rows, index = stored.rows[rank::world].to(self.device), stored.index[rank::world]
+        for name in self.kept:
+            self.metrics[name].update(rows, real=True, index=index)
+        self.floor = None if stored.floor.isnan() else float(stored.floor)
+        train, threshold = stored.thumbnails.to(self.device), stored.threshold.to(self.device)
+        self.copies = Copies(train, train[:0], threshold)
 
     def _take(self, split: Split, rank: int, world: int) -> Tensor:
         """Takes this rank's training or held-out images: every world-th from its own on.
@@ -181,3 +229,11 @@ class Scorer:
         metric = self.metrics[count]
         metric.update(0)  # torchmetrics warns of metrics that were never updated
         return metric.compute()
+
+
+def _all_have(stored: Reference | None, device: torch.device) -> bool:
+    """Returns whether every rank could read what is stored: otherwise all compute it together."""
+    have = torch.tensor(int(stored is not None), device=device)
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(have, distributed.ReduceOp.MIN)
+    return bool(have)

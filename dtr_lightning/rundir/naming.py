@@ -6,6 +6,7 @@ and evaluated otherwise. Machine: where data lie, devices, workers; a run moves 
 """
 
 __all__ = [
+    "PRECISIONS",
     "config_hash",
     "evaluation_name",
     "flatten",
@@ -41,7 +42,8 @@ LENGTH = ("trainer.max_steps",)
 LATER = {"module.lr_warmup": 0, "module.lr_decay": 0, "model.use_checkpoint": False}
 PROTOCOL = ("sampler", "features", "evaluation")
 # What a protocol leaves out at its default: it follows from the data, or was always so.
-UNSTATED = {"sampler.clip": None, "evaluation.decode_precision": "float32"}
+PRECISIONS = ("evaluation.precision", "evaluation.decode_precision")
+UNSTATED = {"sampler.clip": None, **dict.fromkeys(PRECISIONS, "float32")}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ events.*        TensorBoard's; here, so that it calls the run by its directory
 ckpt/           last.ckpt and milestones step=N.ckpt
 experts/        LOW-HIGH/, the run of each expert, if there are several
 samples/        sample sheets and arrays
-artifacts/      further evaluations
+artifacts/      further evaluations; evaluations/NAME/ holds samples while they are drawn
 results.json    final numbers with their protocol; written last: its presence means done
 """
 
@@ -28,7 +28,13 @@ import yaml
 
 from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.atomic import leftovers, write_text
-from dtr_lightning.rundir.naming import evaluation_name, identity, is_protocol, protocol
+from dtr_lightning.rundir.naming import (
+    PRECISIONS,
+    evaluation_name,
+    identity,
+    is_protocol,
+    protocol,
+)
 from dtr_lightning.rundir.yaml_values import DUMPER, LOADER
 
 # what flock raises on file systems that have no locks, as those of some clusters
@@ -253,6 +259,8 @@ class Run:
             return None
         stated = results.get("protocol", {})
         asked = protocol(config) if config["evaluation"]["n"] else {}
+        plain = {key.removeprefix("evaluation."): "float32" for key in PRECISIONS if asked}
+        asked, stated = plain | asked, plain | stated
         if any(stated.get(key) != value for key, value in asked.items()):
             return None
         known = self.contents if contents else {}

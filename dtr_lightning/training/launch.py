@@ -4,7 +4,16 @@ They are started by Lightning itself (trainer.devices), torchrun, srun, MPI, LSF
 (NODE_RANK). Variables that a scheduler left in a shell mean nothing there.
 """
 
-__all__ = ["CommonStop", "forget_launcher", "is_leader", "make_trainer", "plain_trainer"]
+__all__ = [
+    "ALONE",
+    "CommonStop",
+    "Place",
+    "forget_launcher",
+    "is_leader",
+    "make_trainer",
+    "place",
+    "plain_trainer",
+]
 
 import os
 import signal
@@ -12,7 +21,7 @@ import sys
 import time
 from collections.abc import Mapping
 from threading import Event, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins.environments import (
@@ -112,6 +121,31 @@ def is_leader(options: Mapping[str, Any]) -> bool:
 
 def _node() -> int:
     return LightningEnvironment().node_rank()
+
+
+class Place(NamedTuple):
+    """Which of the processes of one launcher this is, and which of those of its machine."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+
+ALONE = Place()
+
+
+def place() -> Place:
+    """Returns where this process stands among those that torchrun, srun, ... started with it.
+
+    For work that needs no exchange between them. UserError for a rank that cannot be.
+    """
+    environment = _environment({"devices": "auto", "num_nodes": 1})
+    if isinstance(environment, LightningEnvironment):
+        return ALONE
+    rank, world = environment.global_rank(), environment.world_size()
+    if not 0 <= rank < world:
+        raise UserError(f"the launcher says that this is process {rank} of {world}: 0 is the first")
+    return Place(rank, world, environment.local_rank())
 
 
 def forget_launcher() -> None:
