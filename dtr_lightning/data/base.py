@@ -12,8 +12,9 @@ import json
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -93,6 +94,8 @@ class _Batches(Dataset):
 
     def __getitem__(self, draw: Draw) -> Batch | UserError:
         indices, flips = draw
+        if hasattr(self.pairs, "batch"):
+            return self.pairs.batch(indices, flips)
         if isinstance(self.pairs, TensorDataset):
             images, labels = self.pairs[indices]
         else:
@@ -194,6 +197,15 @@ class Data(LightningDataModule, ABC):
         told = {"class_names": list(self.class_names), "captions": self.captions is not None}
         return {key: getattr(self, key) for key in sizes} | told
 
+    def record(self) -> dict[str, Any]:
+        """Returns what a run keeps of its data: the sizes, and what makes a codec but pixels."""
+        codec = self.codec.arguments()
+        return self.sizes() | ({"codec": codec} if codec else {})
+
+    def reference_file(self, key: str) -> Path | None:
+        """Returns where statistics of these images are kept for later scores; None for nowhere."""
+        return None
+
     def digest(self) -> str:
         """Returns a digest of which images these are, wherever they lie: classes and splits."""
         counts = [len(self.split(name)) for name in get_args(Split)]
@@ -203,7 +215,8 @@ class Data(LightningDataModule, ABC):
     def split(self, name: Split) -> Dataset:
         """Returns one split: map-style, sized, of (uint8 image (C, H, W), int label).
 
-        A TensorDataset (images (N, C, H, W), labels (N,)) is indexed a batch at a time.
+        A TensorDataset (images (N, C, H, W), labels (N,)) is indexed a batch at a time. A split
+        with a method `batch(indices, flips or None)` makes the batch (stored, labels) itself.
         """
 
     def class_counts(self) -> list[int]:
@@ -277,8 +290,11 @@ class Data(LightningDataModule, ABC):
         size = len(self.split(name))
         count = size if limit is None else min(size, limit)
         indices = (torch.arange(count) * size // count)[rank::world]
-        draws = [(chunk, None) for chunk in indices.split(REFERENCE_BATCH) if len(chunk)]
-        return self._loader(name, draws)
+        return self.chosen_batches(name, [x for x in indices.split(REFERENCE_BATCH) if len(x)])
+
+    def chosen_batches(self, name: Split, parts: Sequence[Tensor]) -> DataLoader:
+        """Returns batches of a split as they are stored, unflipped: these indices (n,) each."""
+        return self._loader(name, [(part, None) for part in parts])
 
     def image_batches(
         self,

@@ -30,6 +30,7 @@ MACHINE = (
     "trainer.num_nodes",
     "trainer.strategy",
     "data.root",
+    "data.vae",
     "data.workers",
     "evaluation.batch_size",
 )
