@@ -18,12 +18,18 @@ from dtr_lightning.data import Data
 from dtr_lightning.errors import UserError
 
 Config = dict[str, Any]
+VAE = "data.vae"  # a store knows by its digest which autoencoder its latents are of
 
 
 def with_absolute_paths(config: Config, axes: dict[str, type]) -> Config:
-    """Returns a config whose paths are absolute, so that it holds in any working directory."""
+    """Returns a config whose paths are absolute, so that it holds in any working directory.
+
+    What may be a name on a hub as well stays as it is unless it is there.
+    """
     config = dict(config)
     for axis, option, path in _paths(config, axes):
+        if f"{axis}.{option}" == VAE and not os.path.isdir(os.path.expanduser(path)):
+            continue
         arguments = config[axis]["init_args"] | {option: os.path.abspath(os.path.expanduser(path))}
         config[axis] = config[axis] | {"init_args": arguments}
     return config
@@ -44,7 +50,7 @@ def contents(
     found, digests = {}, {} if digests is None else digests
     for axis, option, path in _paths(config, axes):
         key = f"{axis}.{option}"
-        if not Path(path).exists():
+        if key == VAE or not Path(path).exists():
             continue
         if axis != "data" or Path(path).is_file():
             found[key] = _file(Path(path))

@@ -168,7 +168,7 @@ def _select(folder: Path, found: Scan, *splits: str) -> list[list[str]]:
     return parts
 
 
-def hold_out(paths: list[str], folder: Path, share: float) -> tuple[list[str], list[str]]:
+def hold_out(paths: list[str], folder: str | Path, share: float) -> tuple[list[str], list[str]]:
     """Parts paths into (train, held out): a hash keeps a path's side when others are added."""
     if len(paths) < 2:
         raise UserError(f"{folder} holds one image; give two or more: one is held out")

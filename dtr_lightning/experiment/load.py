@@ -5,6 +5,7 @@ __all__ = ["TrainedRun", "other_protocol"]
 import logging
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from dtr_lightning.config.parser import Config, contents_of, make_parser, parse
 from dtr_lightning.config.registry import instantiate, path_options
-from dtr_lightning.data import Data
+from dtr_lightning.data import VAE, Data
 from dtr_lightning.data.base import Split
 from dtr_lightning.data.scan import few
 from dtr_lightning.errors import UserError
@@ -58,6 +59,8 @@ class _StoredData(Data):
         self.in_channels, self.image_size = described["in_channels"], described["image_size"]
         self.num_classes = described["num_classes"]
         self.class_names = tuple(described["class_names"])
+        if codec := described.get("codec"):
+            self.codec = VAE(**codec | {"path": arguments.get("vae") or codec["path"]})
 
     @property
     def name(self) -> str:
@@ -73,6 +76,10 @@ class _StoredData(Data):
                 f"the images have the classes {few(data.class_names)}; {self.run.path} was trained "
                 f"on {few(self.class_names)}; restore the names, or say where its images are"
             )
+        if data.shape != self.shape or data.image_shape != self.image_shape:
+            raise UserError(
+                f"the images are {_sizes(data)}; {self.run.path} was trained on {_sizes(self)}"
+            )
         now = contents_of({"data": self.config["data"]}, data)
         if any(self.run.contents.get(key, digest) != digest for key, digest in now.items()):
             logging.getLogger(__name__).warning(
@@ -84,6 +91,10 @@ class _StoredData(Data):
         """Returns one split of the images."""
         return self.data.split(name)
 
+    def reference_file(self, key: str) -> Path | None:
+        """Returns where the images' own data keep their statistics."""
+        return self.data.reference_file(key)
+
     def class_counts(self) -> list[int]:
         """Returns the images of each class of the training split."""
         return self.data.class_counts()
@@ -94,6 +105,11 @@ class _StoredData(Data):
 
     def check(self, world: int = 1) -> None:
         """Does nothing: the sizes were checked when the run began, and images may be elsewhere."""
+
+
+def _sizes(data: Data) -> str:
+    sizes = [" x ".join(map(str, shape)) for shape in (data.image_shape, data.shape)]
+    return sizes[0] if sizes[0] == sizes[1] else f"{sizes[0]} in latents of {sizes[1]}"
 
 
 class TrainedRun:

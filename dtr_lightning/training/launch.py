@@ -4,7 +4,7 @@ They are started by Lightning itself (trainer.devices), torchrun, srun, MPI, LSF
 (NODE_RANK). Variables that a scheduler left in a shell mean nothing there.
 """
 
-__all__ = ["CommonStop", "forget_launcher", "is_leader", "make_trainer", "plain_trainer"]
+__all__ = ["CommonStop", "forget_launcher", "is_leader", "make_trainer", "place", "plain_trainer"]
 
 import os
 import signal
@@ -108,6 +108,17 @@ def is_leader(options: Mapping[str, Any]) -> bool:
     if isinstance(environment, LightningEnvironment):
         return not environment.local_rank() and not (options["num_nodes"] > 1 and _node())
     return environment.global_rank() == 0
+
+
+def place() -> tuple[int, int, int]:
+    """Returns rank, number of processes and rank on this machine, for work without a trainer.
+
+    Of a process that neither torchrun, srun, MPI nor LSF started: 0, 1, 0.
+    """
+    environment = _environment({"devices": "auto", "num_nodes": 1})
+    if isinstance(environment, LightningEnvironment):
+        return 0, 1, 0
+    return environment.global_rank(), environment.world_size(), environment.local_rank()
 
 
 def _node() -> int:
