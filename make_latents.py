@@ -1,10 +1,10 @@
-"""Encode images once, for every training: python make_latents.py IMAGES --size 256 --vae DIR --out STORE
+"""Encode images once: python make_latents.py IMAGES --size 256 --vae DIR --out STORE
 
 IMAGES is a folder of images, prepared as a training prepares them (ADM's centre crop); one of our
 data sets by its name (Digits); one of torchvision's (CIFAR10, torchvision:MNIST), downloaded to
---root where it is not there; or one of the Hugging Face hub (hf:NAME). With --from it is a folder of
-latents that another program has stored. Options of the images' class are given as in a training,
-such as --data.held_out 0.1.
+--root where it is not there; or one of the Hugging Face hub (hf:NAME). With --from it is a folder
+of latents that another program has stored. Options of the images' class are given as in a training,
+such as --data.class_folders false.
 
 The store is trained from with --data Latents --data.root STORE, or PixelStore for --codec pixels.
 The same command goes on where it stopped, and several processes share the images out: torchrun,
@@ -99,9 +99,14 @@ def main() -> int:
         return 0
     size = sum(path.stat().st_size for path in Path(given.out).glob("*.npy"))
     name = "PixelStore" if written.codec == "Pixels" else "Latents"
-    print(f"{given.out}: {written.train:,} images and {written.val:,} held out, {size / 1e9:.3g} GB")
+    print(f"{given.out}: {written.train:,} images and {written.val:,} held out, {gb(size)}")
     print(f"python train.py --config FILE --data {name} --data.root {given.out}")
     return 0
+
+
+def gb(size: int) -> str:
+    """Returns a size in bytes in words."""
+    return f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def make_source(given: "argparse.Namespace", rest: list[str], device: str) -> "Source":

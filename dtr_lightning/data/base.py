@@ -252,7 +252,11 @@ class Data(LightningDataModule, ABC):
         print(f"data: {self.describe()}", file=sys.stderr, flush=True)
 
     def check(self, world: int = 1) -> None:
-        """Raises UserError where the batch size fits neither the data nor `world` ranks."""
+        """Raises UserError where the batch size fits neither the data nor `world` ranks.
+
+        Also where the codec cannot be had.
+        """
+        self.codec.check()
         size, val = len(self.split("train")), len(self.split("val"))
         if self.batch_size > size:
             raise UserError(

@@ -79,6 +79,10 @@ class Codec(ABC):
         """Returns what makes the codec again where no data lie; nothing for pixels."""
         return {}
 
+    def check(self) -> None:
+        """Raises UserError where what it needs cannot be had."""
+        return None
+
 
 class Pixels(Codec):
     """Stores uint8 images as they are; the network sees them in [-1, 1]."""
@@ -142,7 +146,8 @@ class VAE(Codec):
 
     @cached_property
     def network(self) -> "AutoencoderKL":
-        """The autoencoder, frozen; UserError where it cannot be had."""
+        """The autoencoder, frozen; UserError where it cannot be had or is another."""
+        where = "; --data.vae says where it is" if self.wanted else ""
         try:
             from diffusers import AutoencoderKL
         except ImportError as error:
@@ -151,7 +156,7 @@ class VAE(Codec):
             ) from error
         local = Path(self.path).is_dir()
         if not local and (Path(self.path).is_absolute() or self.path.count("/") != 1):
-            raise UserError(f"the folder {self.path} of the autoencoder does not exist")
+            raise UserError(f"the folder {self.path} of the autoencoder does not exist{where}")
         try:
             network = AutoencoderKL.from_pretrained(
                 self.path,
@@ -162,11 +167,11 @@ class VAE(Codec):
         except (OSError, ValueError, KeyError) as error:
             line = str(error).strip().partition("\n")[0]
             hint = "" if local else "; where there is no network, give a local folder"
-            raise UserError(f"no autoencoder at {self.path}: {line}{hint}") from error
+            raise UserError(f"no autoencoder at {self.path}: {line}{hint}{where}") from error
         if self.wanted and (digest := _digest(network)) != self.wanted:
             raise UserError(
                 f"the autoencoder at {self.path} has the digest {digest}; these latents are of "
-                f"{self.wanted}"
+                f"{self.wanted}{where}"
             )
         return network.requires_grad_(False).eval()
 
@@ -270,6 +275,10 @@ class VAE(Codec):
             "shift": self.shift,
             "input_range": [self.low, self.high],
         }
+
+    def check(self) -> None:
+        """Raises UserError where the autoencoder cannot be had or is another."""
+        self.network  # noqa: B018
 
     def _input(self, images: Tensor) -> Tensor:
         """Returns what the autoencoder is given for images uint8."""

@@ -119,7 +119,7 @@ class FastDiT(Layout):
 
 
 class EDM2(Layout):
-    """EDM2, dataset_tool.py encode: FOLDER/img-mean-std-N.npy and dataset.json, or a zip of them."""
+    """EDM2, dataset_tool.py encode: FOLDER/img-mean-std-N.npy, dataset.json; also as a zip."""
 
     input_range = (0.0, 1.0)
     note = (

@@ -138,11 +138,3 @@ class Latents(_Store):
             manifest.shift,
             manifest.input_range,
         )
-
-    def check(self, world: int = 1) -> None:
-        """Raises UserError as elsewhere, and where the autoencoder is not there or another."""
-        super().check(world)
-        try:
-            self.codec.network  # noqa: B018
-        except UserError as error:
-            raise UserError(f"{error}; --data.vae says where that of {self.root} is") from error

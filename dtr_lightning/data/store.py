@@ -1,4 +1,4 @@
-"""A store: images or latents in a few memory-mapped arrays, with a manifest that says what they are.
+"""A store: images or latents in a few memory-mapped arrays, and a manifest that says what they are.
 
 A directory holds `manifest.json`; of each split `SPLIT.npy`, uint8 pixels (N, C, H, W) or float16
 moments (N, 2C, h, w), mean then log variance; `SPLIT_labels.npy` int64 (N,); and of mirrored

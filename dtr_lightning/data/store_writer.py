@@ -12,7 +12,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from io import BytesIO
@@ -82,7 +82,8 @@ def write_store(
     store or other files, or the disk is full: the same command then goes on. Stopped when `stop`
     was set.
     """
-    manifest = _begin(folder, source.manifest)
+    with _room(folder):
+        manifest = _begin(folder, source.manifest)
     if manifest.complete:
         return manifest
     blocks = list(_blocks(manifest))
@@ -91,19 +92,25 @@ def write_store(
     total = sum(block.stop - block.start for block in own)
     done = total - sum(block.stop - block.start for block in waiting)
     report(done, total)
-    try:
+    with _room(folder):
         for split in SPLITS:
             todo = [block for block in waiting if block.split == split]
             for count in _write_blocks(folder, manifest, source, split, todo, stop):
                 done += count
                 report(done, total)
         return _complete(folder, manifest, blocks)
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Makes a disk that is full a mistake of one line."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in FULL:
             raise
         raise UserError(
-            f"no room in {folder}: {error.strerror} after {done:,} of {total:,} images; make room, "
-            "and the same command goes on"
+            f"no room in {folder}: {error.strerror}; make room, and the same command goes on"
         ) from error
 
 

@@ -104,7 +104,8 @@ class _StoredData(Data):
         return self.data.describe()
 
     def check(self, world: int = 1) -> None:
-        """Does nothing: the sizes were checked when the run began, and images may be elsewhere."""
+        """Raises UserError where the codec cannot be had; the images may be elsewhere."""
+        self.codec.check()
 
 
 def _sizes(data: Data) -> str:
