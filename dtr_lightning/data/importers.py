@@ -72,7 +72,7 @@ def _array(file: Any, what: object, key: str | None = None) -> np.ndarray:
     except OSError as error:
         raise UserError(f"cannot read {what}: {error.strerror or error}") from error
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        if "Object arrays" in str(error) or "pickle" in str(error):
+        if "Object arrays" in str(error):
             raise UserError(
                 f"{what} is a pickle of objects, which could run code and is not read; encode the "
                 "images themselves: make_latents.py IMAGES --vae DIR --out STORE"

@@ -14,6 +14,7 @@ class RandomRows(Source):
 
     def __init__(self, train=200, val=30, codec="VAE", before=lambda split, part: None, **facts):
         latents = {"vae": "0123456789ab", "vae_path": "/nowhere"} if codec == "VAE" else {}
+        facts = {"mirrored": True, "class_names": NAMES, **latents, **facts}
         self.before = before
         self.manifest = Manifest(
             codec=codec,
@@ -21,17 +22,15 @@ class RandomRows(Source):
             image_shape=(2, 4, 4) if codec == "Pixels" else (3, 32, 32),
             train=train,
             val=val,
-            mirrored=True,
-            class_names=NAMES,
             block=70,  # not a multiple of a part
-            **latents | facts,
+            **facts,
         )
 
     def parts(self, split, indices):
         for part in indices:
             self.before(split, part)
             rows = self.rows(split, part.tolist())
-            both = split == "train" and self.manifest.codec == "VAE"
+            both = self.manifest.mirrored and self.manifest.codec == "VAE" and split == "train"
             yield Part(rows, -rows if both else None, part.numpy() % 3)
 
     def rows(self, split, indices):

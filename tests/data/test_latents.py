@@ -42,10 +42,8 @@ def test_stored_pixels_train_as_the_images_do(pixels):
     assert stored.record() == stored.sizes() and stored.flip is False
     batches = [next(iter(data.train_dataloader())) for data in (digits, stored)]
     assert all(map(torch.equal, *batches))
-    for (a, b), (c, d) in zip(
-        digits.image_batches("val"), stored.image_batches("val"), strict=True
-    ):
-        assert torch.equal(a, c) and torch.equal(b, d)
+    batches = [next(data.image_batches("val")) for data in (digits, stored)]
+    assert all(map(torch.equal, *batches))
 
 
 def test_stored_latents_are_the_encoded_images_and_mirrored_ones(latents, vae):
@@ -184,7 +182,7 @@ def test_a_mistake_is_one_line(request, tmp_path, cls, store, options, message):
 def test_flips_that_were_not_stored(tmp_path):
     write_store(tmp_path / "store", RandomRows(mirrored=False))
     assert Latents(tmp_path / "store").flip is False
-    with pytest.raises(UserError, match="no latents of mirrored images; leave --data.flip out"):
+    with pytest.raises(UserError, match=r"mirrored images; leave --data\.flip out"):
         Latents(tmp_path / "store", flip=True)
 
 
