@@ -15,8 +15,8 @@ from tests.conftest import ROOT, shipped
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 CHOICES = [(axis, name) for axis, (base, _) in AXES.items() for name in shipped(base)]
-COMMANDS = ["sweep", "evaluate", "sample", "make_reference", "analysis.__main__"]
-BENCHMARKS = ["analysis", "cost", "metrics", "routing", "step", "sweep"]
+COMMANDS = ["sweep", "evaluate", "sample", "make_latents", "make_reference", "analysis.__main__"]
+BENCHMARKS = ["analysis", "cost", "latents", "metrics", "routing", "step", "sweep"]
 MODULES = [*COMMANDS, *(f"benchmarks.{name}" for name in BENCHMARKS)]
 MODULES += ["dtr_lightning.metrics.train_digits", "tests.faults.campaigns"]
 
