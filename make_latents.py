@@ -81,11 +81,12 @@ def main() -> int:
     rank, world, local = place()
     if given.world is not None:
         rank, world, local = given.rank, given.world, given.rank
-    device = "cpu"
+    device, threads = "cpu", torch.get_num_threads()
+    torch.set_num_threads(1)  # each image by one thread, so that their number changes no bit
     if torch.cuda.is_available():
         device = f"cuda:{local % torch.cuda.device_count()}"
         torch.backends.cudnn.allow_tf32 = False  # an autoencoder encodes in float32
-    source = make_source(given, rest, device)
+    source = make_source(given, rest, device, threads)
     manifest = source.manifest
     text = "pixels" if manifest.codec == "Pixels" else "latents"
     if world > 1:
@@ -109,7 +110,9 @@ def gb(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def make_source(given: "argparse.Namespace", rest: list[str], device: str) -> "Source":
+def make_source(
+    given: "argparse.Namespace", rest: list[str], device: str, threads: int
+) -> "Source":
     """Returns what the store is to be made of."""
     from dtr_lightning.data import VAE, Pixels
     from dtr_lightning.data.encoding import EncodedImages
@@ -131,7 +134,7 @@ def make_source(given: "argparse.Namespace", rest: list[str], device: str) -> "S
     mirrored = data.flip if given.flips is None else given.flips == "yes"
     where = Path(given.images)
     where = str(where.resolve()) if where.is_dir() else given.images
-    return EncodedImages(data, codec, mirrored, device, preparation, where)
+    return EncodedImages(data, codec, mirrored, device, preparation, where, threads=threads)
 
 
 def absolute(vae: str) -> str:

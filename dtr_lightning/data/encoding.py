@@ -3,6 +3,7 @@
 __all__ = ["EncodedImages"]
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from dtr_lightning.data.store_writer import Part, Source
 from dtr_lightning.errors import UserError
 
 BLOCK = 512
+TOGETHER = 4  # images that one thread of a CPU encodes at a time
 
 
 class EncodedImages(Source):
@@ -28,6 +30,8 @@ class EncodedImages(Source):
         preparation: how the images became squares, in words.
         source: where they are, in words.
         block: images of a block.
+        threads: that encode at the same time on a CPU. Where PyTorch itself is left one, as
+            make_latents.py leaves it, what is stored does not depend on how many they are.
     """
 
     def __init__(
@@ -39,13 +43,14 @@ class EncodedImages(Source):
         preparation: str = "",
         source: str = "",
         block: int = BLOCK,
+        threads: int = 1,
     ) -> None:
         if not isinstance(data.codec, Pixels):
             raise UserError(f"{data.name} holds latents already; give the images themselves")
         if data.captions is not None:
             raise UserError(f"{data.name} has captions, which a store does not hold")
         self.data, self.codec, self.device = data, codec, device
-        self.mirrored = mirrored
+        self.mirrored, self.pool = mirrored, ThreadPoolExecutor(threads)
         latents = {}
         shape = data.shape
         if isinstance(codec, VAE):
@@ -81,5 +86,8 @@ class EncodedImages(Source):
             yield Part(self._stored(images), flipped, labels.numpy())
 
     def _stored(self, images: Tensor) -> np.ndarray:
-        stored = self.codec.encode(images)
+        if images.device.type == "cpu" and isinstance(self.codec, VAE):
+            stored = torch.cat([*self.pool.map(self.codec.encode, images.split(TOGETHER))])
+        else:
+            stored = self.codec.encode(images)
         return (stored if stored.dtype == torch.uint8 else stored.half()).cpu().numpy()

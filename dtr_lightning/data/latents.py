@@ -43,6 +43,9 @@ class _Store(Data):
             raise UserError(f"{root} holds images of {height} x {width}; valid: squares")
         self.image_size, self.class_names = height, self.manifest.class_names
         self.num_classes = len(self.class_names)
+        if codec == "VAE":
+            sizes = " x ".join(map(str, self.manifest.shape))
+            self.left_out = f"; latents of {sizes} by the autoencoder {self.manifest.vae}"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

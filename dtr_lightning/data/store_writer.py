@@ -91,7 +91,8 @@ def write_store(
     waiting = [block for block in own if not _marker(folder, block).exists()]
     total = sum(block.stop - block.start for block in own)
     done = total - sum(block.stop - block.start for block in waiting)
-    report(done, total)
+    if own:
+        report(done, total)
     with _room(folder):
         for split in SPLITS:
             todo = [block for block in waiting if block.split == split]

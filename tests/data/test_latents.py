@@ -49,6 +49,7 @@ def test_stored_pixels_train_as_the_images_do(pixels):
 def test_stored_latents_are_the_encoded_images_and_mirrored_ones(latents, vae):
     data = Latents(latents, batch_size=64)
     assert data.shape == (4, 4, 4) and data.image_shape == (1, 8, 8)
+    assert data.describe().startswith("1,797 images, 10 classes, 360 held out; latents of 4 x 4")
     assert data.class_counts() == Digits().class_counts()
     images, codec = Digits().split("train").tensors[0][:128], VAE(vae)
     split = data.split("train")
@@ -190,6 +191,12 @@ def test_labels_beyond_the_classes(tmp_path):
     write_store(tmp_path / "store", RandomRows(class_names=("a", "b")))
     with pytest.raises(UserError, match="labels from 0 to 2, but 2 classes"):
         Latents(tmp_path / "store").class_counts()
+
+
+def test_the_number_of_threads_changes_no_bit(latents, vae, tmp_path):
+    source = EncodedImages(Digits(), VAE(vae), block=128, threads=3)
+    write_store(tmp_path / "store", source)
+    assert contents(tmp_path / "store") == contents(latents)
 
 
 def test_latents_are_not_encoded_again(latents):

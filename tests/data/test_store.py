@@ -76,6 +76,15 @@ def test_a_worker_opens_the_files_itself(whole):
     assert torch.equal(pickle.loads(sent).batch(torch.tensor([5]))[0][0], split[5][0])
 
 
+def test_a_process_may_have_no_share(tmp_path):
+    def report(done, total):
+        raise AssertionError("there is nothing to tell")
+
+    write_store(tmp_path / "store", RandomRows(), 9, 10, report)
+    write_store(tmp_path / "store", RandomRows())
+    assert read_manifest(tmp_path / "store").complete
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (2, 0, 1)])
 def test_any_number_of_processes_write_the_same_bytes(whole, tmp_path, order):
     folder, world = tmp_path / "store", len(order)
