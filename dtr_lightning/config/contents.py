@@ -20,12 +20,18 @@ from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.weights_file import weights_file
 
 Config = dict[str, Any]
+VAE = "data.vae"  # a store knows by its digest which autoencoder its latents are of
 
 
 def with_absolute_paths(config: Config, axes: dict[str, type]) -> Config:
-    """Returns a config whose paths are absolute, so that it holds in any working directory."""
+    """Returns a config whose paths are absolute, so that it holds in any working directory.
+
+    What may be a name on a hub as well stays as it is unless it is there.
+    """
     config = dict(config)
     for axis, option, path in _paths(config, axes):
+        if f"{axis}.{option}" == VAE and not os.path.isdir(os.path.expanduser(path)):
+            continue
         arguments = config[axis]["init_args"] | {option: os.path.abspath(os.path.expanduser(path))}
         config[axis] = config[axis] | {"init_args": arguments}
     if "init" in config:
@@ -48,7 +54,7 @@ def contents(
     digest_by_option, digests = {}, {} if digests is None else digests
     for axis, option, path in _paths(config, axes):
         key = f"{axis}.{option}"
-        if not Path(path).exists():
+        if key == VAE or not Path(path).exists():
             continue
         if axis != "data" or Path(path).is_file():
             digest_by_option[key] = _file(Path(path))

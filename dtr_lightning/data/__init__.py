@@ -5,6 +5,7 @@ from dtr_lightning.data.codec import VAE, Codec, Pixels, to_float, to_uint8
 from dtr_lightning.data.digits import Digits
 from dtr_lightning.data.digits_captions import DigitsCaptions
 from dtr_lightning.data.image_folder import ImageFolder
+from dtr_lightning.data.latents import Latents, PixelStore
 from dtr_lightning.data.mnist import MNIST
 from dtr_lightning.data.no_images import NoImages
 
@@ -16,7 +17,9 @@ __all__ = [
     "Digits",
     "DigitsCaptions",
     "ImageFolder",
+    "Latents",
     "NoImages",
+    "PixelStore",
     "Pixels",
     "to_float",
     "to_uint8",

@@ -12,7 +12,7 @@ import json
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -100,6 +100,8 @@ class _Batches(Dataset):
 
     def __getitem__(self, draw: Draw) -> Batch | UserError:
         indices, flips = draw
+        if hasattr(self.pairs, "batch"):
+            return self.pairs.batch(indices, flips)
         if isinstance(self.pairs, TensorDataset):
             images, labels = self.pairs[indices]
         else:
@@ -203,6 +205,11 @@ class Data(LightningDataModule, ABC):
         told = {"class_names": list(self.class_names), "captions": self.captions is not None}
         return {key: getattr(self, key) for key in sizes} | told
 
+    def record(self) -> dict[str, Any]:
+        """Returns what a run keeps of its data: the sizes, and what makes a codec but pixels."""
+        codec = self.codec.arguments()
+        return self.sizes() | ({"codec": codec} if codec else {})
+
     def digest(self) -> str:
         """Returns a digest of which images these are, wherever they lie: classes and splits."""
         counts = [len(self.split(name)) for name in get_args(Split)]
@@ -219,7 +226,8 @@ class Data(LightningDataModule, ABC):
     def split(self, name: Split) -> Dataset:
         """Returns one split: map-style, sized, of (uint8 image (C, H, W), int label).
 
-        A TensorDataset (images (N, C, H, W), labels (N,)) is indexed a batch at a time.
+        A TensorDataset (images (N, C, H, W), labels (N,)) is indexed a batch at a time. A split
+        with a method `batch(indices, flips or None)` makes the batch (stored, labels) itself.
         """
 
     def class_counts(self) -> list[int]:
@@ -255,7 +263,11 @@ class Data(LightningDataModule, ABC):
         print(f"data: {self.describe()}", file=sys.stderr, flush=True)
 
     def check(self, world: int = 1, accumulate: int = 1) -> None:
-        """Raises UserError where the batch size fits neither the data nor its parts."""
+        """Raises UserError where the batch size fits neither the data nor its parts.
+
+        Also where the codec cannot be had.
+        """
+        self.codec.check()
         size, val = len(self.split("train")), len(self.split("val"))
         if self.batch_size > size:
             raise UserError(
@@ -306,8 +318,11 @@ class Data(LightningDataModule, ABC):
         size = len(self.split(name))
         count = size if limit is None else min(size, limit)
         indices = (torch.arange(count) * size // count)[rank::world]
-        draws = [(chunk, None) for chunk in indices.split(REFERENCE_BATCH) if len(chunk)]
-        return self._loader(name, draws)
+        return self.chosen_batches(name, [x for x in indices.split(REFERENCE_BATCH) if len(x)])
+
+    def chosen_batches(self, name: Split, parts: Sequence[Tensor]) -> DataLoader:
+        """Returns batches of a split as they are stored, unflipped: these indices (n,) each."""
+        return self._loader(name, [(part, None) for part in parts])
 
     def image_batches(
         self,

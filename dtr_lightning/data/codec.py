@@ -4,10 +4,10 @@ Training, sampling, scores, pictures and probes go through a codec alike, so tha
 whether a run lives in pixels or in the latents of an autoencoder (LDM, Rombach et al. 2022).
 """
 
-__all__ = ["VAE", "Codec", "Pixels", "Precision", "to_float", "to_uint8"]
+__all__ = ["VAE", "Codec", "Pixels", "Posterior", "Precision", "to_float", "to_uint8"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 Precision = Literal["float32", "bf16"]
+Posterior = Literal["sample", "mean"]
 Shape = tuple[int, int, int]
 
 LOG_VARIANCE = (-30.0, 20.0)  # that a posterior is limited to, as in LDM
@@ -74,6 +75,14 @@ class Codec(ABC):
         """Returns what a protocol states of the codec; nothing for pixels."""
         return {}
 
+    def arguments(self) -> dict[str, Any]:
+        """Returns what makes the codec again where no data lie; nothing for pixels."""
+        return {}
+
+    def check(self) -> None:
+        """Raises UserError where what it needs cannot be had."""
+        return None
+
 
 class Pixels(Codec):
     """Stores uint8 images as they are; the network sees them in [-1, 1]."""
@@ -114,16 +123,31 @@ class VAE(Codec):
     Args:
         path: folder in diffusers' layout, or a name on the Hugging Face hub.
         posterior: sample draws z at every training step, mean takes the mean.
+        digest: of the weights that are wanted; any by default.
+        scale: of the latents; the autoencoder's own by default.
+        shift: of the latents; the autoencoder's own by default.
+        input_range: what the autoencoder is given for black and white; EDM2's code gives 0 and 1.
     """
 
     bounded = False
 
-    def __init__(self, path: str, posterior: Literal["sample", "mean"] = "sample") -> None:
-        self.path, self.posterior = path, posterior
+    def __init__(
+        self,
+        path: str,
+        posterior: Posterior = "sample",
+        digest: str | None = None,
+        scale: float | None = None,
+        shift: float | None = None,
+        input_range: Sequence[float] = (-1, 1),
+    ) -> None:
+        self.path, self.posterior, self.wanted = path, posterior, digest
+        self.given = scale, shift
+        self.low, self.high = input_range
 
     @cached_property
     def network(self) -> "AutoencoderKL":
-        """The autoencoder, frozen; UserError where it cannot be had."""
+        """The autoencoder, frozen; UserError where it cannot be had or is another."""
+        where = "; --data.vae says where it is" if self.wanted else ""
         try:
             from diffusers import AutoencoderKL
         except ImportError as error:
@@ -132,7 +156,7 @@ class VAE(Codec):
             ) from error
         local = Path(self.path).is_dir()
         if not local and (Path(self.path).is_absolute() or self.path.count("/") != 1):
-            raise UserError(f"the folder {self.path} of the autoencoder does not exist")
+            raise UserError(f"the folder {self.path} of the autoencoder does not exist{where}")
         try:
             network = AutoencoderKL.from_pretrained(
                 self.path,
@@ -143,18 +167,27 @@ class VAE(Codec):
         except (OSError, ValueError, KeyError) as error:
             line = str(error).strip().partition("\n")[0]
             hint = "" if local else "; where there is no network, give a local folder"
-            raise UserError(f"no autoencoder at {self.path}: {line}{hint}") from error
+            raise UserError(f"no autoencoder at {self.path}: {line}{hint}{where}") from error
+        if self.wanted and (digest := _digest(network)) != self.wanted:
+            raise UserError(
+                f"the autoencoder at {self.path} has the digest {digest}; these latents are of "
+                f"{self.wanted}{where}"
+            )
         return network.requires_grad_(False).eval()
 
     @property
     def scale(self) -> float:
         """The factor of the latents that the network sees."""
-        return float(self.network.config.scaling_factor)
+        scale = self.given[0]
+        return float(self.network.config.scaling_factor) if scale is None else scale
 
     @property
     def shift(self) -> float:
         """What is subtracted from the latents first."""
-        return float(getattr(self.network.config, "shift_factor", None) or 0.0)
+        shift = self.given[1]
+        if shift is None:
+            shift = getattr(self.network.config, "shift_factor", None)
+        return float(shift or 0.0)
 
     @property
     def factor(self) -> int:
@@ -164,12 +197,7 @@ class VAE(Codec):
     @cached_property
     def digest(self) -> str:
         """Twelve hexadecimal digits of the weights, wherever they lie."""
-        state = self.network.state_dict()
-        hashed = sha256()
-        for name in sorted(state):
-            hashed.update(name.encode())
-            hashed.update(state[name].cpu().contiguous().view(torch.uint8).numpy())
-        return hashed.hexdigest()[:12]
+        return self.wanted or _digest(self.network)
 
     def latent_shape(self, shape: Shape) -> Shape:
         """Returns (C, h, w) of the latents of images (C, H, W); UserError where they do not fit."""
@@ -205,7 +233,7 @@ class VAE(Codec):
         """Returns the moments float32 (N, 2C, h, w) of images uint8: mean, then log variance."""
         network = self.network.to(images.device)
         with torch.autocast(images.device.type, enabled=False):
-            parts = [network.encode(to_float(part)).latent_dist for part in images.split(CHUNK)]
+            parts = [network.encode(self._input(x)).latent_dist for x in images.split(CHUNK)]
         return torch.cat([part.parameters for part in parts])
 
     def sample(self, stored: Tensor, randn: Callable[[torch.Size], Tensor]) -> Tensor:
@@ -229,8 +257,38 @@ class VAE(Codec):
         """Returns the images of x / scale + shift; bf16 means mixed precision."""
         network, z = self.network.to(x.device), x.float() / self.scale + self.shift
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return torch.cat([to_uint8(network.decode(part).sample) for part in z.split(CHUNK)])
+            parts = [network.decode(part).sample.float() for part in z.split(CHUNK)]
+        middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
+        return torch.cat([to_uint8(part.sub_(middle).div_(half)) for part in parts])
 
     def describe(self) -> dict[str, Any]:
         """Returns the codec and the digest of its weights."""
         return {"codec": "VAE", "vae": self.digest}
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor, with the digest."""
+        return {
+            "path": self.path,
+            "posterior": self.posterior,
+            "digest": self.digest,
+            "scale": self.scale,
+            "shift": self.shift,
+            "input_range": [self.low, self.high],
+        }
+
+    def check(self) -> None:
+        """Raises UserError where the autoencoder cannot be had or is another."""
+        self.network  # noqa: B018
+
+    def _input(self, images: Tensor) -> Tensor:
+        """Returns what the autoencoder is given for images uint8."""
+        middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
+        return to_float(images).mul_(half).add_(middle)
+
+
+def _digest(network: "AutoencoderKL") -> str:
+    state, hashed = network.state_dict(), sha256()
+    for name in sorted(state):
+        hashed.update(name.encode())
+        hashed.update(state[name].cpu().contiguous().view(torch.uint8).numpy())
+    return hashed.hexdigest()[:12]

@@ -1,6 +1,6 @@
 """One image file of any format as pixels, prepared as ADM does: centre crop of the short side."""
 
-__all__ = ["centre_crop", "extensions", "read_image", "to_rgb"]
+__all__ = ["centre_crop", "extensions", "prepare", "read_image", "to_rgb"]
 
 import contextlib
 import math
@@ -48,7 +48,7 @@ def read_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
     try:
         with Image.open(path, formats=_formats()) as file:
             _bound(file, size)
-            image = centre_crop(_eight_bits(file), size)  # grey is less to resize than RGB
+            return prepare(file, size, channels)
     except UnidentifiedImageError as error:
         raise UserError(
             f"cannot read image {path}: not an image that Pillow reads, or damaged"
@@ -56,6 +56,11 @@ def read_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
     except Exception as error:  # whatever a decoder raises, the file is what the person must know
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read image {path}: {reason}") from error
+
+
+def prepare(image: Image.Image, size: int, channels: int = 3) -> Tensor:
+    """Returns an image of any mode and size as uint8 (channels, size, size)."""
+    image = centre_crop(_eight_bits(image), size)  # grey is less to resize than RGB
     pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
 

@@ -1,6 +1,6 @@
 """Any folder of images, prepared as ADM does: centre crop of the short side, then flips."""
 
-__all__ = ["ImageFolder", "centre_crop", "read_image", "to_rgb"]
+__all__ = ["ImageFolder", "centre_crop", "hold_out", "read_image", "to_rgb"]
 
 import os
 from bisect import bisect_left
@@ -71,7 +71,7 @@ class ImageFolder(Data):
         train = folder / splits.train
         if splits.held_out is None:
             (known,) = _select(folder, scanned, splits.train)
-            paths = dict(zip(("train", "val"), _hold_out(known, train, held_out), strict=True))
+            paths = dict(zip(("train", "val"), hold_out(known, train, held_out), strict=True))
             folders = dict.fromkeys(paths, train)
         else:
             known, others = _select(folder, scanned, splits.train, splits.held_out)
@@ -170,7 +170,7 @@ def _select(folder: Path, scanned: Scan, *splits: str) -> list[list[str]]:
     return parts
 
 
-def _hold_out(paths: list[str], folder: Path, share: float) -> tuple[list[str], list[str]]:
+def hold_out(paths: list[str], folder: str | Path, share: float) -> tuple[list[str], list[str]]:
     """Parts paths into (train, held out): a hash keeps a path's side when others are added."""
     if len(paths) < 2:
         raise UserError(f"{folder} holds one image; give two or more: one is held out")

@@ -79,8 +79,7 @@ def run(
     with directory.lock() if leader else nullcontext():
         if leader:
             contents = contents or contents_of(config, experiment.data)
-            sizes = experiment.data.sizes() | experiment.data.codec.describe()
-            directory.prepare(config, contents, sizes)
+            directory.prepare(config, contents, experiment.data.record())
             if experiment.protocol.n:  # an expert reads what its run has announced
                 experiment.data.announce()
             known = {"smoke": directory.meta.get("smoke"), "protocol": experiment.describe()}

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from dtr_lightning.config.parser import Config, contents_of, make_parser, parse
 from dtr_lightning.config.registry import instantiate, path_options
-from dtr_lightning.data import Data
+from dtr_lightning.data import VAE, Data
 from dtr_lightning.data.base import Split
 from dtr_lightning.data.scan import few
 from dtr_lightning.errors import UserError
@@ -60,6 +60,8 @@ class _StoredData(Data):
         self.in_channels, self.image_size = described["in_channels"], described["image_size"]
         self.num_classes = described["num_classes"]
         self.class_names = tuple(described["class_names"])
+        if codec := described.get("codec"):
+            self.codec = VAE(**codec | {"path": arguments.get("vae") or codec["path"]})
 
     @property
     def name(self) -> str:
@@ -74,6 +76,10 @@ class _StoredData(Data):
             raise UserError(
                 f"the images have the classes {few(data.class_names)}; {self.run.path} was trained "
                 f"on {few(self.class_names)}; restore the names, or say where its images are"
+            )
+        if data.shape != self.shape or data.image_shape != self.image_shape:
+            raise UserError(
+                f"the images are {_sizes(data)}; {self.run.path} was trained on {_sizes(self)}"
             )
         now = contents_of({"data": self.config["data"]}, data)
         if any(self.run.contents.get(key, digest) != digest for key, digest in now.items()):
@@ -103,7 +109,13 @@ class _StoredData(Data):
         return self.data.describe()
 
     def check(self, world: int = 1, accumulate: int = 1) -> None:
-        """Does nothing: the sizes were checked when the run began, and images may be elsewhere."""
+        """Raises UserError where the codec cannot be had; the images may be elsewhere."""
+        self.codec.check()
+
+
+def _sizes(data: Data) -> str:
+    sizes = [" x ".join(map(str, shape)) for shape in (data.image_shape, data.shape)]
+    return sizes[0] if sizes[0] == sizes[1] else f"{sizes[0]} in latents of {sizes[1]}"
 
 
 class TrainedRun:
@@ -125,8 +137,7 @@ class TrainedRun:
         _note_edited_sources(run, config)
         # text is told by data that are there anyway
         described = run.meta.get("data") or {"captions": True}
-        there = described["captions"] or "codec" in described  # as is what decodes latents
-        data = None if there else _StoredData(run, config)
+        data = None if described["captions"] else _StoredData(run, config)
         self.experiment = Experiment(config, run.planned_steps, data)
         self.trainer = self.experiment.trainer([], [])
         check_precision(self.experiment.protocol.precision, self.device)

@@ -32,6 +32,7 @@ MACHINE = (
     "trainer.strategy",
     "trainer.accumulate_grad_batches",
     "data.root",
+    "data.vae",
     "data.workers",
     "evaluation.batch_size",
 )

@@ -15,9 +15,9 @@ from tests.conftest import ROOT, shipped
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 CHOICES = [(axis, name) for axis, (base, _) in AXES.items() for name in shipped(base)]
-COMMANDS = ["sweep", "evaluate", "sample", "make_reference", "analysis.__main__"]
+COMMANDS = ["sweep", "evaluate", "sample", "make_latents", "make_reference", "analysis.__main__"]
 COMMANDS += ["import_checkpoint", "export"]
-BENCHMARKS = ["analysis", "cost", "metrics", "routing", "step", "sweep"]
+BENCHMARKS = ["analysis", "cost", "latents", "metrics", "routing", "step", "sweep"]
 MODULES = [*COMMANDS, *(f"benchmarks.{name}" for name in BENCHMARKS)]
 MODULES += ["dtr_lightning.metrics.train_classifier", "dtr_lightning.data.train_vae"]
 MODULES += ["tests.faults.campaigns"]

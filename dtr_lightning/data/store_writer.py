@@ -1,0 +1,243 @@
+"""Writes a store block by block, by any number of processes, each of which may die at any time.
+
+Block i is of rank i mod world. A block counts when its rows are on the disk and a file in `blocks/`
+says so, with their digest; whoever finds all of these completes the manifest. No process waits for
+another, and what was written by how many of them shows nowhere.
+"""
+
+__all__ = ["PART", "Part", "Report", "Source", "write_store"]
+
+import errno
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dtr_lightning.data.base import Split
+from dtr_lightning.data.store import MANIFEST, SPLITS, Array, Manifest, read_begun
+from dtr_lightning.errors import Stopped, UserError
+from dtr_lightning.rundir.atomic import write_text
+
+PART = 64  # images that are encoded and written at a time
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PLACES = ("source", "vae_path", "complete", "content")  # that may differ when a store goes on
+
+Report = Callable[[int, int], None]
+
+
+class Part(NamedTuple):
+    """Rows of a store: what is stored (n, ...), the same of mirrored images, labels int64 (n,)."""
+
+    stored: np.ndarray
+    flipped: np.ndarray | None
+    labels: np.ndarray
+
+
+class Source(ABC):
+    """What a store is made of."""
+
+    manifest: Manifest  # of the store, not complete
+
+    @abstractmethod
+    def parts(self, split: Split, indices: list[Tensor]) -> Iterator[Part]:
+        """Yields the rows of these images (n,) each, a part after the other."""
+
+
+class Block(NamedTuple):
+    """Images [start, stop) of a split."""
+
+    number: int
+    split: Split
+    start: int
+    stop: int
+
+    def parts(self) -> list[range]:
+        """Returns its parts."""
+        starts = range(self.start, self.stop, PART)
+        return [range(start, min(start + PART, self.stop)) for start in starts]
+
+
+def write_store(
+    folder: Path,
+    source: Source,
+    rank: int = 0,
+    world: int = 1,
+    report: Report = lambda done, total: None,
+    stop: Event | None = None,
+) -> Manifest:
+    """Writes this rank's blocks that are not there yet, and returns the manifest.
+
+    It is complete if the blocks of all ranks are there. UserError where the folder holds another
+    store or other files, or the disk is full: the same command then goes on. Stopped when `stop`
+    was set.
+    """
+    with _room(folder):
+        manifest = _begin(folder, source.manifest)
+    if manifest.complete:
+        return manifest
+    blocks = list(_blocks(manifest))
+    own = blocks[rank::world]
+    waiting = [block for block in own if not _marker(folder, block).exists()]
+    total = sum(block.stop - block.start for block in own)
+    done = total - sum(block.stop - block.start for block in waiting)
+    if own:
+        report(done, total)
+    with _room(folder):
+        for split in SPLITS:
+            todo = [block for block in waiting if block.split == split]
+            for count in _write_blocks(folder, manifest, source, split, todo, stop):
+                done += count
+                report(done, total)
+        return _complete(folder, manifest, blocks)
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Makes a disk that is full a mistake of one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"no room in {folder}: {error.strerror}; make room, and the same command goes on"
+        ) from error
+
+
+def _begin(folder: Path, manifest: Manifest) -> Manifest:
+    """Returns the manifest of the store that is begun, or was before by the same command."""
+    begun = read_begun(folder)
+    if begun is None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} is there already and no store; choose another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / MANIFEST, manifest.text())
+    elif replace(begun, **{key: getattr(manifest, key) for key in PLACES}) != manifest:
+        old, new = vars(begun), vars(manifest)
+        key = next(key for key in old if key not in PLACES and old[key] != new[key])
+        raise UserError(
+            f"{folder} is a store of another {key.replace('_', ' ')}: {_short(old[key])}, not "
+            f"{_short(new[key])}; choose another --out"
+        )
+    else:
+        manifest = begun
+    if not manifest.complete:
+        marked = any(_marker(folder, block).exists() for block in _blocks(manifest))
+        for array in manifest.arrays:
+            _allocate(folder / array.file, array, marked)
+        (folder / "blocks").mkdir(exist_ok=True)
+    return manifest
+
+
+def _short(value: Any) -> str:
+    return str(value) if len(str(value)) < 60 else f"{str(value)[:57]}..."
+
+
+def _blocks(manifest: Manifest) -> Iterator[Block]:
+    number = 0
+    for split in SPLITS:
+        size = getattr(manifest, split)
+        for start in range(0, size, manifest.block):
+            yield Block(number, split, start, min(start + manifest.block, size))
+            number += 1
+
+
+def _marker(folder: Path, block: Block) -> Path:
+    return folder / "blocks" / f"{block.number:06d}"
+
+
+def _header(array: Array) -> bytes:
+    file = BytesIO()
+    facts = {"descr": array.dtype, "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(file, facts)
+    return file.getvalue()
+
+
+def _allocate(path: Path, array: Array, marked: bool) -> None:
+    """Gives a file its header and length, where nothing was written to it yet."""
+    header = _header(array)
+    length = len(header) + np.dtype(array.dtype).itemsize * int(np.prod(array.shape))
+    found = path.stat().st_size if path.exists() else 0
+    if found == length:
+        return
+    if marked:
+        raise UserError(
+            f"{path} has {found:,} bytes; expected {length:,}: remove the store and make it anew"
+        )
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _write(file, 0, header)
+        os.ftruncate(file, length)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _write(file: int, offset: int, data: bytes | memoryview) -> None:
+    """Writes all bytes at an offset; by a memory map a full disk would kill the process."""
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(file, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _write_blocks(
+    folder: Path,
+    manifest: Manifest,
+    source: Source,
+    split: Split,
+    blocks: list[Block],
+    stop: Event | None,
+) -> Iterator[int]:
+    """Writes blocks of one split and yields how many images were added."""
+    arrays = [array for array in manifest.arrays if array.file.startswith(split)]
+    plan = [(block, part) for block in blocks for part in block.parts()]
+    indices = [torch.arange(part.start, part.stop) for _, part in plan]
+    hashed = sha256()
+    with ExitStack() as stack:
+        files = []
+        for array in arrays:
+            file = os.open(folder / array.file, os.O_RDWR)
+            stack.callback(os.close, file)
+            files.append((file, len(_header(array))))
+        for (block, part), rows in zip(plan, source.parts(split, indices), strict=True):
+            given = [each for each in rows if each is not None]
+            for (file, offset), array, each in zip(files, arrays, given, strict=True):
+                values = np.ascontiguousarray(each, array.dtype)
+                assert values.shape == (len(part), *array.shape[1:])
+                data = values.reshape(-1).view(np.uint8).data
+                _write(file, offset + part.start * (values.nbytes // len(part)), data)
+                hashed.update(data)
+            if part.stop == block.stop:
+                for file, _ in files:
+                    os.fsync(file)
+                write_text(_marker(folder, block), hashed.hexdigest())
+                hashed = sha256()
+            yield len(part)
+            if stop is not None and stop.is_set():
+                raise Stopped
+
+
+def _complete(folder: Path, manifest: Manifest, blocks: list[Block]) -> Manifest:
+    """Returns the complete manifest, having written it, if all blocks are there."""
+    try:
+        digests = [_marker(folder, block).read_text() for block in blocks]
+    except FileNotFoundError:  # of other ranks, unless one of them has just completed it
+        return read_begun(folder) or manifest
+    content = sha256("".join(digests).encode()).hexdigest()[:12]
+    manifest = replace(manifest, complete=True, content=content)
+    write_text(folder / MANIFEST, manifest.text())
+    with suppress(OSError):
+        shutil.rmtree(folder / "blocks")
+    return manifest

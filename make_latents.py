@@ -1,0 +1,187 @@
+"""Encode images once: python make_latents.py IMAGES --size 256 --vae DIR --out STORE
+
+IMAGES is a folder of images, prepared as a training prepares them (ADM's centre crop); one of our
+data sets by its name (Digits); one of torchvision's (CIFAR10, torchvision:MNIST), downloaded to
+--root where it is not there; or one of the Hugging Face hub (hf:NAME). With --from it is a folder
+of latents that another program has stored. Options of the images' class are given as in a training,
+such as --data.class_folders false.
+
+The store is trained from with --data Latents --data.root STORE, or PixelStore for --codec pixels.
+The same command goes on where it stopped, and several processes share the images out: torchrun,
+srun, or one command each with --rank R --world N.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dtr_lightning.cli.commands import Options, command, loading, stop_on_signals
+from dtr_lightning.errors import UserError, choices
+
+if TYPE_CHECKING:
+    import argparse
+
+    from dtr_lightning.data import VAE, Data
+    from dtr_lightning.data.store_writer import Source
+
+PROGRAMS = ("fast-dit", "edm2", "repa", "lightning-dit", "u-vit", "mar")
+
+
+def options() -> "tuple[argparse.Namespace, list[str]]":
+    """Returns the command's options, and those of the images' class."""
+    parser = Options(__doc__)
+    add = parser.add_argument
+    add("images", metavar="IMAGES", help="folder of images, or the name of a data set")
+    add("--out", required=True, metavar="STORE", help="the directory to write")
+    add("--size", type=int, help="pixels a side; of a data set with a size: its own")
+    add("--vae", metavar="DIR", help="the autoencoder: a folder in diffusers' layout, or hub name")
+    add("--codec", choices=("vae", "pixels"), default="vae", help="what is stored; default: vae")
+    add("--from", dest="program", choices=PROGRAMS, help="whose latents IMAGES holds")
+    add("--flips", choices=("yes", "no"), help="mirrored images too; default: as the data are")
+    add("--channels", type=int, choices=(1, 3), help="default: the autoencoder's; 3 for pixels")
+    add("--held_out", type=float, default=0.02, help="share where no split is; default: 0.02")
+    add("--root", default="datasets", metavar="DIR", help="of torchvision's; default: datasets")
+    add("--workers", type=int, default=2, help="processes that read images")
+    add("--rank", type=int, help="number of this process; default: what started it knows")
+    add("--world", type=int, help="how many processes there are")
+    given, rest = parser.parse_known_args()
+    if other := [word for word in rest if word[:2] == "--" and word[:7] != "--data."]:
+        parser.error(f"unrecognized arguments: {' '.join(other)}")
+    if (given.rank is None) != (given.world is None):
+        raise UserError("give --rank and --world together")
+    if given.world is not None and not 0 <= given.rank < given.world:
+        raise UserError(f"--rank {given.rank} is not one of {given.world}; the first is 0")
+    if given.size is not None and given.size < 1:
+        raise UserError(f"--size {given.size} is not valid; give 1 or more pixels")
+    if not 0 < given.held_out < 1:
+        raise UserError(f"--held_out {given.held_out:g} is not valid; give one between 0 and 1")
+    if given.codec == "pixels" and (given.vae or given.program):
+        raise UserError("--codec pixels needs neither --vae nor --from")
+    if given.codec == "vae" and not given.vae:
+        raise UserError("give --vae DIR, an autoencoder; or --codec pixels to store pixels")
+    if given.program and rest:
+        raise UserError(f"--from takes no {rest[0]}: the images are encoded already")
+    return given, rest
+
+
+@command
+def main() -> int:
+    """Reads the options and writes the store, or this process's share of it."""
+    given, rest = options()
+    stop = stop_on_signals()
+    loading()
+
+    import torch
+
+    from dtr_lightning.cli.progress_bar import Bar
+    from dtr_lightning.data.store_writer import write_store
+    from dtr_lightning.training.launch import place
+
+    rank, world, local = place()
+    if given.world is not None:
+        rank, world, local = given.rank, given.world, given.rank
+    device, threads = "cpu", torch.get_num_threads()
+    torch.set_num_threads(1)  # each image by one thread, so that their number changes no bit
+    if torch.cuda.is_available():
+        device = f"cuda:{local % torch.cuda.device_count()}"
+        torch.backends.cudnn.allow_tf32 = False  # an autoencoder encodes in float32
+    source = make_source(given, rest, device, threads)
+    manifest = source.manifest
+    text = "pixels" if manifest.codec == "Pixels" else "latents"
+    if world > 1:
+        text += f" of process {rank} of {world}"
+    with Bar(text) as bar:
+        written = write_store(
+            Path(given.out), source, rank, world, lambda done, n: bar(done, n, text), stop
+        )
+    if not written.complete:
+        print(f"{given.out}: this process's share is there; that of others is not yet")
+        return 0
+    size = sum(path.stat().st_size for path in Path(given.out).glob("*.npy"))
+    name = "PixelStore" if written.codec == "Pixels" else "Latents"
+    print(f"{given.out}: {written.train:,} images and {written.val:,} held out, {gb(size)}")
+    print(f"python train.py --config FILE --data {name} --data.root {given.out}")
+    return 0
+
+
+def gb(size: int) -> str:
+    """Returns a size in bytes in words."""
+    return f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def make_source(
+    given: "argparse.Namespace", rest: list[str], device: str, threads: int
+) -> "Source":
+    """Returns what the store is to be made of."""
+    from dtr_lightning.data import VAE, Pixels
+    from dtr_lightning.data.encoding import EncodedImages
+    from dtr_lightning.data.importers import LAYOUTS, Imported
+
+    codec = Pixels() if given.codec == "pixels" else VAE(absolute(given.vae))
+    if given.program:
+        if not Path(given.images).exists():
+            raise UserError(f"{given.images} does not exist")
+        layout = LAYOUTS[given.program](Path(given.images).expanduser())
+        if given.flips == "yes" and not layout.mirrored:
+            raise UserError(f"--flips yes: {given.program} stores no mirrored images")
+        source = Imported(layout, codec, given.held_out)
+        if layout.note:
+            print(f"note: {layout.note}", file=sys.stderr)
+        return source
+    data, preparation = find_images(given, rest, codec if isinstance(codec, VAE) else None)
+    data.announce()
+    mirrored = data.flip if given.flips is None else given.flips == "yes"
+    where = Path(given.images)
+    where = str(where.resolve()) if where.is_dir() else given.images
+    return EncodedImages(data, codec, mirrored, device, preparation, where, threads=threads)
+
+
+def absolute(vae: str) -> str:
+    """Returns the place of an autoencoder in any working directory; a hub's name as it is."""
+    path = Path(vae).expanduser()
+    return str(path.resolve()) if path.is_dir() else vae
+
+
+def find_images(
+    given: "argparse.Namespace", rest: Sequence[str], vae: "VAE | None"
+) -> "tuple[Data, str]":
+    """Returns the images, and in words how they become squares.
+
+    UserError for a name that is neither a folder nor a data set.
+    """
+    from dtr_lightning.config.parser import make_parser, valid_choices
+    from dtr_lightning.config.registry import instantiate
+    from dtr_lightning.data import Data
+    from dtr_lightning.data.image_sources import hub_images, torchvision_images, torchvision_names
+
+    channels = given.channels or (3 if vae is None else int(vae.network.config.in_channels))
+    kind, _, name = given.images.rpartition(":")
+    crop = "centre crop as ADM's"
+    if Path(given.images).expanduser().is_dir():
+        if given.size is None:
+            raise UserError("a folder of images needs --size, the pixels a side")
+        chosen = ["--data=ImageFolder", f"--data.root={given.images}", f"--data.size={given.size}"]
+        chosen += [f"--data.channels={channels}", f"--data.held_out={given.held_out}"]
+        chosen += [f"--data.workers={given.workers}"]
+    elif given.images in (valid := valid_choices(Data)):
+        chosen, crop = [f"--data={given.images}"], "as they are"
+    else:
+        if rest:
+            raise UserError(f"{rest[0]}: {given.images} is no folder and none of our data sets")
+        common = (given.size, channels, given.held_out, given.workers)
+        if kind == "hf":
+            return hub_images(name, *common), crop
+        if kind == "torchvision" or name in torchvision_names():
+            return torchvision_images(name, given.root, *common), crop
+        named = [*valid, "hf:NAME", "torchvision:NAME"]
+        raise choices("folder or data set", given.images, named)
+    found = make_parser(groups=("data",)).parse_args([*chosen, *rest])
+    data: Data = instantiate(Data, found.as_dict()["data"])
+    if given.size not in (None, data.image_size):
+        raise UserError(f"--size {given.size}: {given.images} has {data.image_size} pixels a side")
+    return data, crop
+
+
+if __name__ == "__main__":
+    sys.exit(main())
