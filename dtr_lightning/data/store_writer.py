@@ -27,7 +27,7 @@ from torch import Tensor
 from dtr_lightning.data.base import Split
 from dtr_lightning.data.store import MANIFEST, SPLITS, Array, Manifest, read_begun
 from dtr_lightning.errors import Stopped, UserError
-from dtr_lightning.rundir.atomic import write_text
+from dtr_lightning.rundir.atomic import leftovers, write_text
 
 PART = 64  # images that are encoded and written at a time
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -119,7 +119,9 @@ def _begin(folder: Path, manifest: Manifest) -> Manifest:
     """Returns the manifest of the store that is begun, or was before by the same command."""
     begun = read_begun(folder)
     if begun is None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (
+            not folder.is_dir() or set(folder.iterdir()) - {*leftovers(folder)}
+        ):
             raise UserError(f"{folder} is there already and no store; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / MANIFEST, manifest.text())

@@ -239,6 +239,12 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
     assert contents(tmp_path) == {"thesis.tex": b"dear"}
 
 
+def test_the_manifest_may_be_on_its_way_from_another_process(whole, tmp_path):
+    (tmp_path / ".part-1-manifest.json").touch()
+    write_store(tmp_path, RandomRows())
+    assert contents(tmp_path).items() > contents(whole).items()
+
+
 def edit(folder, **changes):
     file = folder / "manifest.json"
     values = json.loads(file.read_text())
