@@ -23,8 +23,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.interleaved import Row, compare, machine, repeated
-from benchmarks.step import positive
-from dtr_lightning.cli.commands import Options, command
+from dtr_lightning.cli.commands import Options, command, whole
 from dtr_lightning.data.base import ResumableSampler, Split
 from dtr_lightning.data.store import Manifest, StoredSplit
 from dtr_lightning.data.store_writer import Part, Source, write_store
@@ -107,9 +106,9 @@ def rows(folder: Path, n: int) -> list[Row]:
 def parse() -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = Options(__doc__)
-    parser.add_argument("--n", type=positive, default=10_000, help="images; default: 10,000")
-    parser.add_argument("--rounds", type=positive, default=15, metavar="N", help="default: 15")
-    parser.add_argument("--batches", type=positive, default=5, metavar="N", help="of one turn")
+    parser.add_argument("--n", type=whole, default=10_000, help="images; default: 10,000")
+    parser.add_argument("--rounds", type=whole, default=15, metavar="N", help="default: 15")
+    parser.add_argument("--batches", type=whole, default=5, metavar="N", help="of one turn")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where to write; default: /tmp")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     return parser.parse_args()
