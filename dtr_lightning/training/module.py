@@ -252,7 +252,7 @@ class DiffusionModule(LightningModule):
         done = min(1.0, (step - self.lr_warmup) / self.lr_decay)
         return (1 + math.cos(math.pi * done)) / 2
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> torch.optim.Optimizer | dict[str, Any]:
         """Returns AdamW; the loss weight's own parameters, if any, are a group of their own."""
         groups: list[dict[str, Any]] = [{"params": _trained(self.model)}]
         if own := _trained(self.loss_weight):
@@ -260,7 +260,7 @@ class DiffusionModule(LightningModule):
         options = {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay}
         optimizer = torch.optim.AdamW(groups, fused=True, **options)
         if not (self.lr_warmup or self.lr_decay):
-            return {"optimizer": optimizer}
+            return optimizer
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {
             "optimizer": optimizer,

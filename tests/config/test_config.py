@@ -86,7 +86,7 @@ def test_choices_are_sorted_and_concrete(base):
         (["--router", "nope.Foo"], "No module named 'nope'"),
         (["--router", "math.sqrt"], "not a class of this kind"),
         (["--loss_weight", "Foo"], "unknown loss weight 'Foo'; valid: "),
-        (["--data", "Foo"], "unknown data 'Foo'; valid: Digits, DigitsCaptions, ImageFolder"),
+        (["--data", "Foo"], "Digits, DigitsCaptions, ImageFolder, "),
         (["--routr", "DTR"], "did you mean router?"),
         (["--router=DTR", "--router.alfa=3"], "did you mean alpha?"),
         (["--router=DTR", "--router.alpha=abc"], "bad value 'abc' for alpha; valid: float"),
@@ -164,7 +164,9 @@ def test_a_base_that_is_wrong_is_one_line(tmp_path):
 
 
 def test_an_axis_that_is_missing():
-    with pytest.raises(UserError, match="give --data; valid: Digits, DigitsCaptions, ImageFolder"):
+    with pytest.raises(
+        UserError, match="give --data; valid: .*Digits, DigitsCaptions, ImageFolder"
+    ):
         parse(make_parser(), [])
 
 

@@ -47,8 +47,8 @@ class RandomRows(Source):
 
 
 def contents(folder):
-    """Returns the bytes of every file below a folder."""
-    files = (path for path in folder.rglob("*") if path.is_file())
+    """Returns the bytes of every file below a folder, but for what scores keep there."""
+    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("reference-"))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
