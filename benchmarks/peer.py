@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dtr_lightning.data import to_float
 from dtr_lightning.errors import UserError
 
 NEEDED = ("train.py", "models/DiT/models.py", "models/taskrouting.py", "diffusion/__init__.py")
@@ -54,9 +55,9 @@ class Peer:
     ) -> Callable[[], None]:
         """Returns its training step with DTR masks; beta = 1 is its way to have no routing.
 
-        model_options: of its DiT. batch: images (N, C, H, W) and labels (N,) on the device.
+        model_options: of its DiT. batch: images uint8 (N, C, H, W) and labels (N,) on the device.
         """
-        images, labels = batch
+        images, labels = to_float(batch[0]), batch[1]
         model = self.models.DiT(
             **model_options,
             router=self.router,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from lightning import LightningDataModule
 
+from dtr_lightning.data import Pixels
 from dtr_lightning.data.base import Batch
 
 
@@ -34,10 +35,10 @@ class Setting:
         }
 
     def batch(self, device: torch.device) -> Batch:
-        """Returns images (N, C, H, W) in [-1, 1] and labels (N,)."""
+        """Returns images uint8 (N, C, H, W) and labels (N,)."""
         generator = torch.Generator().manual_seed(0)
         shape = (self.batch_size, self.channels, self.size, self.size)
-        images = torch.rand(shape, generator=generator) * 2 - 1
+        images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
         labels = torch.randint(self.classes, shape[:1], generator=generator)
         return images.to(device), labels.to(device)
 
@@ -79,11 +80,13 @@ class SameBatch(LightningDataModule):
 
     seed = 0
     captions = None
+    codec = Pixels()
 
     def __init__(self, setting: str) -> None:
         super().__init__()
         self.batch = SETTINGS[setting].batch(torch.device("cpu"))
         self.batch_size, self.in_channels, self.image_size, _ = self.batch[0].shape
+        self.shape = self.image_shape = tuple(self.batch[0].shape[1:])
         self.num_classes = SETTINGS[setting].classes
         self.class_names = [str(label) for label in range(self.num_classes)]
 
@@ -91,10 +94,10 @@ class SameBatch(LightningDataModule):
         """Returns no images: nothing is scored."""
         return []
 
-    def check(self, world: int = 1) -> None:
+    def check(self, world: int = 1, accumulate: int = 1) -> None:
         """Accepts one device, which is what is measured."""
-        assert world == 1
+        assert world == accumulate == 1
 
     def train_dataloader(self) -> Iterable[Batch]:
-        """Returns images (N, C, H, W) in [-1, 1] and labels (N,), without end."""
+        """Returns images uint8 (N, C, H, W) and labels (N,), without end."""
         return itertools.repeat(self.batch)

@@ -31,7 +31,7 @@ CHUNK = 64  # images that an autoencoder takes at a time
 
 def to_float(images: Tensor) -> Tensor:
     """Returns uint8 images as float32 in [-1, 1]: x / 127.5 - 1."""
-    return images.float().div_(127.5).sub_(1)
+    return images.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ def test_a_base_that_is_wrong_is_one_line(tmp_path):
 
 def test_an_axis_that_is_missing():
     with pytest.raises(
-        UserError, match="give --data; valid: .*Digits, DigitsCaptions, ImageFolder"
+        UserError, match=r"give --data; valid: .*Digits, DigitsCaptions, ImageFolder"
     ):
         parse(make_parser(), [])
 
