@@ -2,7 +2,6 @@
 
 __all__ = ["TITLE", "arrays_of", "classes_of", "draw", "needs", "rgb"]
 
-import zipfile
 from collections.abc import Sequence
 from textwrap import fill
 
@@ -13,6 +12,7 @@ from analysis.drawing.fonts import short, width_of
 from analysis.drawing.style import WIDE, Drawing, caption, new_figure, of_one, styled
 from analysis.read.runs import Finished
 from analysis.read.settings import highlighted, largest, not_shown, settings
+from dtr_lightning.rundir.arrays import read_arrays
 
 TITLE = "Samples from the same noise (Figures 9-15)"
 GAP = 1  # pixels of white between two samples
@@ -24,9 +24,9 @@ LABEL = 30  # letters of a line of a row's name
 def arrays_of(run: Finished) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns images uint8[k, C, H, W] and labels int64[k]; None if there is nothing to show."""
     try:
-        with np.load(run.sample_arrays, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        arrays = read_arrays(run.sample_arrays)
+        images, labels = arrays["images"], arrays["labels"]
+    except (OSError, ValueError, KeyError):
         return None
     showable = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3)
     return (images, labels) if showable and 0 < len(images) == len(labels) else None
@@ -35,9 +35,9 @@ def arrays_of(run: Finished) -> tuple[np.ndarray, np.ndarray] | None:
 def classes_of(run: Finished) -> list[str]:
     """Returns the names of the classes by label; none where they are not stored."""
     try:
-        with np.load(run.sample_arrays, allow_pickle=False) as arrays:
-            return arrays["classes"].astype(str).tolist() if "classes" in arrays else []
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        arrays = read_arrays(run.sample_arrays)
+        return arrays["classes"].astype(str).tolist() if "classes" in arrays else []
+    except (OSError, ValueError):
         return []
 
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from dtr_lightning.cli.progress_bar import Bar
 from dtr_lightning.config.evaluation import LARGEST_SEED
 from dtr_lightning.errors import UserError
 from dtr_lightning.models import evaluation_mode
+from dtr_lightning.rundir.arrays import read_arrays
 from dtr_lightning.rundir.atomic import writing
 from dtr_lightning.rundir.run import Run
 
@@ -109,9 +109,8 @@ def artifact(run: Run, name: str) -> Path:
 def _stored(path: Path, key: str) -> Arrays | None:
     """Returns the arrays of a file with this key; None if there is none, or a damaged one."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, EOFError, BadZipFile):
+        arrays = read_arrays(path)
+    except (OSError, ValueError):
         return None
     return arrays if str(arrays.pop("key", "")) == key else None
 

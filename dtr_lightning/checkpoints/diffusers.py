@@ -51,37 +51,37 @@ def from_diffusers(
     for key, value in valid.items():
         if config.get(key, value) != value:
             raise UserError(f"{path}: {key} {config[key]!r} is not read; valid: {value}")
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for name, value in state.items():
         top, _, kind = name.rpartition(".")
         block = NAME.fullmatch(name)
         if top in TOP:
-            found[f"{TOP[top]}.{kind}"] = value
+            renamed[f"{TOP[top]}.{kind}"] = value
         elif block and block[2] in EMBEDDERS:
             ours = f"{EMBEDDERS[block[2]]}.{block[3]}"
-            if not torch.equal(found.setdefault(ours, value), value):
+            if not torch.equal(renamed.setdefault(ours, value), value):
                 raise UserError(f"{path}: {name} differs from that of another block")
         elif block and block[2] == QKV[0]:
             parts = [f"transformer_blocks.{block[1]}.{part}.{block[3]}" for part in QKV]
             if missing := [part for part in parts if part not in state]:
                 raise UserError(f"{path} has no {missing[0]}")
-            found[f"blocks.{block[1]}.attn.qkv.{block[3]}"] = torch.cat([state[p] for p in parts])
+            renamed[f"blocks.{block[1]}.attn.qkv.{block[3]}"] = torch.cat([state[p] for p in parts])
         elif block and block[2] in BLOCK:
-            found[f"blocks.{block[1]}.{BLOCK[block[2]]}.{block[3]}"] = value
+            renamed[f"blocks.{block[1]}.{BLOCK[block[2]]}.{block[3]}"] = value
         elif not (block and block[2] in QKV) and name != "pos_embed.pos_embed":
             raise UserError(f"{path}: {name} is no weight of a DiT as published")
-    return found
+    return renamed
 
 
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the weights of a DiT under diffusers' names; positions are not stored there."""
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
 
     def take(theirs: str, ours: str) -> None:
         for kind in ("weight", "bias"):
             if f"{ours}.{kind}" in state:
-                found[f"{theirs}.{kind}"] = state[f"{ours}.{kind}"]
+                renamed[f"{theirs}.{kind}"] = state[f"{ours}.{kind}"]
 
     for theirs, ours in TOP.items():
         take(theirs, ours)
@@ -93,5 +93,5 @@ def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             take(f"{block}.{theirs}", ours)
         for kind in ("weight", "bias"):
             parts = state[f"blocks.{i}.attn.qkv.{kind}"].chunk(3)
-            found |= {f"{block}.{q}.{kind}": part for q, part in zip(QKV, parts, strict=True)}
-    return {name: value.contiguous() for name, value in found.items()}
+            renamed |= {f"{block}.{q}.{kind}": part for q, part in zip(QKV, parts, strict=True)}
+    return {name: value.contiguous() for name, value in renamed.items()}

@@ -66,14 +66,14 @@ def recognise(file: File, kind: str | None = None, weights: str | None = None) -
     """
     if kind is not None and kind not in KINDS:
         raise choices("kind of checkpoint", kind, KINDS)
-    found, which = _weights(file, weights)
-    own = "current_model_state" in file.content or OWN in file.metadata
-    state, masks = _cleaned(file.path, found, own)
-    if own:
+    named, which = _weights(file, weights)
+    ours = "current_model_state" in file.content or OWN in file.metadata
+    state, masks = _cleaned(file.path, named, ours)
+    if ours:
         steps = file.content.get("global_step")
         return Checkpoint(file.path, OWN, state, which, {}, file.metadata, steps=steps)
-    told = next((told for name, told in TELLING.items() if name in state), None)
-    if told is None:
+    recognised = next((recognised for name, recognised in TELLING.items() if name in state), None)
+    if recognised is None:
         some = ", ".join(sorted(state)[:3])
         raise UserError(
             f"{file.path} holds weights of a network that is not known ({some}, ...); "
@@ -86,22 +86,24 @@ def recognise(file: File, kind: str | None = None, weights: str | None = None) -
             "it is not read"
         )
     sit = "path_type" in options or "sit" in re.split(r"[^a-z]", file.path.stem.lower())
-    if told == "dit" and masks is not None:
-        told = "dtr"
-    elif told == "dit" and (kind == "sit" or (kind is None and sit)):
-        told = "sit"
-    if kind is not None and kind != told:
-        raise UserError(f"{file.path} is not of the kind {kind}: its names are those of {told}")
+    if recognised == "dit" and masks is not None:
+        recognised = "dtr"
+    elif recognised == "dit" and (kind == "sit" or (kind is None and sit)):
+        recognised = "sit"
+    if kind is not None and kind != recognised:
+        raise UserError(
+            f"{file.path} is not of the kind {kind}: its names are those of {recognised}"
+        )
     prior = state.pop(DERIVED[1], None)
     state.pop(DERIVED[0], None)
-    if told == "diffusers":
+    if recognised == "diffusers":
         options |= file.config
         state = from_diffusers(file.path, state, options)
-    if told == "sit":
+    if recognised == "sit":
         _check_sit(file.path, options)
         state |= _of_velocity(state)
     return Checkpoint(
-        file.path, told, state, which, options, file.metadata, masks, prior, _steps(file)
+        file.path, recognised, state, which, options, file.metadata, masks, prior, _steps(file)
     )
 
 
@@ -122,14 +124,14 @@ def _weights(file: File, weights: str | None) -> tuple[Mapping[str, Any], str]:
     which = weights or next(iter(parts))
     if which not in parts:
         raise UserError(f"{file.path} has no weights called {which!r}; valid: {', '.join(parts)}")
-    found = {name: value for name, value in parts[which].items() if isinstance(name, str)}
+    state = {name: value for name, value in parts[which].items() if isinstance(name, str)}
     if start:
-        found = {n.removeprefix(start): w for n, w in found.items() if n.startswith(start)}
-    return found, which
+        state = {n.removeprefix(start): w for n, w in state.items() if n.startswith(start)}
+    return state, which
 
 
 def _cleaned(
-    path: Path, found: Mapping[str, Any], own: bool
+    path: Path, named: Mapping[str, Any], ours: bool
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Returns the weights float32 by name without wrappers, and DTR's tables apart.
 
@@ -137,7 +139,7 @@ def _cleaned(
     """
     state: dict[str, Tensor] = {}
     tables: dict[int, Tensor] = {}
-    for name, value in found.items():
+    for name, value in named.items():
         while name.startswith(WRAPPERS):
             name = name.partition(".")[2]
         if name.startswith("routers."):  # Switch-DiT has them at the top
@@ -148,7 +150,7 @@ def _cleaned(
             tables[int(table[1])] = value
             continue
         if not value.is_floating_point():
-            if own:
+            if ours:
                 state[name] = value
             continue
         if not value.isfinite().all():
@@ -176,8 +178,8 @@ def _options(file: File) -> dict[str, Any]:
                 given[key] = value
 
     for key in ("args", "config"):
-        if isinstance(told := plain(file.content.get(key)), dict):
-            walk(told)
+        if isinstance(options := plain(file.content.get(key)), dict):
+            walk(options)
     return given
 
 

@@ -39,11 +39,11 @@ def official_options(
     them. UserError (Asked) where the file does not say and nothing can be assumed.
     """
     if checkpoint.kind == "guided-diffusion":
-        own, assumed = adm_options(checkpoint, given)
+        sizes, assumed = adm_options(checkpoint, given)
     else:
-        own, assumed = _dit_options(checkpoint, given)
+        sizes, assumed = _dit_options(checkpoint, given)
     router, tables = _router(checkpoint, assumed)
-    options = COMMON | own | router
+    options = COMMON | sizes | router
     if checkpoint.steps is not None:
         options["trainer.max_steps"] = checkpoint.steps
     elif "trainer.max_steps" not in given:
@@ -52,7 +52,7 @@ def official_options(
 
 
 def _dit_options(checkpoint: Checkpoint, given: Mapping[str, str]) -> tuple[Options, list[str]]:
-    state, told, assumed = checkpoint.state, checkpoint.options, []
+    state, stated, assumed = checkpoint.state, checkpoint.options, []
     path, kind = checkpoint.path, checkpoint.kind
 
     def shape(name: str) -> tuple[int, ...]:
@@ -82,7 +82,7 @@ def _dit_options(checkpoint: Checkpoint, given: Mapping[str, str]) -> tuple[Opti
         classes = max(1, rows - 1)
         assumed += [f"data.num_classes {classes} and a null class"] if rows > 1 else []
     null = rows == classes + 1
-    if null and (classes == 1 or told.get("_null_class") is False):
+    if null and (classes == 1 or stated.get("_null_class") is False):
         table = "y_embedder.embedding_table.weight"  # a null row that nothing reads
         state[table], null = state[table][:classes], False
     if not null and classes > 1:
@@ -108,7 +108,7 @@ def _dit_options(checkpoint: Checkpoint, given: Mapping[str, str]) -> tuple[Opti
     if kind == "sit":
         options |= {"diffusion": "FlowMatching", "sampler": "Euler"}
     else:
-        told_schedule = str(told.get("schedule_name"))
+        told_schedule = str(stated.get("schedule_name"))
         schedule = {"squaredcos_cap_v2": "cosine"}.get(told_schedule, told_schedule)
         if schedule not in ("cosine", "linear"):
             schedule = "cosine" if kind in ("dtr", "switch-dit") else "linear"
@@ -120,14 +120,16 @@ def _dit_options(checkpoint: Checkpoint, given: Mapping[str, str]) -> tuple[Opti
     return options, assumed
 
 
-def _whole(checkpoint: Checkpoint, given: Mapping[str, str], option: str, *told: str) -> int | None:
+def _whole(
+    checkpoint: Checkpoint, given: Mapping[str, str], option: str, *stated: str
+) -> int | None:
     """Returns a whole number: an option that a person gave, or what the file says of it."""
     if option in given:
         try:
             return int(given[option])
         except ValueError:
             raise UserError(f"--{option} takes a whole number; got {given[option]!r}") from None
-    numbers = (checkpoint.options.get(key) for key in told)
+    numbers = (checkpoint.options.get(key) for key in stated)
     return next((n for n in numbers if isinstance(n, int) and n > 0), None)
 
 

@@ -100,12 +100,12 @@ def read(path: str | Path) -> File:
         raise UserError(f"{path} is empty")
     header = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and header < SAFETENSORS_HEADER:
-        found = _read_safetensors(path)
+        content = _read_safetensors(path)
     else:
-        found = File(path, _read_torch(path, start))
+        content = File(path, _read_torch(path, start))
     if path.name in IN_FOLDER:
-        found.config = _read_config(path.parent / "config.json")
-    return found
+        content.config = _read_config(path.parent / "config.json")
+    return content
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -171,16 +171,16 @@ def _names(path: Path) -> list[str]:
 
 def _called(file: IO[bytes]) -> list[str]:
     """Returns the names, but harmless ones, in a pickle of any protocol, as far as it is one."""
-    found, texts = set(), []
+    names, texts = set(), []
     with contextlib.suppress(Exception):  # whatever a damaged file brings: it only names
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == "GLOBAL":
-                found.add(str(argument).replace(" ", "."))
+                names.add(str(argument).replace(" ", "."))
             elif opcode.name == "STACK_GLOBAL":
-                found.add(".".join(texts[-2:]))
+                names.add(".".join(texts[-2:]))
             elif isinstance(argument, str):
                 texts.append(argument)
-    return sorted(name for name in found - set(HARMLESS) if not name.startswith(PLAIN))
+    return sorted(name for name in names - set(HARMLESS) if not name.startswith(PLAIN))
 
 
 def _stand_in() -> type:

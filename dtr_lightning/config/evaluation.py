@@ -4,11 +4,11 @@ __all__ = ["LARGEST_SEED", "EvaluationConfig"]
 
 from typing import Literal, get_args
 
+from dtr_lightning.data.codec import DecodePrecision
 from dtr_lightning.errors import UserError, choices
 
 Labels = Literal["proportional", "balanced"]
 Precision = Literal["float32", "tf32", "bf16"]
-DecodePrecision = Literal["float32", "bf16"]
 
 LARGEST_SEED = 2**32 - 1
 

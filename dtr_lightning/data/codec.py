@@ -4,7 +4,7 @@ Training, sampling, scores, pictures and probes go through a codec alike, so tha
 whether a run lives in pixels or in the latents of an autoencoder (LDM, Rombach et al. 2022).
 """
 
-__all__ = ["VAE", "Codec", "Pixels", "Posterior", "Precision", "to_float", "to_uint8"]
+__all__ = ["VAE", "Codec", "DecodePrecision", "Pixels", "Posterior", "to_float", "to_uint8"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from dtr_lightning.errors import UserError
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-Precision = Literal["float32", "bf16"]
+DecodePrecision = Literal["float32", "bf16"]
 Posterior = Literal["sample", "mean"]
 Shape = tuple[int, int, int]
 
@@ -68,7 +68,7 @@ class Codec(ABC):
         """Returns images uint8 (N, C, H, W) of what is stored of them, on its device."""
 
     @abstractmethod
-    def decode(self, x: Tensor, precision: Precision = "float32") -> Tensor:
+    def decode(self, x: Tensor, precision: DecodePrecision = "float32") -> Tensor:
         """Returns images uint8 (N, C, H, W) of what the network sees, on the device of x."""
 
     def describe(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Pixels(Codec):
         """Returns the images."""
         return stored
 
-    def decode(self, x: Tensor, precision: Precision = "float32") -> Tensor:
+    def decode(self, x: Tensor, precision: DecodePrecision = "float32") -> Tensor:
         """Returns 127.5 (x + 1), rounded and clamped."""
         return to_uint8(x)
 
@@ -253,7 +253,7 @@ class VAE(Codec):
         return self.decode(self.mean(stored))
 
     @torch.no_grad()
-    def decode(self, x: Tensor, precision: Precision = "float32") -> Tensor:
+    def decode(self, x: Tensor, precision: DecodePrecision = "float32") -> Tensor:
         """Returns the images of x / scale + shift; bf16 means mixed precision."""
         network, z = self.network.to(x.device), x.float() / self.scale + self.shift
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):

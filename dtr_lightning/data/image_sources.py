@@ -75,13 +75,13 @@ def torchvision_names() -> list[str]:
     """Returns the data sets of torchvision that need nothing but a folder, and hold labels."""
     from torchvision import datasets
 
-    found = []
+    names = []
     for name in datasets.__all__:
         takes = inspect.signature(getattr(datasets, name)).parameters
         needed = [p for p in takes.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
         if [p.name for p in needed] == ["root"] and name not in ("ImageFolder", "DatasetFolder"):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def torchvision_images(
@@ -178,12 +178,12 @@ def hub_images(
     except ImportError as error:
         raise UserError("data sets of the hub need: pip install datasets") from error
     try:
-        found = datasets.load_dataset(name)
+        splits = datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot load {name}: {_line(error)}") from error
-    if "train" not in found:
-        raise UserError(f"{name} has no split train; it has {', '.join(found)}")
-    kinds = found["train"].features
+    if "train" not in splits:
+        raise UserError(f"{name} has no split train; it has {', '.join(splits)}")
+    kinds = splits["train"].features
     pictures = [key for key, kind in kinds.items() if isinstance(kind, datasets.Image)]
     if not pictures:
         raise UserError(f"{name} has no column of images; it has {', '.join(kinds)}")
@@ -193,8 +193,8 @@ def hub_images(
     def read(item: Any) -> tuple[Image.Image, int]:
         return item[pictures[0]], int(item[label]) if label else 0
 
-    other = next((split for split in HELD_OUT if split in found), None)
-    sets = [found["train"], found[other]] if other else [found["train"]]
+    other = next((split for split in HELD_OUT if split in splits), None)
+    sets = [splits["train"], splits[other]] if other else [splits["train"]]
     parts = _parted(sets, read, held_out, name)
     return _Listed(f"hf:{name}", parts, classes, size, channels, workers)
 

@@ -86,14 +86,14 @@ class Manifest:
         latents = self.codec == "VAE"
         dtype, channels = ("<f2", 2 * self.shape[0]) if latents else ("|u1", self.shape[0])
         row = (channels, *self.shape[1:])
-        found = []
+        arrays = []
         for split in SPLITS:
             n = getattr(self, split)
-            found.append(Array(f"{split}.npy", dtype, (n, *row)))
+            arrays.append(Array(f"{split}.npy", dtype, (n, *row)))
             if latents and self.mirrored and split == "train":
-                found.append(Array("train_flipped.npy", dtype, (n, *row)))
-            found.append(Array(f"{split}_labels.npy", "<i8", (n,)))
-        return found
+                arrays.append(Array("train_flipped.npy", dtype, (n, *row)))
+            arrays.append(Array(f"{split}_labels.npy", "<i8", (n,)))
+        return arrays
 
     def identity(self) -> dict[str, Any]:
         """Returns what makes two stores the same to a training, wherever they and the VAE lie."""
@@ -130,11 +130,11 @@ def read_begun(folder: Path) -> Manifest | None:
             f"{file} is of version {version}; valid: {VERSION}. Make the store anew with "
             "make_latents.py"
         )
-    told = values.pop("digest", None)
-    if told != _digest(values) or values.keys() != {field.name for field in fields(Manifest)}:
+    digest = values.pop("digest", None)
+    if digest != _digest(values) or values.keys() != {field.name for field in fields(Manifest)}:
         raise UserError(
-            f"{file} was edited by hand or damaged: its digest is not {told}; restore it, or make "
-            "the store anew with make_latents.py"
+            f"{file} was edited by hand or damaged: its digest is not {digest}; restore it, or "
+            "make the store anew with make_latents.py"
         )
     lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     return Manifest(**(values | lists))
@@ -213,7 +213,7 @@ def _open(path: Path, array: Array) -> np.ndarray:
         raise UserError(
             f"{path} holds {dtype} {shape}; the manifest says {np.dtype(array.dtype)} {array.shape}"
         )
-    found, expected = path.stat().st_size, offset + dtype.itemsize * int(np.prod(shape))
-    if found != expected:
-        raise UserError(f"{path} has {found:,} bytes; expected {expected:,}: make the store anew")
+    size, expected = path.stat().st_size, offset + dtype.itemsize * int(np.prod(shape))
+    if size != expected:
+        raise UserError(f"{path} has {size:,} bytes; expected {expected:,}: make the store anew")
     return np.asarray(np.memmap(path, dtype, "r", offset, shape))

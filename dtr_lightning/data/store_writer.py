@@ -87,11 +87,11 @@ def write_store(
     if manifest.complete:
         return manifest
     blocks = list(_blocks(manifest))
-    own = blocks[rank::world]
-    waiting = [block for block in own if not _marker(folder, block).exists()]
-    total = sum(block.stop - block.start for block in own)
+    mine = blocks[rank::world]
+    waiting = [block for block in mine if not _marker(folder, block).exists()]
+    total = sum(block.stop - block.start for block in mine)
     done = total - sum(block.stop - block.start for block in waiting)
-    if own:
+    if mine:
         report(done, total)
     with _room(folder):
         for split in SPLITS:
@@ -170,12 +170,12 @@ def _allocate(path: Path, array: Array, marked: bool) -> None:
     """Gives a file its header and length, where nothing was written to it yet."""
     header = _header(array)
     length = len(header) + np.dtype(array.dtype).itemsize * int(np.prod(array.shape))
-    found = path.stat().st_size if path.exists() else 0
-    if found == length:
+    size = path.stat().st_size if path.exists() else 0
+    if size == length:
         return
     if marked:
         raise UserError(
-            f"{path} has {found:,} bytes; expected {length:,}: remove the store and make it anew"
+            f"{path} has {size:,} bytes; expected {length:,}: remove the store and make it anew"
         )
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:

@@ -12,8 +12,6 @@ import logging
 import math
 import shutil
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +24,7 @@ from torch import Tensor
 from dtr_lightning.errors import Diverged, UserError
 from dtr_lightning.experiment.evaluation import Report, draw_labels, draws, silent
 from dtr_lightning.experiment.experiment import Experiment
+from dtr_lightning.rundir.arrays import read_arrays
 from dtr_lightning.rundir.atomic import replacing, write_text
 from dtr_lightning.rundir.claims import Claims
 from dtr_lightning.rundir.run import to_json
@@ -125,26 +124,26 @@ class Blocks:
         missing = sorted(range(self.count), key=lambda i: (i - rank) % world != 0)
         first = True  # of those that this process draws
         while True:
-            found = []
+            done = []
             for i in missing:
                 if self._path(i).exists():
                     report(self.experiment.sampling_work(len(self._span(i))))
-                    found.append(i)
+                    done.append(i)
                 elif self._may_draw(i) and self.claims.take(FIRST + i):
                     try:
                         if not self._path(i).exists():
                             clock = _Clock(report)
                             self._draw(i, clock)
-                            found.append(i)
+                            done.append(i)
                             if first:
                                 first = False
                                 self._estimate(i, clock.seconds())
                     finally:
                         self.claims.free(FIRST + i)
-            missing = [i for i in missing if i not in set(found)]
+            missing = [i for i in missing if i not in set(done)]
             if not missing:
                 return True
-            if not found:
+            if not done:
                 if rank:
                     return False
                 report(0)
@@ -175,11 +174,11 @@ class Blocks:
         missing = [i for i in range(self.count) if not self._path(i).exists()]
         if not missing:
             return
-        left, world = sum(len(self._span(i)) for i in missing), self.place.world
+        remaining, world = sum(len(self._span(i)) for i in missing), self.place.world
         whole = len(missing) == self.count - 1
-        samples = f"{self.n:,} samples" if whole else f"{left:,} of {self.n:,} samples left"
-        work = self.experiment.sampling_work(self.n if whole else left)
-        lasts = _duration(seconds / len(self._span(drawn)) * left / world)
+        samples = f"{self.n:,} samples" if whole else f"{remaining:,} of {self.n:,} samples left"
+        work = self.experiment.sampling_work(self.n if whole else remaining)
+        lasts = _duration(seconds / len(self._span(drawn)) * remaining / world)
         processes = "1 process" if world == 1 else f"{world} processes"
         self.tell(f"{samples}, {work:,} network evaluations, about {lasts} on {processes}")
 
@@ -234,11 +233,9 @@ class Blocks:
         """Returns a block's images and how many numbers are not finite; None if it is damaged."""
         shape = (len(self._span(i)), *self.experiment.data.image_shape)
         try:
-            with np.load(self._path(i), allow_pickle=False) as arrays:
-                images, broken = arrays["images"], int(arrays["broken"])
-        except (FileNotFoundError, ValueError, KeyError, EOFError, TypeError):
-            return None
-        except (zipfile.BadZipFile, zlib.error):
+            arrays = read_arrays(self._path(i))
+            images, broken = arrays["images"], int(arrays["broken"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         return (images, broken) if (images.shape, images.dtype) == (shape, np.uint8) else None
 

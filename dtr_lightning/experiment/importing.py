@@ -60,19 +60,19 @@ def import_checkpoint(
     assumed: list[str] = []
     masks: Tensor | None = None
     if "config" in given:
-        found: dict[str, Any] = {}
+        stated: dict[str, Any] = {}
     elif OWN in checkpoint.metadata:
-        found, masks = _exported(checkpoint)
+        stated, masks = _exported(checkpoint)
     elif checkpoint.kind == OWN:
         raise UserError(f"{checkpoint.path} is of a run of dtr_lightning: give --config its config")
     else:
-        found, assumed, masks = official_options(checkpoint, given)
+        stated, assumed, masks = official_options(checkpoint, given)
     run = Run(out)
     with tempfile.TemporaryDirectory() as folder:
         if masks is not None:
-            found["router.path"] = str(Path(folder) / "masks.npy")
-            np.save(found["router.path"], masks.numpy())
-        config = parse(make_parser(), _words(found, given, arguments)).config
+            stated["router.path"] = str(Path(folder) / "masks.npy")
+            np.save(stated["router.path"], masks.numpy())
+        config = parse(make_parser(), _words(stated, given, arguments)).config
         if config["experts"] != 1:
             raise UserError("a checkpoint is of one network: leave out --experts")
         experiment = Experiment(config)
@@ -108,7 +108,7 @@ def _given(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _words(
-    found: Mapping[str, Any], given: Mapping[str, str], arguments: Sequence[str]
+    stated: Mapping[str, Any], given: Mapping[str, str], arguments: Sequence[str]
 ) -> list[str]:
     """Returns a person's options, and what a file says beside them: its choices come first.
 
@@ -116,7 +116,7 @@ def _words(
     another data set none.
     """
     choices, own = [], []
-    for name, value in found.items():
+    for name, value in stated.items():
         axis, _, option = name.partition(".")
         if name in given or (option and axis == "data" and "data" in given):
             continue
@@ -136,11 +136,11 @@ def _exported(checkpoint: Checkpoint) -> tuple[dict[str, Any], Tensor | None]:
     They are a file's: only our own classes and plain values are taken.
     """
     try:
-        found = json.loads(checkpoint.metadata[OWN])
-        assert isinstance(found, dict)
+        stated = json.loads(checkpoint.metadata[OWN])
+        assert isinstance(stated, dict)
     except (ValueError, AssertionError) as error:
         raise UserError(f"{checkpoint.path}: its header is damaged") from error
-    for name, value in found.items():
+    for name, value in stated.items():
         axis, _, option = name.partition(".")
         known = axis in {*AXES, "module", "evaluation", "trainer"} and option not in RESERVED
         if not known or "." in option or isinstance(value, dict):
@@ -150,11 +150,11 @@ def _exported(checkpoint: Checkpoint) -> tuple[dict[str, Any], Tensor | None]:
                 f"{checkpoint.path} is no plain checkpoint, and was not loaded: it would import "
                 f"{str(value)[:120]}; give --{name} NAME"
             )
-    if found.get("router") != "FixedMasks":
-        return FEATURES | found, None
+    if stated.get("router") != "FixedMasks":
+        return FEATURES | stated, None
     table = checkpoint.path.with_name("masks.npy")
     try:
-        return FEATURES | found, torch.from_numpy(np.load(table, allow_pickle=False)).bool()
+        return FEATURES | stated, torch.from_numpy(np.load(table, allow_pickle=False)).bool()
     except (OSError, ValueError, TypeError, EOFError) as error:
         raise UserError(f"{table} cannot be read: {error}") from error
 
@@ -171,7 +171,7 @@ def _write(
         raise UserError(f"{run.path} holds another run; choose another --out")
     run.check(config, contents)
     with run.lock():
-        run.prepare(config, contents, experiment.data.sizes())
+        run.prepare(config, contents, experiment.data.record())
         if run.last.exists():
             return
         if masks is not None:
@@ -186,8 +186,12 @@ def _write(
             "global_step": config["trainer"]["max_steps"],
             "epoch": 0,
         }
-        told = {"file": checkpoint.path.name, "kind": checkpoint.kind, "weights": checkpoint.which}
+        imported = {
+            "file": checkpoint.path.name,
+            "kind": checkpoint.kind,
+            "weights": checkpoint.which,
+        }
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        run.update_meta(status="imported", imported=told, finished=now, **provenance())
+        run.update_meta(status="imported", imported=imported, finished=now, **provenance())
         with replacing(run.last) as part:
             torch.save(content, part)

@@ -4,8 +4,6 @@ __all__ = ["Reference", "read_reference", "reference_key", "write_reference"]
 
 import json
 import logging
-import zipfile
-import zlib
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor
 from dtr_lightning.data import Data
 from dtr_lightning.expect import is_own
 from dtr_lightning.metrics.features import Features
+from dtr_lightning.rundir.arrays import read_arrays
 from dtr_lightning.rundir.atomic import replacing
 
 VERSION = 1  # of the file; files of another one are computed again
@@ -81,15 +80,14 @@ def read_reference(path: Path, key: str) -> Reference | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if int(arrays["version"]) != VERSION:
-                raise ValueError(f"version {int(arrays['version'])}, not {VERSION}")
-            if str(arrays["key"]) != key:
-                raise ValueError(f"of other images or features: {arrays['key']}, not {key}")
-            return Reference(**{name: torch.from_numpy(arrays[name]) for name in NAMES})
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split()) or "damaged"
+        arrays = read_arrays(path)
+        if int(arrays["version"]) != VERSION:
+            raise ValueError(f"version {int(arrays['version'])}, not {VERSION}")
+        if str(arrays["key"]) != key:
+            raise ValueError(f"of other images or features: {arrays['key']}, not {key}")
+        return Reference(**{name: torch.from_numpy(arrays[name]) for name in NAMES})
+    except (ValueError, KeyError, TypeError) as error:
         logging.getLogger(__name__).warning(
-            "note: %s cannot be used (%s); the reference is computed again", path, reason
+            "note: %s cannot be used (%s); the reference is computed again", path, error
         )
         return None

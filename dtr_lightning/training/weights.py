@@ -1,6 +1,6 @@
 """Reading the weights of a run, which may be several experts, from its checkpoints."""
 
-__all__ = ["are_finite", "kept", "load_average", "read_checkpoint", "refuse_shorter"]
+__all__ = ["are_finite", "checkpoint_names", "load_average", "read_checkpoint", "refuse_shorter"]
 
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def _networks(run: Run, module: DiffusionModule) -> list[tuple[Run, nn.Module]]:
     return list(zip(runs, module.model.networks, strict=True))
 
 
-def kept(run: Run, module: DiffusionModule) -> list[str]:
+def checkpoint_names(run: Run, module: DiffusionModule) -> list[str]:
     """Returns the checkpoints that a run has, of every expert; UserError if it has none."""
     names = []
     for own, _ in _networks(run, module):
@@ -82,9 +82,9 @@ def kept(run: Run, module: DiffusionModule) -> list[str]:
 def load_average(run: Run, module: DiffusionModule, name: str = "last") -> int:
     """Loads a run's average weights, those of all experts if it has any; returns their step.
 
-    UserError for a name that is not kept, and for experts that are not equally far.
+    UserError for a checkpoint that is not there, and for experts that are not equally far.
     """
-    if name not in (valid := kept(run, module)):
+    if name not in (valid := checkpoint_names(run, module)):
         raise choices(f"checkpoint of {run.path}", name, valid)
     steps = []
     for own, network in _networks(run, module):
