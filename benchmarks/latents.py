@@ -69,7 +69,7 @@ def rows(folder: Path, n: int) -> list[Row]:
     archive = folder / "all.safetensors"
     save_file({"latents": np.array(split.stored)}, archive)
     kept = safe_open(archive, framework="pt").get_slice("latents")
-    stream = iter(ResumableSampler(n, BATCH))
+    stream = (map(torch.from_numpy, draw) for draw in ResumableSampler(n, BATCH))
 
     def layout(name: str, mode: str, read: Callable[[Tensor, Tensor], Tensor]) -> Row:
         return Row(name, mode, repeated(lambda: read(*next(stream)), torch.device("cpu")))

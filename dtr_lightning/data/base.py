@@ -34,7 +34,8 @@ Batch = tuple[Tensor, Tensor]
 REFERENCE_BATCH = 512
 
 
-Draw = tuple[Tensor, Tensor | None]
+# NumPy's, as a tensor on its way to a worker is a file descriptor that this process has to serve.
+Draw = tuple[np.ndarray, np.ndarray | None]
 
 
 class ResumableSampler(Sampler[Draw]):
@@ -59,7 +60,7 @@ class ResumableSampler(Sampler[Draw]):
         assert batch_size % (world * accumulate) == 0
         self.size, self.batch_size, self.seed, self.flip = size, batch_size, seed, flip
         self.rank, self.world, self.accumulate, self.start = rank, world, accumulate, start
-        self.epochs: dict[int, list[Tensor]] = {}
+        self.epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __iter__(self) -> Iterator[Draw]:
         """Yields this rank's parts of one step after the other, without end."""
@@ -79,16 +80,15 @@ class ResumableSampler(Sampler[Draw]):
             taken = min(self.size - place, stop - first)
             pieces.append([part[place : place + taken] for part in self._epoch(epoch)])
             first += taken
-        indices, flips = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        indices, flips = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
         return indices, flips if self.flip else None
 
-    def _epoch(self, epoch: int) -> list[Tensor]:
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         if epoch not in self.epochs:
             # SeedSequence mixes the pair; torch's CPU generator would keep 32 bits of a sum.
             rng = np.random.default_rng((self.seed, epoch))
-            parts = rng.permutation(self.size), rng.random(self.size) < 0.5
             self.epochs = {e: kept for e, kept in self.epochs.items() if e == epoch - 1}
-            self.epochs[epoch] = [torch.from_numpy(part) for part in parts]
+            self.epochs[epoch] = rng.permutation(self.size), rng.random(self.size) < 0.5
         return self.epochs[epoch]
 
 
@@ -99,7 +99,7 @@ class _Batches(Dataset):
         self.pairs = pairs
 
     def __getitem__(self, draw: Draw) -> Batch | UserError:
-        indices, flips = draw
+        indices, flips = (None if part is None else torch.from_numpy(part) for part in draw)
         if hasattr(self.pairs, "batch"):
             return self.pairs.batch(indices, flips)
         if isinstance(self.pairs, TensorDataset):
@@ -121,12 +121,16 @@ class _Loader(DataLoader):
     """Raises the UserError that a worker handed over as a batch."""
 
     def __iter__(self) -> Iterator[Batch]:
-        # a worker begins with these signals blocked, until `_ignore_signals` takes over
+        # a worker begins with these signals blocked, until `_begin_worker` takes over
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        child_ends = signal.getsignal(signal.SIGCHLD)
         try:
             batches = super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            # torch's handler raises wherever the training is; a lost worker is seen here within 5 s
+            if signal.getsignal(signal.SIGCHLD) is not child_ends:
+                signal.signal(signal.SIGCHLD, child_ends)
         try:
             for batch in batches:
                 if isinstance(batch, UserError):
@@ -141,10 +145,16 @@ class _Loader(DataLoader):
             del batches  # a traceback that is kept would keep the workers, and these the exit
 
 
-def _ignore_signals(worker: int) -> None:
-    """Leaves the signals of a process group to the main process, which ends its workers."""
+def _begin_worker(worker: int) -> None:
+    """Leaves signals, and what to say of a run that ends, to the main process."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
+    # called by the thread that hands batches over, where the main process has gone meanwhile
+    sys.excepthook = lambda kind, error, trace: (
+        None
+        if issubclass(kind, (ConnectionError, EOFError))
+        else sys.__excepthook__(kind, error, trace)
+    )
 
 
 def _as_is(batch: Batch) -> Batch:
@@ -322,7 +332,7 @@ class Data(LightningDataModule, ABC):
 
     def chosen_batches(self, name: Split, parts: Sequence[Tensor]) -> DataLoader:
         """Returns batches of a split as they are stored, unflipped: these indices (n,) each."""
-        return self._loader(name, [(part, None) for part in parts])
+        return self._loader(name, [(part.numpy(), None) for part in parts])
 
     def image_batches(
         self,
@@ -343,7 +353,7 @@ class Data(LightningDataModule, ABC):
             batch_size=None,
             collate_fn=_as_is,
             num_workers=self.workers,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # else each iterator takes a number from the global one
             persistent_workers=self.workers > 0 and persistent,
             pin_memory=self.workers > 0 and torch.cuda.is_available(),
