@@ -192,6 +192,7 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*is smaller than the logging interval.*",
+        ".*`srun` command is available on your system but is not used.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
         ".*Experiment logs directory .* exists and is not empty.*",
         ".*Found keys that are not in the model state dict.*",
