@@ -19,7 +19,8 @@ from dtr_lightning.rundir.run import Run
 from sweeps.engine import plan, recipe
 from sweeps.engine.database import Database
 from sweeps.engine.folder import Folder
-from sweeps.engine.study import GRACE, Study
+from sweeps.engine.grace import GRACE
+from sweeps.engine.study import Study
 from tests.faults import campaigns as faults
 from tests.faults.kills import campaign, reference
 from tests.faults.mishaps import eight_starts
