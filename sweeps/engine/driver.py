@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from optuna.trial import TrialState
 from rich.console import Console
 
+from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.run import find_runs
 from sweeps.engine.child import Train, train_run
 from sweeps.engine.database import Database
@@ -70,6 +71,8 @@ def _check(plan: Sweep, folder: Folder, here: bool) -> None:
     """Raises UserError for a point without results that cannot be built or, if `here`, trained."""
     from dtr_lightning.experiment.planning import check_parts
 
+    if plan.config["trainer"].get("max_time"):
+        raise UserError("trainer.max_time ends a single training; `--stop save` ends a sweep's")
     check_parts(
         {
             point.label: point.config
