@@ -197,11 +197,12 @@ def make_parser(description: str | None = None, groups: Sequence[str] = GROUPS) 
 
 
 class Parsed(NamedTuple):
-    """A resolved config, the --out that a command may have, and the YAML files it was read from."""
+    """A resolved config, the YAML files it was read from, and what else train.py may be told."""
 
     config: Config
     out: str | None
     files: list[str]
+    fast_dev_run: bool = False
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> Parsed:
@@ -212,10 +213,10 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Parsed:
         namespace = parser.parse_args(expanded)
     except UserError as error:  # which recipe it was is lost to the parser
         raise UserError(str(error).replace('"config"', ", ".join(files), 1)) from error
-    out = namespace.pop("out", None)
+    out, fast = namespace.pop("out", None), namespace.pop("fast_dev_run", False)
     config = with_absolute_paths(_plain(namespace), BASES)
     check(config)
-    return Parsed(config, out, files)
+    return Parsed(config, out, files, fast)
 
 
 def _check_words(arguments: Sequence[str]) -> None:
