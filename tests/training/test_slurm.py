@@ -60,6 +60,14 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=
 """
 
 
+def wait_for(condition, seconds):
+    """Returns whether something came true in time; asks twice a second."""
+    end = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.5)
+    return bool(found)
+
+
 def free_port():
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -92,6 +100,8 @@ def cluster(tmp_path_factory):
             pytest.fail(f"SLURM does not start: {asked.stdout} {asked.stderr}")
         yield environment
     finally:
+        call(environment, "scancel", "--full", "--signal=KILL", "--user=root")
+        wait_for(lambda: not call(environment, "squeue", "-h").stdout, 30)
         for daemon in daemons:
             daemon.terminate()
             daemon.wait(30)
@@ -163,18 +173,10 @@ def test_the_signal_before_the_end_saves_and_the_same_command_goes_on(cluster, t
     assert computed(tmp_path / "run") == computed(tmp_path / "whole")
 
 
-def wait_for(condition, seconds):
-    """Returns whether something came true in time; asks twice a second."""
-    end = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < end:
-        time.sleep(0.5)
-    return bool(found)
-
-
 ONE_CPU = ("--gpus-per-node=0", "--cpus-per-task=1")
 
 
-def submit(cluster, script, *words, **more):
+def submit(cluster, *words, **more):
     """Submits a job script that runs to an end of its own and returns the job's number."""
     done = call(cluster | more, "sbatch", "--parsable", *ONE_CPU, *words)
     assert done.returncode == 0, done.stderr
