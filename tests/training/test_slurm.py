@@ -151,10 +151,16 @@ def test_numbers_that_contradict_each_other_are_one_line(cluster, tmp_path):
 
 
 def test_the_signal_before_the_end_saves_and_the_same_command_goes_on(cluster, tmp_path):
-    options = {"trainer.max_steps": 1500, "trainer.log_every_n_steps": 10, "checkpoint.every": 9999}
+    options = {"trainer.max_steps": 400, "trainer.log_every_n_steps": 10, "checkpoint.every": 9999}
+    options |= {"loss_weight": "tests.paced.Paced"}
     words = ["srun", "-n2", *training(tmp_path / "run", 2, **options)]
     step = subprocess.Popen(
-        words, cwd=ROOT, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words,
+        cwd=ROOT,
+        env=cluster | {"PACE": "0.05"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     record = tmp_path / "run" / "metrics.jsonl"
     for _ in range(1200):
@@ -167,7 +173,7 @@ def test_the_signal_before_the_end_saves_and_the_same_command_goes_on(cluster, t
     assert step.returncode == 130, said[-2000:]
     assert not list(ROOT.glob("hpc_ckpt*"))
     reached = torch.load(Run(tmp_path / "run").last, weights_only=True)["global_step"]
-    assert 0 < reached < 1500
+    assert 0 < reached < 400
     assert call(cluster, *words).returncode == 0
     assert call(cluster, "srun", "-n2", *training(tmp_path / "whole", 2, **options)).returncode == 0
     assert computed(tmp_path / "run") == computed(tmp_path / "whole")
