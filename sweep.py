@@ -69,6 +69,13 @@ def parse() -> argparse.Namespace:
         default=os.environ.get("SWEEP_STORAGE"),
         help="Optuna's database (default: $SWEEP_STORAGE, else study.db in --out)",
     )
+    add(
+        "--grace",
+        type=float,
+        metavar="SECONDS",
+        help="without a sign of life from this machine, others take its trials over after so long "
+        "(default: 300, at least 20)",
+    )
     add("--out", metavar="DIR", help="default: runs/NAME, NAME-paper or NAME-smoke")
     return parser.parse_args()
 
@@ -105,6 +112,7 @@ def main() -> int:
             out=options.out,
             workers=options.workers,
             per_gpu=options.per_gpu,
+            grace=options.grace,
             storage=options.storage,
             retry_failed=options.retry_failed,
             finish_pruned=options.finish_pruned,

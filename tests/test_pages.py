@@ -185,6 +185,7 @@ def test_commands_can_be_given(words, own, tiny_run, parsed):
         config = [] if "--config" in given else ["--config", "configs/digits.yaml"]
         parser = make_parser()
         parser.add_argument("--out")
+        parser.add_argument("--fast-dev-run", action="store_true")
         parse(parser, [*config, *given[: -2 * len(asks) or None]])
     elif program == "pytest":
         assert all((ROOT / w).exists() for w in given if w.startswith("tests"))

@@ -1,9 +1,10 @@
 """What a config may say: values out of range are told before anything is made of them."""
 
-__all__ = ["check", "expert_configs"]
+__all__ = ["check", "expert_configs", "seconds_of"]
 
 import copy
 import math
+import re
 from typing import Any
 
 from dtr_lightning.config.evaluation import LARGEST_SEED, EvaluationConfig
@@ -15,6 +16,7 @@ from dtr_lightning.errors import UserError, choices
 from dtr_lightning.objectives import Gradients, LossWeight
 from dtr_lightning.routing import Router
 from dtr_lightning.rundir.naming import flatten
+from dtr_lightning.training.loggers import LOGGERS
 
 Config = dict[str, Any]
 
@@ -53,6 +55,11 @@ def check(config: Config) -> None:
         raise choices("trainer.strategy", strategy, STRATEGIES)
     if (nodes := config["trainer"]["num_nodes"]) < 1:
         raise UserError(f"trainer.num_nodes must be at least 1; got {nodes}")
+    if max_time := config["trainer"].get("max_time"):
+        seconds_of(max_time)
+    for name in config.get("logger", ()):
+        if name not in LOGGERS:
+            raise choices("logger", name, LOGGERS)
     if "init_partial" in config and "init" not in config:
         raise UserError("init_partial belongs to --init, the weights to start from; give that too")
     if steps < 1:
@@ -77,6 +84,20 @@ def check(config: Config) -> None:
             raise UserError(f"{key} must be at least {least}; got {value}")
     if seed > LARGEST_SEED:
         raise UserError(f"seed must be at most {LARGEST_SEED}; got {seed}")
+
+
+def seconds_of(max_time: str) -> int:
+    """Returns the seconds of DAYS:HOURS:MINUTES:SECONDS; UserError for another text."""
+    parts = re.fullmatch(r"(\d+):(\d+):(\d+):(\d+)", max_time)
+    seconds = 0
+    for value, unit in zip(parts.groups() if parts else (), (86_400, 3600, 60, 1), strict=False):
+        seconds += int(value) * unit
+    if not seconds:
+        raise UserError(
+            f"trainer.max_time must be DAYS:HOURS:MINUTES:SECONDS, such as 00:11:30:00; "
+            f"got {max_time!r}"
+        )
+    return seconds
 
 
 def expert_configs(config: Config) -> list[Config]:

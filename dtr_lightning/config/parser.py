@@ -73,7 +73,7 @@ DEFAULTS = {
     "sampler": "DDPM",
 }
 # What no parser needs to know of the others, in the order of a config.
-GROUPS = ("seed", "experts", "init", "init_partial", *AXES)
+GROUPS = ("seed", "experts", "init", "init_partial", "logger", *AXES)
 GROUPS += ("module", "evaluation", "checkpoint", "trainer")
 # Lightning's own types and texts would name what cannot be used here.
 TRAINER_OPTIONS: dict[str, tuple[Any, Any, str]] = {  # type, default, help
@@ -87,6 +87,12 @@ TRAINER_OPTIONS: dict[str, tuple[Any, Any, str]] = {  # type, default, help
         "of the network's products; null: 32-true",
     ),
     "max_steps": (int, 400_000, "training steps, of each expert if there are several"),
+    "max_time": (
+        str | None,
+        None,
+        "DAYS:HOURS:MINUTES:SECONDS after which a run saves and ends with exit code 130, as by a "
+        "signal; the same command goes on; null: none",
+    ),
     "accumulate_grad_batches": (
         int,
         1,
@@ -103,6 +109,11 @@ TRAINER_OPTIONS: dict[str, tuple[Any, Any, str]] = {  # type, default, help
         bool | Literal["warn"] | None,
         None,
         "whether PyTorch may use deterministic algorithms only; warn: where it can; null: not",
+    ),
+    "profiler": (
+        Literal["pytorch"] | None,
+        None,
+        "pytorch: a trace of a few early steps, into profile/ of the run; null: none",
     ),
     "benchmark": (bool | None, None, "whether cuDNN looks for its fastest algorithms at the start"),
 }
@@ -161,6 +172,9 @@ def make_parser(description: str | None = None, groups: Sequence[str] = GROUPS) 
     if "init_partial" in groups:
         about = "whether parameters that --init has not, or of another shape, start anew"
         add("--init_partial", type=bool, default=False, help=about)
+    if "logger" in groups:
+        about = "beside TensorBoard: wandb, csv or mlflow, or a list of them"
+        add("--logger", type=list[str] | str | None, default=None, help=about)
     for axis in filter(AXES.__contains__, groups):
         base, linked = AXES[axis]
         about = f"name of a class below, or import path of your own; --{axis}.help NAME explains it"
@@ -183,11 +197,12 @@ def make_parser(description: str | None = None, groups: Sequence[str] = GROUPS) 
 
 
 class Parsed(NamedTuple):
-    """A resolved config, the --out that a command may have, and the YAML files it was read from."""
+    """A resolved config, the YAML files it was read from, and what else train.py may be told."""
 
     config: Config
     out: str | None
     files: list[str]
+    fast_dev_run: bool = False
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> Parsed:
@@ -198,10 +213,10 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Parsed:
         namespace = parser.parse_args(expanded)
     except UserError as error:  # which recipe it was is lost to the parser
         raise UserError(str(error).replace('"config"', ", ".join(files), 1)) from error
-    out = namespace.pop("out", None)
+    out, fast = namespace.pop("out", None), namespace.pop("fast_dev_run", False)
     config = with_absolute_paths(_plain(namespace), BASES)
     check(config)
-    return Parsed(config, out, files)
+    return Parsed(config, out, files, fast)
 
 
 def _check_words(arguments: Sequence[str]) -> None:
@@ -225,9 +240,15 @@ def _plain(namespace: Namespace) -> Config:
     """Returns what was parsed as plain values, our own classes by their bare name."""
     config = json.loads(json.dumps(namespace.as_dict(), default=_text))  # tuples become lists
     config.pop("config", None)
-    for key in ("init", "init_partial"):  # without them a run is what it was before they were
+    # without them a run is what it was before they were
+    for key in ("init", "init_partial", "logger"):
         if not config.get(key):
             config.pop(key, None)
+    for key in ("max_time", "profiler"):
+        if not config.get("trainer", {}).get(key, True):
+            config["trainer"].pop(key)
+    if isinstance(config.get("logger"), str):
+        config["logger"] = [config["logger"]]
     devices = config.get("trainer", {}).get("devices")
     if isinstance(devices, str) and devices.lstrip("-").isdecimal():
         config["trainer"]["devices"] = int(devices)  # "2" is one of its types too

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
 from dtr_lightning.config.evaluation import EvaluationConfig
@@ -45,6 +46,7 @@ from dtr_lightning.training.callbacks import (
     scalars,
 )
 from dtr_lightning.training.launch import make_trainer
+from dtr_lightning.training.loggers import check_loggers
 from dtr_lightning.training.module import DiffusionModule
 
 HELD_OUT_BATCH = 128
@@ -121,6 +123,7 @@ class Experiment:
         A run asks before it starts: otherwise it would be told at its first evaluation.
         """
         trainer = self.trainer([], [])
+        check_loggers(self.config.get("logger", ()))
         check_precision(self.protocol.precision, trainer.strategy.root_device)
         check_own(self.data, self.module, self.sampler, self.features)
         if self.protocol.n and (size := len(self.data.split("train"))) < 2:
@@ -132,12 +135,14 @@ class Experiment:
         loggers: Sequence[Logger],
         callbacks: Sequence[Callback],
         stop: Event | None = None,
+        profiler: Profiler | None = None,
     ) -> Trainer:
         """Returns the Lightning trainer of the config; of several experts it trains none.
 
         `stop` ends its wait for the other processes of the run.
         """
-        options = dict(self.config["trainer"])
+        ours = ("max_time", "profiler")  # fit.py's
+        options = {k: v for k, v in self.config["trainer"].items() if k not in ours}
         if self.networks > 1:
             options["max_steps"] = 0
         if not self.module.automatic_optimization:  # Lightning leaves the clipping to the module
@@ -147,6 +152,7 @@ class Experiment:
             stop,
             logger=list(loggers),
             callbacks=list(callbacks),
+            profiler=profiler,
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,
             enable_progress_bar=False,

@@ -8,17 +8,22 @@ __all__ = ["Progress", "Stopped", "read_checkpoint", "run", "seconds_per_step"]
 import copy
 import logging
 import math
+import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import PyTorchProfiler
+from torch.profiler import schedule
 
+from dtr_lightning.config.checks import seconds_of
 from dtr_lightning.config.parser import Config, contents_of
 from dtr_lightning.errors import Diverged, Stopped
 from dtr_lightning.expect import is_own
@@ -37,6 +42,7 @@ from dtr_lightning.training.callbacks import (
 )
 from dtr_lightning.training.ema import EMA
 from dtr_lightning.training.launch import CommonStop, is_leader
+from dtr_lightning.training.loggers import log_results, opened_loggers
 from dtr_lightning.training.pictures import by_class, image_grid, log_masks, save_samples
 from dtr_lightning.training.tensorboard import TensorBoard, log_end, log_start
 from dtr_lightning.training.weights import are_finite, load_average, read_checkpoint, refuse_shorter
@@ -90,7 +96,11 @@ def run(
             return results
         stop, status = stop or Event(), "done"
         try:
-            results = _train_and_evaluate(experiment, directory, leader, report, stop)
+            with ExitStack() as stack:
+                stack.enter_context(
+                    _stopping_after(config["trainer"].get("max_time"), stop, leader)
+                )
+                results = _train_and_evaluate(experiment, directory, leader, report, stop, stack)
         except Diverged as error:
             results, status = _diverged(experiment, directory, error), "diverged"
         except SystemExit as error:  # what Lightning makes of a second Ctrl-C
@@ -116,8 +126,15 @@ def _train_and_evaluate(
     leader: bool,
     report: Callable[[Progress], None],
     stop: Event,
+    stack: ExitStack,
 ) -> dict[str, Any]:
     config, module = experiment.config, experiment.module
+
+    def loggers() -> list[Logger]:
+        names, parameters = config.get("logger", ()), experiment.parameters()
+        opened = opened_loggers(names, directory, config, parameters, leader)
+        return stack.enter_context(opened)
+
     if leader:
         directory.update_meta(status="running", traceback=None, **provenance())
     reporter, together = Reporter(experiment, report), CommonStop(stop)
@@ -128,13 +145,14 @@ def _train_and_evaluate(
             directory.cut_metrics(0)
         if diverged:
             raise diverged
-        tensorboard = _tensorboard(directory, 0)
+        tensorboard, more = _tensorboard(directory, 0), loggers()
         if leader:
             log_start(tensorboard.experiment, config, experiment.parameters())
-        trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], [], stop)
+        trainer = experiment.trainer([tensorboard, JSONLLogger(directory), *more], [], stop)
         trainer.fit(module, datamodule=experiment.data)  # no step: starts devices and processes
     else:
-        tensorboard, trainer = _train(experiment, directory, leader, reporter, together)
+        more = loggers()
+        tensorboard, trainer = _train(experiment, directory, leader, reporter, together, more)
         if not are_finite(directory, module):
             raise Diverged("the weights are not finite", config["trainer"]["max_steps"])
     began, steps = time.perf_counter(), experiment.steps()
@@ -163,6 +181,7 @@ def _train_and_evaluate(
         if n:
             save_samples(directory, images, labels, names)
         log_end(tensorboard.experiment, results)
+        log_results(more, results)
         tensorboard.finalize("success")
     return results
 
@@ -190,7 +209,12 @@ def _stoppable(
 
 
 def _train(
-    experiment: Experiment, directory: Run, leader: bool, reporter: Reporter, stop: CommonStop
+    experiment: Experiment,
+    directory: Run,
+    leader: bool,
+    reporter: Reporter,
+    stop: CommonStop,
+    more: list[Logger],
 ) -> tuple[TensorBoard, Trainer]:
     config, module = experiment.config, experiment.module
     resumed = directory.last.exists()
@@ -235,7 +259,9 @@ def _train(
         reporter,
         Checkpoints(directory, **config["checkpoint"], stop=stop, saved=saved),
     ]
-    trainer = experiment.trainer([tensorboard, JSONLLogger(directory)], callbacks, stop.stop)
+    loggers = [tensorboard, JSONLLogger(directory), *more]
+    profiler = _profiler(directory) if config["trainer"].get("profiler") else None
+    trainer = experiment.trainer(loggers, callbacks, stop.stop, profiler)
     if leader and not start:
         log_start(tensorboard.experiment, config, experiment.parameters())
         log_masks(tensorboard.experiment, module.model.router)
@@ -283,6 +309,33 @@ def _results(
         **({"protocol": experiment.describe()} if experiment.protocol.n else {}),
     }
     return finite(results | {"notes": [*notes_of(results).values()]})
+
+
+@contextmanager
+def _stopping_after(max_time: str | None, stop: Event, leader: bool) -> Iterator[None]:
+    """Sets `stop` when the time of a run is over."""
+    if max_time is None:
+        yield
+        return
+
+    def over() -> None:
+        stop.set()
+        if leader:
+            print(f"\ntrainer.max_time {max_time} is over", file=sys.stderr, flush=True)
+
+    timer = Timer(seconds_of(max_time), over)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _profiler(directory: Run) -> PyTorchProfiler:
+    """Returns a profiler of the steps 6 to 10: the first ones are slower than the others."""
+    few = schedule(wait=4, warmup=1, active=5, repeat=1)
+    return PyTorchProfiler(directory.profile, "operators", schedule=few)
 
 
 def _tensorboard(directory: Run, start: int) -> TensorBoard:

@@ -7,6 +7,8 @@ events.*        TensorBoard's; here, so that it calls the run by its directory
 ckpt/           last.ckpt and milestones step=N.ckpt
 experts/        LOW-HIGH/, the run of each expert, if there are several
 samples/        sample sheets and arrays
+loggers/        of --logger: wandb/, csv/, mlflow/
+profile/        traces of --trainer.profiler
 artifacts/      further evaluations; evaluations/NAME/ holds samples while they are drawn
 results.json    final numbers with their protocol; written last: its presence means done
 """
@@ -72,6 +74,8 @@ class Run:
         self.checkpoints = self.path / "ckpt"
         self.last = self.checkpoints / "last.ckpt"
         self.samples = self.path / "samples"
+        self.loggers = self.path / "loggers"
+        self.profile = self.path / "profile"
         self.sample_arrays = self.samples / "samples.npz"
         self.evaluations = self.path / "artifacts" / "evaluations"
 

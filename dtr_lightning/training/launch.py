@@ -15,6 +15,7 @@ __all__ = [
     "plain_trainer",
 ]
 
+import atexit
 import os
 import signal
 import sys
@@ -38,6 +39,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
+from dtr_lightning.cli.commands import INTERRUPTED
 from dtr_lightning.errors import Stopped, UserError
 
 SPECIAL_STEPS = 0xFFFFFFF0  # from here on: SLURM's batch scripts, interactive shells and its own
@@ -232,6 +234,7 @@ class Ranks(DDPStrategy):
             meeting.join(0.1)
             if self.stop.is_set() and meeting.is_alive():
                 self.launcher.kill(signal.SIGKILL)
+                atexit.register(_leave, meeting)
                 raise Stopped
             if not said and time.monotonic() - began > PATIENCE and meeting.is_alive():
                 said = True
@@ -249,6 +252,14 @@ class Ranks(DDPStrategy):
             hint = "; on the other nodes, start the same command with MASTER_ADDR, MASTER_PORT and "
             hint += "NODE_RANK=1 and so on"
         return f"process {self.global_rank} of {world} waits for the others at {place}{hint}"
+
+
+def _leave(meeting: Thread) -> None:
+    """Ends this process at its end: C++ aborts where Python's end finds it in a thread."""
+    if meeting.is_alive():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
 
 
 class CommonStop:

@@ -1,6 +1,6 @@
 """What TensorBoard shows of a run: curves, and in HParams its options, results and state."""
 
-__all__ = ["TensorBoard", "log_end", "log_start"]
+__all__ = ["TensorBoard", "final_scalars", "hyperparameters", "log_end", "log_start"]
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,20 +35,28 @@ def log_start(writer: SummaryWriter, config: Mapping[str, Any], parameters: int)
     describe the experiment, and TensorBoard take one run's description for all: without any it
     compares the runs, and opens with what differs.
     """
+    _, start, _ = hparams(hyperparameters(config, parameters), {})
+    writer.file_writer.add_summary(start)
+
+
+def hyperparameters(config: Mapping[str, Any], parameters: int) -> dict[str, Any]:
+    """Returns what a run computes by dotted option, as numbers and texts, and its parameters."""
     options = {
         key: value if isinstance(value, int | float | str) else str(value)
         for key, value in settings(config).items()
         if value is not None
     }
-    options["parameters"] = parameters
-    _, start, _ = hparams(options, {})
-    writer.file_writer.add_summary(start)
+    return options | {"parameters": parameters}
+
+
+def final_scalars(results: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the results that are shown, as `Results/score`."""
+    return {f"Results/{key}": results[key] for key in SHOWN if results.get(key) is not None}
 
 
 def log_end(writer: SummaryWriter, results: Mapping[str, Any]) -> None:
     """Writes a run's results, as `Results/score`, and that it succeeded."""
-    for key in SHOWN:
-        if results.get(key) is not None:
-            writer.add_scalar(f"Results/{key}", results[key], results["steps"])
+    for name, value in final_scalars(results).items():
+        writer.add_scalar(name, value, results["steps"])
     _, _, end = hparams({}, {})
     writer.file_writer.add_summary(end)

@@ -41,6 +41,7 @@ class Database:
         # a URL that never worked is a mistake: no wait
         self.patience = PATIENCE if folder.knows(self.url) else 0.0
         self.waited = 0.0  # seconds, for the lock
+        self.outages = 0  # how often it was found to be unavailable
 
     @property
     def backend(self) -> str:
@@ -136,6 +137,7 @@ class Database:
             or self.interrupted()
         ):
             raise error
+        self.outages += 1
         seconds = min(LONGEST, 0.25 * 2**tries)
         if tries == QUIET:
             cause = " ".join(str(error.__cause__ or error).split("\n")[0].split())

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 from optuna.trial import TrialState
 from rich.console import Console
 
+from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.run import find_runs
 from sweeps.engine.child import Train, train_run
 from sweeps.engine.database import Database
 from sweeps.engine.folder import Folder
+from sweeps.engine.grace import check_grace
 from sweeps.engine.optimisers import make_pruner, make_sampler
 from sweeps.engine.outputs import Ending, diverged, show
 from sweeps.engine.plan import Sweep, resolve_all
@@ -69,6 +71,8 @@ def _check(plan: Sweep, folder: Folder, here: bool) -> None:
     """Raises UserError for a point without results that cannot be built or, if `here`, trained."""
     from dtr_lightning.experiment.planning import check_parts
 
+    if plan.config["trainer"].get("max_time"):
+        raise UserError("trainer.max_time ends a single training; `--stop save` ends a sweep's")
     check_parts(
         {
             point.label: point.config
@@ -102,6 +106,7 @@ def run_sweep(
     *,
     workers: int | None = None,
     per_gpu: int | None = None,
+    grace: float | None = None,
     storage: str | None = None,
     out: str | Path | None = None,
     retry_failed: bool = False,
@@ -113,20 +118,22 @@ def run_sweep(
     """Trains what is missing of a sweep, draws and tabulates.
 
     A sweep is a shipped name, a YAML's path or a mapping of what a YAML holds. `reading` is what
-    `recipe.read` takes: seeds, trials, hours, smoke, paper, options. Ctrl-C stops it: every trial
-    saves its state and the same call goes on. A call in a script needs the guard `if __name__ ==
-    "__main__":`, as trials are processes. UserError for a mistake in the sweep, a directory of
-    another sweep and a database that cannot be used.
+    `recipe.read` takes: seeds, trials, hours, smoke, paper, options. `grace`: seconds without sign
+    of life after which others take the trials of this machine over, 300 by default. Ctrl-C stops
+    it: every trial saves its state and the same call goes on. A call in a script needs the guard
+    `if __name__ == "__main__":`, as trials are processes. UserError for a mistake in the sweep, a
+    directory of another sweep and a database that cannot be used.
     """
     console = console or Console()
     check_numbers(workers, per_gpu)
+    check_grace(grace)
     plan, folder, slots = prepare(sweep, out=out, train=train, **reading)
     database = Database(folder, storage)
     database.probe()
     folder.prepare(plan)
     database.say = lambda line: console.print(line, markup=False, soft_wrap=True)
     with folder.owner() as owner:
-        study = Study(plan, folder, owner, database)
+        study = Study(plan, folder, owner, database, grace)
         with database.guard():
             study.plan(retry_failed, finish_pruned)
             session = Session(study, slots, make_view(plan, console))

@@ -20,7 +20,6 @@ from sweeps.engine.workers import Workers
 
 ATTEMPTS = 2  # of a trial whose process dies in silence, in one command
 LOOK = 2.0  # seconds between two readings of what other commands did
-HEARTBEAT = 30.0  # seconds between two signs of life
 
 
 class Session:
@@ -61,7 +60,7 @@ class Session:
                 if not self.workers.running and self.stopped:
                     return
                 if time.monotonic() >= beat:
-                    beat = time.monotonic() + HEARTBEAT
+                    beat = time.monotonic() + self.study.heartbeat
                     self._beat()
                 for claim, message in self.workers.poll(0.25):
                     self._handle(claim, message)

@@ -3,11 +3,11 @@
 A point has no trial until a command takes it: a trial is made, or taken up again, in one step under
 a lock, so any number of commands share a plan without a scheduler. What is done is read from the
 run directories; the study follows them. A trial whose owner died goes back to waiting: at once on
-the owner's machine, where a free lock shows it, elsewhere after `GRACE` seconds without a sign of
-life on the observer's own clock: clocks are never compared.
+the owner's machine, where a free lock shows it, elsewhere after the grace period that its owner
+promised, without a sign of life on the observer's own clock: clocks are never compared.
 """
 
-__all__ = ["GRACE", "Claim", "Study"]
+__all__ = ["Claim", "Study"]
 
 import contextlib
 import json
@@ -28,11 +28,11 @@ from dtr_lightning.rundir.naming import config_hash, settings
 from dtr_lightning.rundir.run import Run
 from sweeps.engine.database import Database, retry_while_unavailable
 from sweeps.engine.folder import Folder
+from sweeps.engine.grace import BEATS, GRACE
 from sweeps.engine.optimisers import make_pruner, make_sampler
 from sweeps.engine.plan import Point, Sweep
 from sweeps.engine.values import finite
 
-GRACE = 300.0  # seconds without a sign of life until another machine's trial counts as dead
 REPEATS = 50  # settings in a row that were tried before: the space is exhausted
 
 
@@ -60,8 +60,17 @@ def _distributions(points: tuple[Point, ...]) -> dict[str, BaseDistribution]:
 class Study:
     """The trials of one sweep in one directory, as one command (its `owner`) sees them."""
 
-    def __init__(self, sweep: Sweep, folder: Folder, owner: str, database: Database) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        folder: Folder,
+        owner: str,
+        database: Database,
+        grace: float | None = None,
+    ) -> None:
         self.sweep, self.folder, self.owner, self.database = sweep, folder, owner, database
+        self.grace = GRACE if grace is None else grace
+        self.heartbeat = self.grace / BEATS  # seconds between two signs of life
         self.host = socket.gethostname()
         self.points = {point.name: point for point in sweep.points}
         self.distributions = _distributions(sweep.points)
@@ -178,7 +187,7 @@ class Study:
                 self._set(trial_id, repeats=point.name)
                 self.storage.set_trial_state_values(trial_id, state, tried)
                 continue
-            self._set(trial_id, owner=self.owner, host=self.host)
+            self._set(trial_id, owner=self.owner, host=self.host, grace=self.grace)
             self._set(trial_id, params=json.dumps(point.params), point=point.name)
             self.points[point.name] = point
             return Claim(trial_id, point)
@@ -219,12 +228,14 @@ class Study:
         owner, host = trial.user_attrs.get("owner", ""), trial.user_attrs.get("host", self.host)
         if host == self.host:  # a lock is surer than a clock
             return not self.folder.alive(owner) and not (run and run.in_use())
-        beat, now = (owner, trial.user_attrs.get("beat", 0)), time.monotonic()
+        # while the database was away, nobody could show a sign of life
+        beat = (owner, trial.user_attrs.get("beat", 0), self.database.outages)
+        now = time.monotonic()
         seen, since = self.beats.get(trial._trial_id, (None, now))
         if beat != seen:
             self.beats[trial._trial_id] = (beat, now)
             return False
-        return now - since > GRACE
+        return now - since > trial.user_attrs.get("grace", GRACE)
 
     @retry_while_unavailable
     def beat(self, trial_id: int, number: int) -> bool:
@@ -336,7 +347,7 @@ class Study:
         if owner:
             trial.state = TrialState.RUNNING
             trial.datetime_start = datetime.now()
-            trial.user_attrs |= {"host": self.host, "owner": owner}
+            trial.user_attrs |= {"host": self.host, "owner": owner, "grace": self.grace}
         elif results is not None:
             trial.datetime_start = trial.datetime_complete = datetime.now()
             if (values := self._values(results)) is not None:
@@ -369,7 +380,7 @@ class Study:
         self.database.check_lock()
         if not self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
             return False
-        self._set(trial_id, owner=self.owner, host=self.host)
+        self._set(trial_id, owner=self.owner, host=self.host, grace=self.grace)
         return True
 
     def _set(self, trial_id: int, **attributes: Any) -> None:

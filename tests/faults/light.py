@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import sweep
-from sweeps.engine import driver, session, study
+from sweeps.engine import driver, study
 from sweeps.engine.workers import Machine
 from tests.sweeps import standin
 
@@ -52,7 +52,6 @@ def main() -> int:
         socket.gethostname = lambda: name
     if grace := asked("FAULT_GRACE"):
         study.GRACE = float(grace)
-        session.HEARTBEAT = study.GRACE / 10
     if asked("FAULT_BARRIER"):
         print("ready", flush=True)
         sys.stdin.readline()

@@ -15,16 +15,17 @@ import pytest
 import torch
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.rundir.run import Run
+from dtr_lightning.rundir.run import Run, find_runs
 from sweeps.engine import plan, recipe
 from sweeps.engine.database import Database
 from sweeps.engine.folder import Folder
-from sweeps.engine.study import GRACE, Study
+from sweeps.engine.grace import GRACE
+from sweeps.engine.study import Study
 from tests.faults import campaigns as faults
 from tests.faults.kills import campaign, reference
 from tests.faults.mishaps import eight_starts
 from tests.faults.postgres import Server
-from tests.faults.verdict import equal, judge
+from tests.faults.verdict import equal, judge, wait_for
 from tests.faults.victims import Lab
 from tests.sweeps import standin
 from tests.sweeps.standin import write
@@ -52,6 +53,29 @@ def test_killed_twice_every_point_is_trained_once(tmp_path):
 @pytest.mark.faults
 def test_eight_commands_at_one_instant_make_one_plan(tmp_path):
     assert eight_starts(Lab(tmp_path, 6, light=True), tmp_path) == []
+
+
+@linux
+@pytest.mark.faults
+def test_a_machine_that_vanishes_is_replaced_after_thirty_seconds_of_grace(tmp_path):
+    """Two machines by name, whose clocks are two hours apart."""
+    lab, out = Lab(tmp_path, 1, light=True), tmp_path / "out"
+    path = lab.write("one", grid=[{"router": "NoRouting"}], seeds=1, smoke={"pace": 3.0})
+
+    def start(host, clock):
+        environment = {"FAULT_HOST": host, "FAULT_CLOCK": clock}
+        return lab.start(out, "--grace", "30", workers=1, sweep=path, environment=environment)
+
+    dead = start("one", "3600")
+    assert wait_for(lambda: out.is_dir() and find_runs([out]), 120)
+    observer = start("two", "-3600")
+    (run,) = find_runs([out])
+    assert wait_for(lambda: len([*(out / ".owners").iterdir()]) == 2, 120)
+    assert dead.kill("group")
+    died = time.monotonic()
+    assert wait_for(lambda: (run.path / "starts").read_text() == "xx", 120)
+    assert 20 < time.monotonic() - died < 60
+    assert observer.end() == 0 and (run.path / "ends").read_text() == "x"
 
 
 @pytest.mark.parametrize("hours", [1, -1])

@@ -11,7 +11,8 @@ from dtr_lightning.errors import UserError
 from sweeps.engine import plan, recipe
 from sweeps.engine.database import Database
 from sweeps.engine.folder import Folder
-from sweeps.engine.study import GRACE, Study
+from sweeps.engine.grace import GRACE
+from sweeps.engine.study import Study
 from tests.sweeps import standin
 from tests.sweeps.standin import counts, run, trials, write
 
@@ -204,6 +205,54 @@ def test_another_machines_trial_is_taken_over_only_without_heartbeat(light, tmp_
     assert not study.beat(claim.trial_id, 9)  # it is no longer that command's
     study.end(claim.trial_id, TrialState.FAIL, reason="late")
     assert study.open() == (5, 0)
+
+
+def test_the_grace_period_is_the_one_that_the_owner_promised(light, tmp_path, monkeypatch):
+    sweep = plan.resolve_all(recipe.read(write(tmp_path)))
+    folder = Folder(tmp_path / "out")
+    folder.prepare(sweep)
+    owners = {
+        grace: Study(sweep, folder, f"{grace}", Database(folder), grace) for grace in (30, 60)
+    }
+    observer = Study(sweep, folder, "here", Database(folder))
+    observer.plan()
+    for grace, owner in owners.items():
+        owner.host = "elsewhere"
+        owner.claim(set())
+        assert owner.heartbeat == grace / 10
+    clock = 1e6
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    for passed, running in ((0, 2), (29, 2), (31, 1), (59, 1), (61, 0)):
+        clock = 1e6 + passed
+        observer.recover()
+        assert observer.open() == (5 - running, running), passed
+
+
+def test_silence_while_the_database_is_away_is_no_sign_of_death(light, tmp_path, monkeypatch):
+    sweep = plan.resolve_all(recipe.read(write(tmp_path)))
+    folder = Folder(tmp_path / "out")
+    folder.prepare(sweep)
+    owner, observer = (Study(sweep, folder, name, Database(folder), 30) for name in ("a", "b"))
+    owner.plan()
+    owner.host = "elsewhere"
+    owner.claim(set())
+    clock = 1e6
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    observer.recover()
+    clock += 40
+    observer.database.outages += 1
+    observer.recover()
+    assert observer.open() == (4, 1)
+    clock += 31
+    observer.recover()
+    assert observer.open() == (5, 0)
+
+
+@pytest.mark.parametrize("grace", [19, 0, -1, float("nan"), float("inf")])
+def test_a_grace_period_that_heartbeats_are_too_slow_for_is_refused(light, tmp_path, grace):
+    with pytest.raises(UserError, match=r"--grace .* is not valid: .* give 20 or more"):
+        run(write(tmp_path), tmp_path / "out", grace=grace)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_knows_the_parameters_and_takes_more_points(light, tmp_path):

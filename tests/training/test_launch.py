@@ -5,6 +5,7 @@ import fcntl
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -152,6 +153,39 @@ def test_a_signal_saves_in_all_processes(tmp_path, ranks, number):
     assert interrupted(tmp_path, ranks, number, group=ranks == 1, delay=0.1) == 130
     step = torch.load(Run(tmp_path).last, weights_only=True)["global_step"]
     assert 0 < step < 2000 and Run(tmp_path).meta["status"] == "stopped"
+
+
+def test_a_signal_before_the_processes_have_met_ends_with_the_same_code(tmp_path):
+    """Both leave while they meet, in a thread of C++, which must not abort the end of Python."""
+    options = TINY | {"trainer.accelerator": "cpu", "trainer.num_nodes": 2, "trainer.devices": 1}
+    words = [f"--{key}={value}" for key, value in options.items()]
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    both = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "train.py",
+                "--config=configs/digits.yaml",
+                *words,
+                f"--out={tmp_path}",
+            ],
+            cwd=ROOT,
+            env=os.environ
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(node)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    for process in both:
+        assert process.stdout.readline() == "loading ...\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGUSR1)
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [130, 130], said
 
 
 @pytest.mark.slow
