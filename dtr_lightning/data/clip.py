@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class CLIPText:
     """Transformers' CLIPTextModel with its tokenizer, frozen and in float32.
 
-    A text becomes the last layer's features of all its tokens (Radford et al. 2021), as Stable
-    Diffusion takes them: it is filled up to the encoder's length, 77, without a mask, and cut there.
+    A text becomes the last layer's features of its tokens (Radford et al. 2021), as in Stable
+    Diffusion: filled up to the encoder's length (77), without a mask; a longer text is cut.
 
     Args:
         path: folder in transformers' layout, or a name on the Hugging Face hub.

@@ -96,7 +96,7 @@ class EncodedImages(Source):
         if not isinstance(data.codec, Pixels):
             raise UserError(f"{data.name} holds latents already; give the images themselves")
         if data.captions is not None:
-            raise UserError(f"{data.name} has captions, which a store does not hold")
+            raise UserError(f"{data.name} has captions of its own, which a store does not hold")
         self.data, self.codec, self.device = data, codec, device
         self.mirrored, self.captions = mirrored, captions
         self.pool = ThreadPoolExecutor(threads)
@@ -158,9 +158,7 @@ class EncodedImages(Source):
             encoded = self._in_threads(encode, rows, torch.device(self.device).type == "cpu")
             yield Part(encoded.half().cpu().numpy())
 
-    def _in_threads(
-        self, encode: Callable[[Tensor], Tensor], rows: Tensor, on_cpu: bool
-    ) -> Tensor:
+    def _in_threads(self, encode: Callable[[Tensor], Tensor], rows: Tensor, on_cpu: bool) -> Tensor:
         """Returns what `encode` makes of all rows; on a CPU a few at a time, in threads."""
         if not on_cpu:
             return encode(rows)

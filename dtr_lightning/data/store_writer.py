@@ -105,7 +105,8 @@ def write_store(
             if total:
                 report(what, total - left, total)
             for split in splits:
-                todo = [block for block in waiting if block.split == split]
+                if not (todo := [block for block in waiting if block.split == split]):
+                    continue
                 for count in _write_blocks(folder, manifest, source, split, todo, stop):
                     left -= count
                     report(what, total - left, total)

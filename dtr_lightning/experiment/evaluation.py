@@ -121,8 +121,8 @@ def sample(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields batches of images uint8 (n, C, H, W) and labels (n,) of samples with these indices.
 
-    labels (N,), or tokens of texts, belong to indices one by one; `data` are those that the network was trained on.
-    Diverged where the network draws anything but finite numbers.
+    labels (N,), or tokens of texts, belong to indices one by one; `data` are those that the network
+    was trained on. Diverged where the network draws anything but finite numbers.
     """
     for x, y in draws(module, sampler, labels, indices, data.shape, protocol, report):
         if not x.isfinite().all():

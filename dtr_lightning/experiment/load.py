@@ -88,9 +88,9 @@ class _StoredData(Data):
                 f"the images are {_sizes(data)}; {self.run.path} was trained on {_sizes(self)}"
             )
         if self.captions is not None and data.captions.null.shape != self.captions.null.shape:
-            tokens = [" x ".join(map(str, each.captions.null.shape)) for each in (data, self)]
+            now, then = (" x ".join(map(str, d.captions.null.shape)) for d in (data, self))
             raise UserError(
-                f"the captions are of {tokens[0]} tokens; {self.run.path} was trained on {tokens[1]}"
+                f"the captions are of {now} features; {self.run.path} was trained on {then}"
             )
         now = contents_of({"data": self.config["data"]}, data)
         if any(self.run.contents.get(key, digest) != digest for key, digest in now.items()):
