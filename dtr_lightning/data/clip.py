@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dtr_lightning.data.pretrained import is_folder, weights_digest
@@ -54,7 +55,7 @@ class CLIPText:
                 output_loading_info=True,
             )
             tokenizer = CLIPTokenizer.from_pretrained(self.path, local_files_only=local)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             line = str(error).strip().partition("\n")[0]
             hint = "" if local else "; where there is no network, give a local folder"
             raise UserError(f"no text encoder at {self.path}: {line}{hint}{where}") from error

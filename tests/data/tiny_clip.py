@@ -1,4 +1,4 @@
-"""A tiny CLIP text encoder with random weights and a vocabulary of letters, as transformers has it."""
+"""A tiny CLIP text encoder with random weights and a vocabulary of letters and digits."""
 
 import string
 
