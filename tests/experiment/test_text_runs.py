@@ -108,6 +108,7 @@ def test_an_evaluation_draws_what_the_training_drew(finished):
 def test_held_out_images_can_be_the_reference(finished):
     _, path, results = finished
     other = StoredRun(path, options=["--evaluation.reference_split=val"]).trained
+    assert other.sampling() == StoredRun(path).trained.sampling()
     scoring = other.experiment.scoring()
     assert (scoring["reference_n"], scoring["floor_n"]) == (VAL, TRAIN)
     scored = other.evaluate()
@@ -115,6 +116,7 @@ def test_held_out_images_can_be_the_reference(finished):
     assert scored["protocol"]["prompts"] == results["protocol"]["prompts"]
     assert (scored["reference_n"], scored["floor_n"]) == (VAL, TRAIN)
     assert scored["score"] != results["score"]
+    assert any(f"{TRAIN} training images" in note for note in scored["notes"])
     assert scored["floor"] == pytest.approx(results["floor"], rel=1e-6)  # a distance is symmetric
 
 
