@@ -86,15 +86,24 @@ class CLIPText:
         config = self.parts[0].config
         return int(config.max_position_embeddings), int(config.hidden_size)
 
-    @torch.no_grad()
     def encode(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
         """Returns the tokens float32 (N, L_text, C_text) of texts, on a device."""
-        network, tokenizer = self.parts
-        length = self.shape[0]
-        filled = {"padding": "max_length", "truncation": True, "max_length": length}
-        ids = tokenizer(list(texts), **filled, return_tensors="pt").input_ids.to(device)
-        with torch.autocast(torch.device(device).type, enabled=False):
-            return network.to(device)(input_ids=ids).last_hidden_state
+        return self.features(self.words(texts).to(device))
+
+    def words(self, texts: Sequence[str]) -> Tensor:
+        """Returns what texts are to the network: numbers int64 (N, L_text) of a vocabulary."""
+        filled = {"padding": "max_length", "truncation": True, "max_length": self.shape[0]}
+        return self.parts[1](list(texts), **filled, return_tensors="pt").input_ids
+
+    @torch.no_grad()
+    def features(self, words: Tensor) -> Tensor:
+        """Returns the tokens float32 (N, L_text, C_text) of numbers (N, L_text), on their device.
+
+        Threads may call it at the same time, as the tokenizer may not be.
+        """
+        network = self.parts[0].to(words.device)
+        with torch.autocast(words.device.type, enabled=False):
+            return network(input_ids=words).last_hidden_state
 
 
 def _digest(network: "CLIPTextModel", tokenizer: "CLIPTokenizer") -> str:

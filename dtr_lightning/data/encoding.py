@@ -145,21 +145,16 @@ class EncodedImages(Source):
     def _stored(self, images: Tensor) -> np.ndarray:
         if not isinstance(self.codec, VAE):
             return self.codec.encode(images).cpu().numpy()
-        encoded = self._in_threads(self.codec.encode, images, images.device.type == "cpu")
-        return encoded.half().cpu().numpy()
+        return self._in_threads(self.codec.encode, images).half().cpu().numpy()
 
     def _tokens(self, indices: list[Tensor]) -> Iterator[Part]:
         texts, clip = self.captions.texts, self.captions.clip
-
-        def encode(rows: Tensor) -> Tensor:
-            return clip.encode([texts[i] for i in rows.tolist()], self.device)
-
         for rows in indices:
-            encoded = self._in_threads(encode, rows, torch.device(self.device).type == "cpu")
-            yield Part(encoded.half().cpu().numpy())
+            words = clip.words([texts[i] for i in rows.tolist()]).to(self.device)
+            yield Part(self._in_threads(clip.features, words).half().cpu().numpy())
 
-    def _in_threads(self, encode: Callable[[Tensor], Tensor], rows: Tensor, on_cpu: bool) -> Tensor:
+    def _in_threads(self, encode: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """Returns what `encode` makes of all rows; on a CPU a few at a time, in threads."""
-        if not on_cpu:
+        if rows.device.type != "cpu":
             return encode(rows)
         return torch.cat([*self.pool.map(encode, rows.split(TOGETHER))])

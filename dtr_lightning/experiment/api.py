@@ -93,6 +93,8 @@ class StoredRun:
         """
         if n < 1:
             raise UserError(f"n must be at least 1; got {n}")
+        if prompts is not None and (classes is not None or isinstance(prompts, str) or not prompts):
+            raise UserError("give a list of prompts, or classes, not both")
         experiment = self.trained.experiment
         given = {"guidance": guidance, "seed": seed}
         changed = {key: value for key, value in given.items() if value is not None}

@@ -131,6 +131,8 @@ def test_prompts_are_drawn_in_turn(finished, made, command, tmp_path):
         images = torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2)
         assert arrays["labels"].tolist() == [0, 1] * 3
         assert arrays["prompts"].tolist() == ["a red bus", "two dogs"]
+    with pytest.raises(UserError, match="give a list of prompts, or classes, not both"):
+        StoredRun(path).sample(prompts="a red bus")
     alone = StoredRun(path).sample(n=6, prompts=["a red bus"])
     assert torch.equal(alone[::2], images[::2]) and not torch.equal(alone[1::2], images[1::2])
 
