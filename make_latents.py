@@ -6,13 +6,17 @@ data sets by its name (Digits); one of torchvision's (CIFAR10, torchvision:MNIST
 of latents that another program has stored. Options of the images' class are given as in a training,
 such as --data.class_folders false.
 
-The store is trained from with --data Latents --data.root STORE, or PixelStore for --codec pixels.
+With --captions FILE --clip DIR the store also holds every image's captions, as CLIP's tokens.
+
+The store is trained from with --data Latents --data.root STORE, PixelStore for --codec pixels, or
+CaptionedLatents for captions.
 The same command goes on where it stopped, and several processes share the images out: torchrun,
 srun, or one command each with --rank R --world N.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     import argparse
 
     from dtr_lightning.data import VAE, Data
-    from dtr_lightning.data.store_writer import Source
+    from dtr_lightning.data.store_writer import Report, Source
 
 PROGRAMS = ("fast-dit", "edm2", "repa", "lightning-dit", "u-vit", "mar")
 
@@ -36,6 +40,9 @@ def options() -> "tuple[argparse.Namespace, list[str]]":
     add("--out", required=True, metavar="STORE", help="the directory to write")
     add("--size", type=int, help="pixels a side; of a data set with a size: its own")
     add("--vae", metavar="DIR", help="the autoencoder: a folder in diffusers' layout, or hub name")
+    text = "captions of the images: COCO's captions_*.json, or {file name: [captions]}, also .jsonl"
+    add("--captions", metavar="FILE", nargs="+", action="extend", help=text)
+    add("--clip", metavar="DIR", help="their text encoder: a folder of transformers, or hub name")
     add("--codec", choices=("vae", "pixels"), default="vae", help="what is stored; default: vae")
     add("--from", dest="program", choices=PROGRAMS, help="whose latents IMAGES holds")
     add("--flips", choices=("yes", "no"), help="mirrored images too; default: as the data are")
@@ -60,6 +67,11 @@ def options() -> "tuple[argparse.Namespace, list[str]]":
         raise UserError("--codec pixels needs neither --vae nor --from")
     if given.codec == "vae" and not given.vae:
         raise UserError("give --vae DIR, an autoencoder; or --codec pixels to store pixels")
+    if bool(given.captions) != bool(given.clip):
+        raise UserError("give --captions FILE and --clip DIR, CLIP's text encoder, together")
+    if given.captions and (given.codec == "pixels" or given.program):
+        other = "--from" if given.program else "--codec pixels"
+        raise UserError(f"{other} takes no --captions: they go with latents of images")
     if given.program and rest:
         raise UserError(f"--from takes no {rest[0]}: the images are encoded already")
     return given, rest
@@ -74,7 +86,6 @@ def main() -> int:
 
     import torch
 
-    from dtr_lightning.cli.progress_bar import Bar
     from dtr_lightning.data.store_writer import write_store
     from dtr_lightning.training.launch import place
 
@@ -87,22 +98,38 @@ def main() -> int:
         device = f"cuda:{local % torch.cuda.device_count()}"
         torch.backends.cudnn.allow_tf32 = False  # an autoencoder encodes in float32
     source = make_source(given, rest, device, threads)
-    manifest = source.manifest
-    text = "pixels" if manifest.codec == "Pixels" else "latents"
-    if world > 1:
-        text += f" of process {rank} of {world}"
-    with Bar(text) as bar:
-        written = write_store(
-            Path(given.out), source, rank, world, lambda done, n: bar(done, n, text), stop
-        )
+    text = "pixels" if source.manifest.codec == "Pixels" else "latents"
+    with bars(text, f" of process {rank} of {world}" if world > 1 else "") as report:
+        written = write_store(Path(given.out), source, rank, world, report, stop)
     if not written.complete:
         print(f"{given.out}: this process's share is there; that of others is not yet")
         return 0
     size = sum(path.stat().st_size for path in Path(given.out).glob("*.npy"))
     name = "PixelStore" if written.codec == "Pixels" else "Latents"
-    print(f"{given.out}: {written.train:,} images and {written.val:,} held out, {gb(size)}")
+    images = f"{written.train:,} images and {written.val:,} held out"
+    if written.captions:
+        name, images = "CaptionedLatents", f"{images}, {written.captions:,} captions"
+    print(f"{given.out}: {images}, {gb(size)}")
     print(f"python train.py --config FILE --data {name} --data.root {given.out}")
     return 0
+
+
+@contextmanager
+def bars(text: str, whose: str) -> "Iterator[Report]":
+    """Yields what shows the work on images, and then that on captions, each with its own ETA."""
+    from dtr_lightning.cli.progress_bar import Bar
+
+    shown: dict[str, Bar] = {}
+    with ExitStack() as stack:
+
+        def report(what: str, done: int, total: int) -> None:
+            title = (text if what == "images" else what) + whose
+            if what not in shown:
+                stack.close()  # one bar at a time
+                shown[what] = stack.enter_context(Bar(title))
+            shown[what](done, total, title)
+
+        yield report
 
 
 def gb(size: int) -> str:
@@ -115,7 +142,9 @@ def make_source(
 ) -> "Source":
     """Returns what the store is to be made of."""
     from dtr_lightning.data import VAE, Pixels
-    from dtr_lightning.data.encoding import EncodedImages
+    from dtr_lightning.data.caption_files import captions_of
+    from dtr_lightning.data.clip import CLIPText
+    from dtr_lightning.data.encoding import EncodedCaptions, EncodedImages
     from dtr_lightning.data.importers import LAYOUTS, Imported
 
     codec = Pixels() if given.codec == "pixels" else VAE(absolute(given.vae))
@@ -134,13 +163,19 @@ def make_source(
     mirrored = data.flip if given.flips is None else given.flips == "yes"
     where = Path(given.images)
     where = str(where.resolve()) if where.is_dir() else given.images
-    return EncodedImages(data, codec, mirrored, device, preparation, where, threads=threads)
+    captions = None
+    if given.captions:
+        texts = captions_of(data, given.captions)
+        captions = EncodedCaptions(texts, CLIPText(absolute(given.clip)))
+    return EncodedImages(
+        data, codec, mirrored, device, preparation, where, threads=threads, captions=captions
+    )
 
 
-def absolute(vae: str) -> str:
-    """Returns the place of an autoencoder in any working directory; a hub's name as it is."""
-    path = Path(vae).expanduser()
-    return str(path.resolve()) if path.is_dir() else vae
+def absolute(network: str) -> str:
+    """Returns the place of a network in any working directory; a hub's name as it is."""
+    path = Path(network).expanduser()
+    return str(path.resolve()) if path.is_dir() else network
 
 
 def find_images(

@@ -1,9 +1,11 @@
 """Sample from a run: python sample.py RUN --classes 3 --guidance 2 --n 64
 
+A run that was trained on captions draws what texts say: --prompt "a red bus" --prompt "two dogs".
 Writes a PNG sheet and, with --npz, the samples as arrays (arr_0 uint8 (n, H, W, C), labels).
 Another sampler: --sampler DDPM --sampler.steps 250.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +20,8 @@ def main() -> int:
     parser = Options(__doc__)
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--classes", nargs="+", help="names or numbers; all in turn by default")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="several: in turn")
+    parser.add_argument("--clip", metavar="DIR", help="where the text encoder of prompts lies")
     parser.add_argument("--guidance", help="1: the conditional model (default: the run's own)")
     parser.add_argument("--n", type=int, default=64, help="number of samples")
     parser.add_argument("--seed", type=int, help="of the noise (default: the run's own)")
@@ -31,6 +35,10 @@ def main() -> int:
             parser.error(f"unknown option: {option}")
     if given.n < 1:
         raise UserError(f"--n must be at least 1; got {given.n}")
+    if given.prompt and given.classes:
+        raise UserError("give --prompt or --classes, not both")
+    if given.clip:
+        options.append(f"--data.clip={given.clip}")
     for option, value in (("seed", given.seed), ("guidance", given.guidance)):
         if value is not None:
             options.append(f"--evaluation.{option}={value}")
@@ -41,6 +49,7 @@ def main() -> int:
     loading(sys.stderr)
 
     import numpy as np
+    import torch
 
     from dtr_lightning.cli.progress_bar import Bar
     from dtr_lightning.experiment.api import StoredRun
@@ -49,7 +58,14 @@ def main() -> int:
 
     stop = stop_on_signals()
     run = StoredRun(given.run, given.checkpoint, options)
-    experiment, labels = run.trained.experiment, run.labels(given.n, given.classes)
+    experiment, prompts = run.trained.experiment, given.prompt
+    if prompts:
+        columns, which = len(prompts), re.sub(r"\W+", "_", "+".join(prompts))
+        labels = torch.arange(given.n) % columns
+    else:
+        labels = run.labels(given.n, given.classes)
+        classes = list(dict.fromkeys(labels.tolist()))
+        columns, which = len(classes), "+".join(map(str, classes))
     total, done = experiment.sampling_work(given.n), 0
     with Bar("sample") as bar:
 
@@ -60,18 +76,19 @@ def main() -> int:
             if stop.is_set():
                 raise Stopped
 
-        images = run.sample(given.n, given.classes, report=count)
-    classes = list(dict.fromkeys(labels.tolist()))
+        images = run.sample(given.n, given.classes, report=count, prompts=prompts)
     guidance = experiment.protocol.guidance
-    which = "all" if given.classes is None else "+".join(map(str, classes))
+    told = "prompt" if prompts else "class"
+    which = which if prompts or given.classes else "all"
     how = f"{experiment.sampler_steps}-guidance={guidance:g}-step={run.trained.step}"
     sampler = f"{type(experiment.sampler).__name__.lower()}{how}"
-    name = f"class={which[:60]}-n={given.n}-seed={experiment.protocol.seed}-{sampler}.png"
+    name = f"{told}={which[:60]}-n={given.n}-seed={experiment.protocol.seed}-{sampler}.png"
     out = Path(given.out or run.files.samples / name)
-    save_sheet(str(out), images, len(classes))
+    save_sheet(str(out), images, columns)
     print(out)
     if given.npz:
         arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy(), "labels": labels.numpy()}
+        arrays |= {"prompts": np.array(prompts)} if prompts else {}
         with replacing(given.npz) as part:
             np.savez_compressed(part, **arrays)
         print(given.npz)

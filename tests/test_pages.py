@@ -29,7 +29,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 OPTIONS = ROOT / "docs" / "options.md"
 COMMANDS = ("train", "evaluate", "sample", "make_reference", "sweep")
-OF_READERS = {"my_router.py", "my_sweep.yaml", "mine.yaml", "config.yaml"}
+OF_READERS = {"my_router.py", "my_sweep.yaml", "mine.yaml", "config.yaml", "captions.txt"}
 
 
 class Block(NamedTuple):

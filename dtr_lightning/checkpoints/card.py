@@ -56,6 +56,9 @@ def card(
     size = f"{data['in_channels']} x {data['image_size']} x {data['image_size']}"
     classes = f"{data['num_classes']:,} classes" if data["num_classes"] > 1 else "unconditional"
     null = ", and a null class for guidance" if network.has_null else ""
+    if text := data.get("text"):
+        classes = f"told by captions, features of the text encoder {text['digest']}"
+        null = ", and those of the empty text for guidance" if network.has_null else ""
     about = [
         f"- network: {type(network).__name__}, {parameters:,} parameters",
         f"- data: {flat['data']}, {size}, {classes}{null}",

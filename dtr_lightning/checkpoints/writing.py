@@ -17,6 +17,7 @@ from dtr_lightning.checkpoints.card import card
 from dtr_lightning.checkpoints.diffusers import to_diffusers
 from dtr_lightning.checkpoints.layouts import OWN
 from dtr_lightning.config.registry import path_options
+from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.expect import is_own
@@ -89,7 +90,9 @@ def _own(of: Exported, out: Path) -> list[Path]:
         stated[key] = value
     data = of.run.meta["data"]
     if data["captions"]:
-        stated |= {key: value for key, value in flat.items() if key.partition(".")[0] == "data"}
+        places = {f"data.{option}" for option in path_options(Data, flat["data"])}
+        kept = {key: value for key, value in flat.items() if key not in places}
+        stated |= {key: value for key, value in kept.items() if key.partition(".")[0] == "data"}
     else:
         stated |= {"data": "NoImages"} | {f"data.{key}": data[key] for key in SIZES}
     stated["trainer.max_steps"] = of.step

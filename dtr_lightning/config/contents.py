@@ -20,7 +20,8 @@ from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.weights_file import weights_file
 
 Config = dict[str, Any]
-VAE = "data.vae"  # a store knows by its digest which autoencoder its latents are of
+# a store knows by their digests which autoencoder and text encoder it was made with
+PLACES = ("data.vae", "data.clip")
 
 
 def with_absolute_paths(config: Config, axes: dict[str, type]) -> Config:
@@ -30,7 +31,7 @@ def with_absolute_paths(config: Config, axes: dict[str, type]) -> Config:
     """
     config = dict(config)
     for axis, option, path in _paths(config, axes):
-        if f"{axis}.{option}" == VAE and not os.path.isdir(os.path.expanduser(path)):
+        if f"{axis}.{option}" in PLACES and not os.path.isdir(os.path.expanduser(path)):
             continue
         arguments = config[axis]["init_args"] | {option: os.path.abspath(os.path.expanduser(path))}
         config[axis] = config[axis] | {"init_args": arguments}
@@ -54,7 +55,7 @@ def contents(
     digest_by_option, digests = {}, {} if digests is None else digests
     for axis, option, path in _paths(config, axes):
         key = f"{axis}.{option}"
-        if key == VAE or not Path(path).exists():
+        if key in PLACES or not Path(path).exists():
             continue
         if axis != "data" or Path(path).is_file():
             digest_by_option[key] = _file(Path(path))

@@ -4,6 +4,7 @@ __all__ = ["LARGEST_SEED", "EvaluationConfig"]
 
 from typing import Literal, get_args
 
+from dtr_lightning.data.base import Split
 from dtr_lightning.data.codec import DecodePrecision
 from dtr_lightning.errors import UserError, choices
 
@@ -20,7 +21,9 @@ class EvaluationConfig:
         n: samples of the final score; 0: no score, for an expert alone.
         every: training steps between two evaluations on the way; 0: none.
         every_n: samples of an evaluation on the way.
-        reference: training images that samples are compared with, at most, evenly spaced; 0: all.
+        reference: images that samples are compared with, at most, evenly spaced; 0: all.
+        reference_split: which images these are, training or held-out ones (val); the floor is the
+            score of the others.
         guidance: scale of classifier-free guidance, 0 or more; 1 is the conditional model.
         guidance_channels: that are guided: all (DTR), or the first three (official DiT).
         labels: of the samples: in the proportions of the training split, or balanced, all classes
@@ -38,6 +41,7 @@ class EvaluationConfig:
         every: int = 0,
         every_n: int = 1_000,
         reference: int = 0,
+        reference_split: Split = "train",
         guidance: float = 1.0,
         guidance_channels: Literal["all", "first3"] = "all",
         labels: Labels = "proportional",
@@ -59,6 +63,9 @@ class EvaluationConfig:
         if reference < 0 or reference == 1:
             raise UserError(f"evaluation.reference must be 0 (all) or at least 2; got {reference}")
         self.reference = reference
+        if reference_split not in get_args(Split):
+            raise choices("evaluation.reference_split", reference_split, get_args(Split))
+        self.reference_split = reference_split
         if labels not in get_args(Labels):
             raise choices("evaluation.labels", labels, get_args(Labels))
         self.guidance, self.guidance_channels, self.labels = guidance, guidance_channels, labels

@@ -40,7 +40,8 @@ def explain(message: str, options: Mapping[str, str], axes: Choices) -> str:
         return f"unknown {match[1]} {match[2]!r}; valid: {', '.join(axes[match[1]])}"
     key, given = KEY.search(message), GIVEN.search(message)
     if key and "Unable to load config" in message:
-        valid = [option for option in options if option.startswith(f"{key[1]}.")]
+        start = f"{key[1]}."
+        valid = [option.removeprefix(start) for option in options if option.startswith(start)]
         return f"{key[1]} takes a mapping of its options; valid: {', '.join(valid)}"
     if not (key and given):
         return " ".join(message.removeprefix("Parser key ").split())

@@ -1,6 +1,7 @@
 """Data sets: what the images are and which of them make the batch of a step."""
 
 from dtr_lightning.data.base import Data
+from dtr_lightning.data.captioned import CaptionedLatents
 from dtr_lightning.data.codec import VAE, Codec, Pixels, to_float, to_uint8
 from dtr_lightning.data.digits import Digits
 from dtr_lightning.data.digits_captions import DigitsCaptions
@@ -12,6 +13,7 @@ from dtr_lightning.data.no_images import NoImages
 __all__ = [
     "MNIST",
     "VAE",
+    "CaptionedLatents",
     "Codec",
     "Data",
     "Digits",

@@ -34,12 +34,16 @@ Batch = tuple[Tensor, Tensor]
 REFERENCE_BATCH = 512
 
 
-# NumPy's, as a tensor on its way to a worker is a file descriptor that this process has to serve.
-Draw = tuple[np.ndarray, np.ndarray | None]
+# Indices, flips, and of data with captions their numbers. NumPy's, as a tensor on its way to a
+# worker is a file descriptor that this process has to serve.
+Draw = tuple[np.ndarray | None, ...]
 
 
 class ResumableSampler(Sampler[Draw]):
     """The infinite stream of draws: epoch after epoch, each a permutation drawn from (seed, epoch).
+
+    Flips are drawn after the order, and then, of images with `captions` (size,) each, the number of
+    one of these: order and flips are the same with captions and without.
 
     Batch s is positions [sB, (s+1)B) of the stream. It is split into world x accumulate parts: part
     p = i world + rank, the i-th of this rank, is every (world x accumulate)-th position from the
@@ -56,11 +60,13 @@ class ResumableSampler(Sampler[Draw]):
         world: int = 1,
         start: Callable[[], int] = lambda: 0,
         accumulate: int = 1,
+        captions: np.ndarray | None = None,
     ) -> None:
         assert batch_size % (world * accumulate) == 0
         self.size, self.batch_size, self.seed, self.flip = size, batch_size, seed, flip
         self.rank, self.world, self.accumulate, self.start = rank, world, accumulate, start
-        self.epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.captions = captions
+        self.epochs: dict[int, list[np.ndarray]] = {}
 
     def __iter__(self) -> Iterator[Draw]:
         """Yields this rank's parts of one step after the other, without end."""
@@ -71,7 +77,10 @@ class ResumableSampler(Sampler[Draw]):
                 yield tuple(None if draws is None else draws[mine] for draws in whole)
 
     def step(self, step: int) -> Draw:
-        """Returns the draws of a whole step: indices int64 (B,), and flips bool (B,) or None."""
+        """Returns the draws of a whole step: indices int64 (B,), flips bool (B,) or None.
+
+        With captions also their numbers int64 (B,).
+        """
         first = step * self.batch_size
         stop = first + self.batch_size
         pieces = []
@@ -80,28 +89,31 @@ class ResumableSampler(Sampler[Draw]):
             taken = min(self.size - place, stop - first)
             pieces.append([part[place : place + taken] for part in self._epoch(epoch)])
             first += taken
-        indices, flips = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-        return indices, flips if self.flip else None
+        indices, flips, *which = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        return indices, flips if self.flip else None, *which
 
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
         if epoch not in self.epochs:
             # SeedSequence mixes the pair; torch's CPU generator would keep 32 bits of a sum.
             rng = np.random.default_rng((self.seed, epoch))
             self.epochs = {e: kept for e, kept in self.epochs.items() if e == epoch - 1}
-            self.epochs[epoch] = rng.permutation(self.size), rng.random(self.size) < 0.5
+            self.epochs[epoch] = [rng.permutation(self.size), rng.random(self.size) < 0.5]
+            if self.captions is not None:
+                order = self.epochs[epoch][0]
+                self.epochs[epoch].append(rng.integers(self.captions[order]))
         return self.epochs[epoch]
 
 
 class _Batches(Dataset):
-    """Makes a whole batch from (indices, flips or None); a UserError is returned as the batch."""
+    """Makes a whole batch from its draws; a UserError is returned as the batch."""
 
     def __init__(self, pairs: Dataset) -> None:
         self.pairs = pairs
 
     def __getitem__(self, draw: Draw) -> Batch | UserError:
-        indices, flips = (None if part is None else torch.from_numpy(part) for part in draw)
+        indices, flips, *which = (None if part is None else torch.from_numpy(part) for part in draw)
         if hasattr(self.pairs, "batch"):
-            return self.pairs.batch(indices, flips)
+            return self.pairs.batch(indices, flips, *which)
         if isinstance(self.pairs, TensorDataset):
             images, labels = self.pairs[indices]
         else:
@@ -180,6 +192,7 @@ class Data(LightningDataModule, ABC):
     class_names: tuple[str, ...]
     codec: Codec = Pixels()  # between what `split` gives and what the network sees
     captions: Captions | None = None  # what a text-conditional network is told in place of labels
+    caption_counts: np.ndarray | None = None  # of each training image, where batches hold tokens
     seed: int = 0
     source: str = ""  # where the held-out images are from, as ` (from val/)`
     left_out: str = ""  # what is not read, as `; passed over: 88 .txt`
@@ -216,9 +229,11 @@ class Data(LightningDataModule, ABC):
         return {key: getattr(self, key) for key in sizes} | told
 
     def record(self) -> dict[str, Any]:
-        """Returns what a run keeps of its data: the sizes, and what makes a codec but pixels."""
+        """Returns what a run keeps of its data: sizes, what makes a codec and encodes texts."""
         codec = self.codec.arguments()
-        return self.sizes() | ({"codec": codec} if codec else {})
+        text = {} if self.captions is None else self.captions.arguments()
+        made = {"codec": codec, "text": text}
+        return self.sizes() | {key: arguments for key, arguments in made.items() if arguments}
 
     def digest(self) -> str:
         """Returns a digest of which images these are, wherever they lie: classes and splits."""
@@ -237,7 +252,8 @@ class Data(LightningDataModule, ABC):
         """Returns one split: map-style, sized, of (uint8 image (C, H, W), int label).
 
         A TensorDataset (images (N, C, H, W), labels (N,)) is indexed a batch at a time. A split
-        with a method `batch(indices, flips or None)` makes the batch (stored, labels) itself.
+        with a method `batch(indices, flips or None)` makes the batch (stored, labels) itself; with
+        `caption_counts` it is also given numbers of captions, and returns tokens for labels.
         """
 
     def class_counts(self) -> list[int]:
@@ -300,6 +316,7 @@ class Data(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         """Returns the endless batches of this rank: as stored (n, ...), and labels int64 (n,).
 
+        In place of labels stand the tokens (n, L_text, C_text) of stored captions.
         Every iterator starts at the trainer's step, so a resumed run goes on where it stopped.
         """
         trainer = self.trainer
@@ -315,6 +332,7 @@ class Data(LightningDataModule, ABC):
             world,
             lambda: trainer.global_step if trainer else 0,
             accumulate,
+            self.caption_counts,
         )
         return self._loader("train", draws, persistent=True)
 

@@ -3,9 +3,13 @@
 __all__ = ["Captions"]
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dtr_lightning.seeds import seed_of
 
 
 class Captions(nn.Module, ABC):
@@ -23,3 +27,23 @@ class Captions(nn.Module, ABC):
 
         which (N,) is the number of the caption, modulo how many the label has.
         """
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Returns tokens float32 (N, L_text, C_text) of any texts; UserError where it cannot."""
+
+    def sample_labels(self, n: int) -> Tensor | None:
+        """Returns the labels int64 (n,) of samples 0 to n - 1, where the captions fix them."""
+        return None
+
+    def sample_numbers(self, seed: int, indices: Sequence[int]) -> Tensor:
+        """Returns the numbers int64 (n,) of the captions of samples with these indices."""
+        return torch.tensor([seed_of(seed, i) >> 1 for i in indices])
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what a protocol states of the captions."""
+        return {}
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns what makes the captions of texts again where no data lie, if that can be."""
+        return {}

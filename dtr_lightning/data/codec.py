@@ -9,13 +9,12 @@ __all__ = ["VAE", "Codec", "DecodePrecision", "Pixels", "Posterior", "to_float",
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from dtr_lightning.data.pretrained import is_folder, weights_digest
 from dtr_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -154,9 +153,7 @@ class VAE(Codec):
             raise UserError(
                 "latents need diffusers: pip install -r requirements-scale.txt"
             ) from error
-        local = Path(self.path).is_dir()
-        if not local and (Path(self.path).is_absolute() or self.path.count("/") != 1):
-            raise UserError(f"the folder {self.path} of the autoencoder does not exist{where}")
+        local = is_folder(self.path, "autoencoder", where)
         try:
             network = AutoencoderKL.from_pretrained(
                 self.path,
@@ -168,7 +165,7 @@ class VAE(Codec):
             line = str(error).strip().partition("\n")[0]
             hint = "" if local else "; where there is no network, give a local folder"
             raise UserError(f"no autoencoder at {self.path}: {line}{hint}{where}") from error
-        if self.wanted and (digest := _digest(network)) != self.wanted:
+        if self.wanted and (digest := weights_digest(network)) != self.wanted:
             raise UserError(
                 f"the autoencoder at {self.path} has the digest {digest}; these latents are of "
                 f"{self.wanted}{where}"
@@ -197,7 +194,7 @@ class VAE(Codec):
     @cached_property
     def digest(self) -> str:
         """Twelve hexadecimal digits of the weights, wherever they lie."""
-        return self.wanted or _digest(self.network)
+        return self.wanted or weights_digest(self.network)
 
     def latent_shape(self, shape: Shape) -> Shape:
         """Returns (C, h, w) of the latents of images (C, H, W); UserError where they do not fit."""
@@ -284,11 +281,3 @@ class VAE(Codec):
         """Returns what the autoencoder is given for images uint8."""
         middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
         return to_float(images).mul_(half).add_(middle)
-
-
-def _digest(network: "AutoencoderKL") -> str:
-    state, hashed = network.state_dict(), sha256()
-    for name in sorted(state):
-        hashed.update(name.encode())
-        hashed.update(state[name].cpu().contiguous().view(torch.uint8).numpy())
-    return hashed.hexdigest()[:12]

@@ -1,22 +1,68 @@
-"""Images on their way into a store: encoded by a codec, mirrored ones too."""
+"""Images on their way into a store: encoded by a codec, mirrored ones too, with their captions."""
 
-__all__ = ["EncodedImages"]
+__all__ = ["EncodedCaptions", "EncodedImages"]
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dtr_lightning.data.base import Data, Split
+from dtr_lightning.data.base import Data
+from dtr_lightning.data.clip import CLIPText
 from dtr_lightning.data.codec import VAE, Codec, Pixels
-from dtr_lightning.data.store import Manifest
+from dtr_lightning.data.store import TOKENS, Manifest
 from dtr_lightning.data.store_writer import Part, Source
 from dtr_lightning.errors import UserError
 
 BLOCK = 512
-TOGETHER = 4  # images that one thread of a CPU encodes at a time
+TOGETHER = 4  # images or captions that one thread of a CPU encodes at a time
+
+
+class EncodedCaptions:
+    """The captions of images as the features of CLIP's tokens, float16.
+
+    Args:
+        captions: those of every image, training images first.
+        clip: the text encoder.
+    """
+
+    def __init__(self, captions: Sequence[Sequence[str]], clip: CLIPText) -> None:
+        self.clip = clip
+        self.texts = [text for of_image in captions for text in of_image]
+        self.offsets = np.cumsum([0, *map(len, captions)], dtype=np.int64)
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a manifest says of the captions."""
+        which = sha256(self.offsets.tobytes() + self._lines())
+        return {
+            "captions": len(self.texts),
+            "captions_digest": which.hexdigest()[:12],
+            "tokens": self.clip.shape,
+            "clip": self.clip.digest,
+            "clip_path": self.clip.path,
+        }
+
+    def files(self, device: torch.device | str) -> dict[str, bytes]:
+        """Returns the files of a store beside the tokens."""
+        null = self.clip.encode([""], device)[0].half().cpu().numpy()
+        arrays = {"caption_offsets.npy": self.offsets, "null.npy": null}
+        return {name: _npy(array) for name, array in arrays.items()} | {
+            "captions.txt": self._lines()
+        }
+
+    def _lines(self) -> bytes:
+        return "".join(f"{text}\n" for text in self.texts).encode()
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = BytesIO()
+    np.lib.format.write_array(file, array, version=(1, 0))
+    return file.getvalue()
 
 
 class EncodedImages(Source):
@@ -32,6 +78,7 @@ class EncodedImages(Source):
         block: images of a block.
         threads: that encode at the same time on a CPU. Where PyTorch itself is left one, as
             make_latents.py leaves it, what is stored does not depend on how many they are.
+        captions: of the images.
     """
 
     def __init__(
@@ -44,13 +91,15 @@ class EncodedImages(Source):
         source: str = "",
         block: int = BLOCK,
         threads: int = 1,
+        captions: EncodedCaptions | None = None,
     ) -> None:
         if not isinstance(data.codec, Pixels):
             raise UserError(f"{data.name} holds latents already; give the images themselves")
         if data.captions is not None:
-            raise UserError(f"{data.name} has captions, which a store does not hold")
+            raise UserError(f"{data.name} has captions of its own, which a store does not hold")
         self.data, self.codec, self.device = data, codec, device
-        self.mirrored, self.pool = mirrored, ThreadPoolExecutor(threads)
+        self.mirrored, self.captions = mirrored, captions
+        self.pool = ThreadPoolExecutor(threads)
         latents = {}
         shape = data.shape
         if isinstance(codec, VAE):
@@ -75,10 +124,18 @@ class EncodedImages(Source):
             source=source,
             source_digest=data.digest(),
             **latents,
+            **({} if captions is None else captions.facts()),
         )
 
-    def parts(self, split: Split, indices: list[Tensor]) -> Iterator[Part]:
-        """Yields moments float16, or pixels uint8, of these images."""
+    def files(self) -> dict[str, bytes]:
+        """Returns the files of the captions."""
+        return {} if self.captions is None else self.captions.files(self.device)
+
+    def parts(self, split: str, indices: list[Tensor]) -> Iterator[Part]:
+        """Yields moments float16, or pixels uint8, of these images, or the tokens of captions."""
+        if split == TOKENS:
+            yield from self._tokens(indices)
+            return
         both = self.mirrored and split == "train" and isinstance(self.codec, VAE)
         for images, labels in self.data.chosen_batches(split, indices):
             images = images.to(self.device)
@@ -86,8 +143,18 @@ class EncodedImages(Source):
             yield Part(self._stored(images), flipped, labels.numpy())
 
     def _stored(self, images: Tensor) -> np.ndarray:
-        if images.device.type == "cpu" and isinstance(self.codec, VAE):
-            stored = torch.cat([*self.pool.map(self.codec.encode, images.split(TOGETHER))])
-        else:
-            stored = self.codec.encode(images)
-        return (stored if stored.dtype == torch.uint8 else stored.half()).cpu().numpy()
+        if not isinstance(self.codec, VAE):
+            return self.codec.encode(images).cpu().numpy()
+        return self._in_threads(self.codec.encode, images).half().cpu().numpy()
+
+    def _tokens(self, indices: list[Tensor]) -> Iterator[Part]:
+        texts, clip = self.captions.texts, self.captions.clip
+        for rows in indices:
+            words = clip.words([texts[i] for i in rows.tolist()]).to(self.device)
+            yield Part(self._in_threads(clip.features, words).half().cpu().numpy())
+
+    def _in_threads(self, encode: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """Returns what `encode` makes of all rows; on a CPU a few at a time, in threads."""
+        if rows.device.type != "cpu":
+            return encode(rows)
+        return torch.cat([*self.pool.map(encode, rows.split(TOGETHER))])

@@ -20,6 +20,7 @@ class _Store(Data):
     """What a store of either kind has in common; `kind` is the codec it holds."""
 
     kind: str
+    split_class: type[StoredSplit] = StoredSplit
 
     def __init__(self, root: str | Path, batch_size: int, flip: bool | None, workers: int) -> None:
         self.root = root
@@ -55,7 +56,7 @@ class _Store(Data):
     @cached_property
     def splits(self) -> dict[Split, StoredSplit]:
         """The open files."""
-        return {name: StoredSplit(self.folder, self.manifest, name) for name in SPLITS}
+        return {name: self.split_class(self.folder, self.manifest, name) for name in SPLITS}
 
     def split(self, name: Split) -> StoredSplit:
         """Returns one split of (what is stored, label), in the order of the source."""

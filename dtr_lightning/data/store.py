@@ -2,10 +2,23 @@
 
 A directory holds `manifest.json`; of each split `SPLIT.npy`, uint8 pixels (N, C, H, W) or float16
 moments (N, 2C, h, w), mean then log variance; `SPLIT_labels.npy` int64 (N,); and of mirrored
-training images, whose latents are no mirrored latents, `train_flipped.npy`.
+training images, whose latents are no mirrored latents, `train_flipped.npy`. With captions there are
+`tokens.npy`, float16 (captions, L_text, C_text), those of an image together, of training images
+first; `caption_offsets.npy` int64 (images + 1,), where those of each begin; `null.npy`, the tokens
+of the empty text; and `captions.txt`, a caption a line.
 """
 
-__all__ = ["MANIFEST", "Array", "Manifest", "StoredSplit", "read_begun", "read_manifest"]
+__all__ = [
+    "MANIFEST",
+    "TOKENS",
+    "Array",
+    "Manifest",
+    "StoredSplit",
+    "copy_rows",
+    "open_array",
+    "read_begun",
+    "read_manifest",
+]
 
 import json
 from collections.abc import Mapping
@@ -25,6 +38,9 @@ from dtr_lightning.errors import UserError
 MANIFEST = "manifest.json"
 VERSION = 1
 SPLITS: tuple[Split, ...] = ("train", "val")
+TOKENS = "tokens"  # the rows of captions, beside those of the splits
+# What a manifest leaves out of its file, and of an identity, where there are no captions.
+OF_CAPTIONS = ("captions", "captions_digest", "tokens", "clip", "clip_path")
 
 
 class Array(NamedTuple):
@@ -56,6 +72,11 @@ class Manifest:
         scale: factor of the latents that the network sees.
         shift: what is subtracted from the latents first.
         input_range: what the autoencoder was given for black and white.
+        captions: number of captions, of all images together.
+        captions_digest: which captions these are, and of which images.
+        tokens: (L_text, C_text) of an encoded caption.
+        clip: digest of the text encoder.
+        clip_path: where the text encoder was.
         complete: whether everything is there.
         content: digest of the arrays of a complete store.
     """
@@ -76,13 +97,18 @@ class Manifest:
     scale: float = 1.0
     shift: float = 0.0
     input_range: tuple[float, float] = (-1.0, 1.0)
+    captions: int = 0
+    captions_digest: str = ""
+    tokens: tuple[int, int] | None = None
+    clip: str | None = None
+    clip_path: str | None = None
     complete: bool = False
     content: str | None = None
     version: int = VERSION
 
     @property
     def arrays(self) -> list[Array]:
-        """The files with what they hold."""
+        """The files that are written block by block, with what they hold."""
         latents = self.codec == "VAE"
         dtype, channels = ("<f2", 2 * self.shape[0]) if latents else ("|u1", self.shape[0])
         row = (channels, *self.shape[1:])
@@ -93,16 +119,33 @@ class Manifest:
             if latents and self.mirrored and split == "train":
                 arrays.append(Array("train_flipped.npy", dtype, (n, *row)))
             arrays.append(Array(f"{split}_labels.npy", "<i8", (n,)))
+        if self.tokens:
+            arrays.append(Array(f"{TOKENS}.npy", "<f2", (self.captions, *self.tokens)))
         return arrays
+
+    @property
+    def caption_arrays(self) -> tuple[Array, Array, Array]:
+        """The files of captions: their tokens, where those of each image begin, the empty text."""
+        assert self.tokens is not None
+        offsets = Array("caption_offsets.npy", "<i8", (self.train + self.val + 1,))
+        return self.arrays[-1], offsets, Array("null.npy", "<f2", self.tokens)
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many rows are written of each split, and of captions."""
+        return {"train": self.train, "val": self.val, TOKENS: self.captions}
 
     def identity(self) -> dict[str, Any]:
         """Returns what makes two stores the same to a training, wherever they and the VAE lie."""
         keys = ("codec", "shape", "class_names", "mirrored", "vae", "scale", "shift", "content")
-        return {key: getattr(self, key) for key in keys}
+        more = ("captions_digest", "clip") if self.captions else ()
+        return {key: getattr(self, key) for key in (*keys, *more)}
 
     def text(self) -> str:
         """Returns the file's text; the last entry is a digest of all others."""
-        values = json.loads(json.dumps(asdict(self)))
+        left_out = () if self.captions else OF_CAPTIONS
+        kept = {key: value for key, value in asdict(self).items() if key not in left_out}
+        values = json.loads(json.dumps(kept))
         return json.dumps(values | {"digest": _digest(values)}, indent=1) + "\n"
 
 
@@ -131,7 +174,9 @@ def read_begun(folder: Path) -> Manifest | None:
             "make_latents.py"
         )
     digest = values.pop("digest", None)
-    if digest != _digest(values) or values.keys() != {field.name for field in fields(Manifest)}:
+    left_out = () if "captions" in values else OF_CAPTIONS
+    known = {field.name for field in fields(Manifest)} - {*left_out}
+    if digest != _digest(values) or values.keys() != known:
         raise UserError(
             f"{file} was edited by hand or damaged: its digest is not {digest}; restore it, or "
             "make the store anew with make_latents.py"
@@ -158,7 +203,7 @@ class StoredSplit(Dataset):
     def __init__(self, folder: Path, manifest: Manifest, name: Split) -> None:
         self.place = folder, manifest, name
         maps = {
-            array.file: _open(folder / array.file, array)
+            array.file: open_array(folder / array.file, array)
             for array in manifest.arrays
             if array.file.startswith(name)
         }
@@ -189,15 +234,20 @@ class StoredSplit(Dataset):
             parts = [(self.stored, order[~mirrored]), (self.flipped, order[mirrored])]
         stored = np.empty((len(rows), *self.stored.shape[1:]), self.stored.dtype)
         for array, places in parts:
-            for place, row in zip(places.tolist(), rows[places].tolist(), strict=True):
-                stored[place] = array[row]
+            copy_rows(array, rows, places, stored)
         batch = torch.from_numpy(stored)
         if flips is not None and self.flipped is None:
             batch[flips] = batch[flips].flip(-1)
         return batch, torch.from_numpy(self.labels[rows])
 
 
-def _open(path: Path, array: Array) -> np.ndarray:
+def copy_rows(array: np.ndarray, rows: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
+    """Copies row rows[i] of an array to out[i] for the places i, in their order."""
+    for place, row in zip(places.tolist(), rows[places].tolist(), strict=True):
+        out[place] = array[row]
+
+
+def open_array(path: Path, array: Array) -> np.ndarray:
     """Returns the memory map of a file; UserError where its size or kind is another."""
     try:
         with path.open("rb") as file:

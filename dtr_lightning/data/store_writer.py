@@ -24,24 +24,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dtr_lightning.data.base import Split
-from dtr_lightning.data.store import MANIFEST, SPLITS, Array, Manifest, read_begun
+from dtr_lightning.data.store import MANIFEST, SPLITS, TOKENS, Array, Manifest, read_begun
 from dtr_lightning.errors import Stopped, UserError
-from dtr_lightning.rundir.atomic import leftovers, write_text
+from dtr_lightning.rundir.atomic import leftovers, replacing, write_text
 
 PART = 64  # images that are encoded and written at a time
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-PLACES = ("source", "vae_path", "complete", "content")  # that may differ when a store goes on
+# What may differ when a store goes on.
+PLACES = ("source", "vae_path", "clip_path", "complete", "content")
 
-Report = Callable[[int, int], None]
+Report = Callable[[str, int, int], None]  # of "images" or "captions": how many of how many
 
 
 class Part(NamedTuple):
-    """Rows of a store: what is stored (n, ...), the same of mirrored images, labels int64 (n,)."""
+    """Rows of a store: what is stored (n, ...), the same of mirrored images, labels int64 (n,).
+
+    Of captions there are the tokens (n, L_text, C_text) alone.
+    """
 
     stored: np.ndarray
-    flipped: np.ndarray | None
-    labels: np.ndarray
+    flipped: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
 
 class Source(ABC):
@@ -50,15 +53,19 @@ class Source(ABC):
     manifest: Manifest  # of the store, not complete
 
     @abstractmethod
-    def parts(self, split: Split, indices: list[Tensor]) -> Iterator[Part]:
-        """Yields the rows of these images (n,) each, a part after the other."""
+    def parts(self, split: str, indices: list[Tensor]) -> Iterator[Part]:
+        """Yields the rows of these images, or captions, (n,) each, a part after the other."""
+
+    def files(self) -> dict[str, bytes]:
+        """Returns what further files hold, by their names."""
+        return {}
 
 
 class Block(NamedTuple):
-    """Images [start, stop) of a split."""
+    """Rows [start, stop) of a split, or of captions."""
 
     number: int
-    split: Split
+    split: str
     start: int
     stop: int
 
@@ -73,7 +80,7 @@ def write_store(
     source: Source,
     rank: int = 0,
     world: int = 1,
-    report: Report = lambda done, total: None,
+    report: Report = lambda what, done, total: None,
     stop: Event | None = None,
 ) -> Manifest:
     """Writes this rank's blocks that are not there yet, and returns the manifest.
@@ -83,22 +90,26 @@ def write_store(
     was set.
     """
     with _room(folder):
-        manifest = _begin(folder, source.manifest)
+        manifest = _begin(folder, source)
     if manifest.complete:
         return manifest
     blocks = list(_blocks(manifest))
     mine = blocks[rank::world]
     waiting = [block for block in mine if not _marker(folder, block).exists()]
-    total = sum(block.stop - block.start for block in mine)
-    done = total - sum(block.stop - block.start for block in waiting)
-    if mine:
-        report(done, total)
     with _room(folder):
-        for split in SPLITS:
-            todo = [block for block in waiting if block.split == split]
-            for count in _write_blocks(folder, manifest, source, split, todo, stop):
-                done += count
-                report(done, total)
+        for what, splits in (("images", SPLITS), ("captions", (TOKENS,))):
+            total, left = (
+                sum(block.stop - block.start for block in part if block.split in splits)
+                for part in (mine, waiting)
+            )
+            if total:
+                report(what, total - left, total)
+            for split in splits:
+                if not (todo := [block for block in waiting if block.split == split]):
+                    continue
+                for count in _write_blocks(folder, manifest, source, split, todo, stop):
+                    left -= count
+                    report(what, total - left, total)
         return _complete(folder, manifest, blocks)
 
 
@@ -115,8 +126,9 @@ def _room(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _begin(folder: Path, manifest: Manifest) -> Manifest:
+def _begin(folder: Path, source: Source) -> Manifest:
     """Returns the manifest of the store that is begun, or was before by the same command."""
+    manifest = source.manifest
     begun = read_begun(folder)
     if begun is None:
         if folder.exists() and (
@@ -138,6 +150,10 @@ def _begin(folder: Path, manifest: Manifest) -> Manifest:
         marked = any(_marker(folder, block).exists() for block in _blocks(manifest))
         for array in manifest.arrays:
             _allocate(folder / array.file, array, marked)
+        for name, data in source.files().items():
+            if not (folder / name).exists():
+                with replacing(folder / name) as part:
+                    part.write_bytes(data)
         (folder / "blocks").mkdir(exist_ok=True)
     return manifest
 
@@ -148,8 +164,7 @@ def _short(value: Any) -> str:
 
 def _blocks(manifest: Manifest) -> Iterator[Block]:
     number = 0
-    for split in SPLITS:
-        size = getattr(manifest, split)
+    for split, size in manifest.rows.items():
         for start in range(0, size, manifest.block):
             yield Block(number, split, start, min(start + manifest.block, size))
             number += 1
@@ -198,11 +213,11 @@ def _write_blocks(
     folder: Path,
     manifest: Manifest,
     source: Source,
-    split: Split,
+    split: str,
     blocks: list[Block],
     stop: Event | None,
 ) -> Iterator[int]:
-    """Writes blocks of one split and yields how many images were added."""
+    """Writes blocks of one split, or of captions, and yields how many rows were added."""
     arrays = [array for array in manifest.arrays if array.file.startswith(split)]
     plan = [(block, part) for block in blocks for part in block.parts()]
     indices = [torch.arange(part.start, part.stop) for _, part in plan]

@@ -82,26 +82,48 @@ class StoredRun:
         guidance: float | None = None,
         seed: int | None = None,
         report: Report = silent,
+        prompts: Sequence[str] | None = None,
     ) -> Tensor:
         """Returns n samples uint8 (n, C, H, W) on the CPU, of the classes (default: all) in turn.
 
-        Sample i depends on the seed and i alone. guidance and seed are the run's own by default.
-        UserError for a class that the run does not have, or guidance that it cannot have.
+        A run that was trained on captions takes prompts in place of classes, and draws these in
+        turn; without either, its own prompts. Sample i depends on the seed and i alone. guidance
+        and seed are the run's own by default. UserError for a class or words that the run does not
+        have, or guidance that it cannot have.
         """
         if n < 1:
             raise UserError(f"n must be at least 1; got {n}")
+        if prompts is not None and (classes is not None or isinstance(prompts, str) or not prompts):
+            raise UserError("give a list of prompts, or classes, not both")
         experiment = self.trained.experiment
         given = {"guidance": guidance, "seed": seed}
         changed = {key: value for key, value in given.items() if value is not None}
         protocol = EvaluationConfig(**experiment.config["evaluation"] | changed)
-        labels = self.labels(n, classes)
         module, data, sampler = self.trained.module, experiment.data, experiment.sampler
-        drawn = sample(module, data, sampler, labels, range(n), protocol, report)
-        return torch.cat([images.cpu() for images, _ in drawn])
+        tokens = None if prompts is None else self._encoded(prompts)
+        labels = self.labels(n, classes) if tokens is None else torch.arange(n) % len(tokens)
+        images = []
+        for part in torch.arange(n).split(protocol.batch_size):
+            told = labels[part] if tokens is None else tokens[labels[part]]
+            drawn = sample(module, data, sampler, told, part.tolist(), protocol, report)
+            images += [each.cpu() for each, _ in drawn]
+        return torch.cat(images)
+
+    def _encoded(self, prompts: Sequence[str]) -> Tensor:
+        """Returns the tokens (P, L_text, C_text) of texts, on the CPU."""
+        if (captions := self.trained.module.captions) is None:
+            raise UserError(
+                f"{self.files.path} was trained on class labels and takes no prompt; give classes"
+            )
+        return captions.encode(prompts).cpu()
 
     def labels(self, n: int, classes: Sequence[int | str] | None = None) -> Tensor:
         """Returns the labels int64 (n,) of n samples of the classes in turn."""
-        numbers = class_numbers(self.trained.experiment.data, classes)
+        data = self.trained.experiment.data
+        if classes is None and data.captions is not None:
+            if (fixed := data.captions.sample_labels(n)) is not None:
+                return fixed
+        numbers = class_numbers(data, classes)
         return torch.tensor([numbers[i % len(numbers)] for i in range(n)])
 
 
@@ -163,7 +185,8 @@ def class_numbers(data: Data, names: Sequence[int | str] | None) -> list[int]:
     if names is None:
         return list(range(data.num_classes))
     if data.num_classes == 1:
-        raise UserError("the run is unconditional: it has no classes to choose from")
+        told = "is unconditional" if data.captions is None else "takes prompts"
+        raise UserError(f"the run {told}: it has no classes to choose from")
     return [_class_number(data, str(name)) for name in names]
 
 

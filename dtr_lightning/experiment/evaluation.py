@@ -32,7 +32,6 @@ from dtr_lightning.diffusion.samplers import IndexedNoise, Sampler, guided
 from dtr_lightning.errors import Diverged, UserError
 from dtr_lightning.metrics.scorer import Scorer
 from dtr_lightning.models import Denoiser, evaluation_mode
-from dtr_lightning.seeds import seed_of
 from dtr_lightning.training.module import DiffusionModule
 
 MEASURED = {"score", "kid", "kid_std", "precision", "recall", "classifier_score"}
@@ -95,7 +94,10 @@ def draw_labels(data: Data, protocol: EvaluationConfig, n: int) -> Tensor:
 
     Classes come in turn, but sample i is of one that is furthest behind its share of i + 1 samples,
     to a tenth of a sample. So n labels are the first of more, and never far from the proportions.
+    Captions of a store fix which ones are the prompts.
     """
+    if data.captions is not None and (fixed := data.captions.sample_labels(n)) is not None:
+        return fixed
     balanced = protocol.labels == "balanced"
     counts = np.array([1] * data.num_classes if balanced else data.class_counts())
     total, last = counts.sum(), -1
@@ -119,8 +121,8 @@ def sample(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields batches of images uint8 (n, C, H, W) and labels (n,) of samples with these indices.
 
-    labels (N,) belong to indices one by one; `data` are those that the network was trained on.
-    Diverged where the network draws anything but finite numbers.
+    labels (N,), or tokens of texts, belong to indices one by one; `data` are those that the network
+    was trained on. Diverged where the network draws anything but finite numbers.
     """
     for x, y in draws(module, sampler, labels, indices, data.shape, protocol, report):
         if not x.isfinite().all():
@@ -150,7 +152,9 @@ def draws(
     for first in range(0, len(indices), protocol.batch_size):
         chunk = indices[first : first + protocol.batch_size]
         y = labels[first : first + protocol.batch_size].to(device)
-        which = torch.tensor([seed_of(protocol.seed, i) >> 1 for i in chunk], device=device)
+        which = None
+        if module.captions is not None and not y.is_floating_point():
+            which = module.captions.sample_numbers(protocol.seed, chunk).to(device)
         noise = IndexedNoise(protocol.seed, chunk, shape)
         cost = len(chunk) * (1 if protocol.guidance == 1 else 2)
         with evaluation_mode(module):

@@ -188,6 +188,7 @@ class Experiment:
                 self.data,
                 device if device.type != "mps" else "cpu",  # MPS has no float64
                 limit=self.protocol.reference or None,
+                split=self.protocol.reference_split,
             )
         return self._scorer
 
@@ -283,7 +284,8 @@ class Experiment:
         """
         t = torch.zeros(1, dtype=torch.long, device=self.module.device)
         x = t.new_empty(1, *self.data.shape, dtype=torch.float32)
-        inputs = (x, t, self.module.condition(t, t))
+        y = t if self.data.captions is None else self.data.captions.null[None]
+        inputs = (x, t, self.module.condition(y))
         try:
             return count_macs(on_meta(self.network), *(each.to("meta") for each in inputs))
         except Exception:
@@ -316,9 +318,11 @@ class Experiment:
         """
         if not (n := self.protocol.n):
             return {}
-        sizes = [len(self.data.split(name)) for name in ("train", "val")]
-        reference_n, floor_n = (min(size, self.protocol.reference or size) for size in sizes)
-        counts = {"reference_n": reference_n, "floor_n": floor_n, "held_out_n": sizes[1]}
+        sizes = {name: len(self.data.split(name)) for name in ("train", "val")}
+        split, limit = self.protocol.reference_split, self.protocol.reference
+        compared = sorted(sizes, key=lambda name: name != split)  # the reference first
+        reference_n, floor_n = (min(sizes[name], limit or sizes[name]) for name in compared)
+        counts = {"reference_n": reference_n, "floor_n": floor_n, "held_out_n": sizes["val"]}
         return {"n": n, **counts, **self.features.describe()}
 
     def describe(self) -> Mapping[str, Any]:
@@ -328,6 +332,7 @@ class Experiment:
             protocol(self.config)
             | ({} if clip is None else {"sampler.clip": clip})
             | self.data.codec.describe()
+            | ({} if self.data.captions is None else self.data.captions.describe())
             | {"sampler_steps": self.sampler_steps, "weights": "ema"}
             | {"precision": self.protocol.precision}
         )

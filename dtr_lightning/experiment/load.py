@@ -15,6 +15,8 @@ from dtr_lightning.config.parser import Config, contents_of, make_parser, parse
 from dtr_lightning.config.registry import instantiate, path_options
 from dtr_lightning.data import VAE, Data
 from dtr_lightning.data.base import Split
+from dtr_lightning.data.captioned import StoredCaptions
+from dtr_lightning.data.clip import CLIPText
 from dtr_lightning.data.scan import few
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.blocks import Blocks
@@ -62,6 +64,10 @@ class _StoredData(Data):
         self.class_names = tuple(described["class_names"])
         if codec := described.get("codec"):
             self.codec = VAE(**codec | {"path": arguments.get("vae") or codec["path"]})
+        if text := described.get("text"):
+            clip = CLIPText(arguments.get("clip") or text["path"], text["digest"])
+            null = torch.zeros(text["shape"])  # the network has its own
+            self.captions = StoredCaptions(lambda: self.data.table, null, clip)
 
     @property
     def name(self) -> str:
@@ -80,6 +86,11 @@ class _StoredData(Data):
         if data.shape != self.shape or data.image_shape != self.image_shape:
             raise UserError(
                 f"the images are {_sizes(data)}; {self.run.path} was trained on {_sizes(self)}"
+            )
+        if self.captions is not None and data.captions.null.shape != self.captions.null.shape:
+            now, then = (" x ".join(map(str, d.captions.null.shape)) for d in (data, self))
+            raise UserError(
+                f"the captions are of {now} features; {self.run.path} was trained on {then}"
             )
         now = contents_of({"data": self.config["data"]}, data)
         if any(self.run.contents.get(key, digest) != digest for key, digest in now.items()):
@@ -135,9 +146,10 @@ class TrainedRun:
                 trainer["devices"] = [place.local_rank % gpus]
         config = config | {"trainer": trainer}
         _note_edited_sources(run, config)
-        # text is told by data that are there anyway
+        # captions that no store holds are told by data that are there anyway
         described = run.meta.get("data") or {"captions": True}
-        data = None if described["captions"] else _StoredData(run, config)
+        there = described["captions"] and "text" not in described
+        data = None if there else _StoredData(run, config)
         self.experiment = Experiment(config, run.planned_steps, data)
         self.trainer = self.experiment.trainer([], [])
         check_precision(self.experiment.protocol.precision, self.device)
@@ -169,7 +181,7 @@ class TrainedRun:
     def sampling(self) -> dict[str, Any]:
         """Returns the part of the protocol that samples depend on, and not what they are for."""
         described = self.experiment.describe()
-        of_score = ("features", "reference")
+        of_score = ("features", "reference", "reference_split")
         return {k: v for k, v in described.items() if k.split(".")[0] not in of_score}
 
     def samples(self, **options: Any) -> Blocks:

@@ -55,17 +55,18 @@ def _of_the_run(facts: Mapping[str, Any]) -> dict[str, str]:
 def _of_its_images(facts: Mapping[str, Any]) -> dict[str, str]:
     notes = {}
     n, features = facts.get("n", 0), facts.get("num_features", 0)
+    others = _others(facts)
     for key, count, images, what in (
         ("few_samples", n, "samples", "distance far too large, compare it at equal n only"),
         ("few_references", facts.get("reference_n"), "reference images", "distance far too large"),
-        ("few_floor", facts.get("floor_n"), "held-out images", "floor far too high"),
+        ("few_floor", facts.get("floor_n"), f"{others} images", "floor far too high"),
     ):
         if count and count <= features:
             notes[key] = (
                 f"{count:,} {images} are fewer than the {features:,} features need "
                 f"({features + 1:,}): their covariance is singular and the {what}"
             )
-    if n and facts.get("floor_n", FEW) < FEW:
+    if n and others == "held-out" and facts.get("floor_n", FEW) < FEW:
         loss = "the held-out loss, " if facts.get("held_out_n", 0) < FEW else ""
         notes["few_held_out"] = (
             f"{facts['floor_n']} held-out images tell little: {loss}the floor and the copies are "
@@ -95,12 +96,17 @@ def _of_its_images(facts: Mapping[str, Any]) -> dict[str, str]:
     return notes
 
 
+def _others(facts: Mapping[str, Any]) -> str:
+    """Returns which images the floor is the score of: those that are not the reference."""
+    return "training" if facts.get("reference_split") == "val" else "held-out"
+
+
 def _of_its_score(facts: Mapping[str, Any]) -> dict[str, str]:
     notes = {}
     n, floor_n = facts.get("n", 0), facts.get("floor_n", 0)
     score, floor = facts.get("score"), facts.get("floor")
     if score is not None and floor is not None and score < floor:
-        notes["below"] = "the score is below its floor, that of held-out images: " + (
+        notes["below"] = f"the score is below its floor, that of {_others(facts)} images: " + (
             f"a floor of {floor_n:,} images is too high for {n:,} samples, as the distance falls "
             "with N, or the samples copy training images"
             if floor_n < n

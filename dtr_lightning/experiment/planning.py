@@ -47,8 +47,8 @@ def check_captions(network: Denoiser, data: Data) -> None:
         needs = "captions" if network.takes_text else "class labels"
         raise UserError(
             f"{type(network).__name__} needs data with {needs}, which "
-            f"{type(data).__name__} has not; TextDiT with DigitsCaptions go together, "
-            "other models with other data"
+            f"{type(data).__name__} has not; TextDiT goes with DigitsCaptions or "
+            "CaptionedLatents, other models with other data"
         )
 
 

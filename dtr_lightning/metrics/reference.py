@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dtr_lightning.data import Data
+from dtr_lightning.data.base import Split
 from dtr_lightning.expect import is_own
 from dtr_lightning.metrics.features import Features
 from dtr_lightning.rundir.arrays import read_arrays
@@ -33,7 +34,7 @@ class Reference:
         index: the indices of these images, int64 (M,).
         thumbnails: that copies are looked for among, uint8 (K, P).
         threshold: distance of copies, float32 ().
-        floor: score of the held-out images, float64 (); nan where there is none.
+        floor: score of the images of the other split, float64 (); nan where there is none.
     """
 
     total: Tensor
@@ -49,7 +50,9 @@ class Reference:
 NAMES = {field.name for field in fields(Reference)}
 
 
-def reference_key(features: Features, data: Data, limit: int | None) -> str | None:
+def reference_key(
+    features: Features, data: Data, limit: int | None, split: Split = "train"
+) -> str | None:
     """Returns a digest of what the reference depends on; None for a person's own features.
 
     What these compute is known to nobody else: their weights have no digest.
@@ -57,6 +60,8 @@ def reference_key(features: Features, data: Data, limit: int | None) -> str | No
     if is_own(features):
         return None
     parts = [features.name, features.describe(), limit, data.digest(), data.codec.describe()]
+    if split != "train":
+        parts.append(split)
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

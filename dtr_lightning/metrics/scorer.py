@@ -1,6 +1,7 @@
 """The score of a set of samples, with all that is needed to read it: floor, copies, recall, KID.
 
-The reference is the training split: the held-out one then has a score of its own, the floor.
+The reference is the training split, unless it is to be the held-out one: the other one then has a
+score of its own, the floor.
 """
 
 __all__ = ["Scorer"]
@@ -31,9 +32,9 @@ COUNTS = ("n", "copied", "labelled", "right")
 
 
 class Scorer:
-    """Scores samples against the training images of a data set.
+    """Scores samples against the training images of a data set, or its held-out ones.
 
-    Reference and floor (the score of the held-out images) are computed once, at the first update,
+    Reference and floor (the score of the other images) are computed once, at the first update,
     and survive `reset`; data with a `reference_file` keep them there for the next scorer. Under
     torch.distributed every rank updates with its own samples and all call `compute` together. A
     Frechet distance falls with N: compare scores of equal N only, and read the floor with its own;
@@ -48,6 +49,7 @@ class Scorer:
         device: where features are computed.
         limit: at most this many images of either split, evenly spaced; all by default.
         kid_subsets: how many subsets KID is averaged over; 100 is usual, 0 leaves KID out.
+        split: which images are the reference.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Scorer:
         device: torch.device | str = "cpu",
         limit: int | None = None,
         kid_subsets: int = 10,
+        split: Split = "train",
     ) -> None:
         if limit is not None and limit < 2:
             raise UserError(f"a score's limit of {limit} images is not valid; give 2 or more")
@@ -65,6 +68,7 @@ class Scorer:
         self.device = torch.device(device)
         self.features = features.to(self.device).eval()
         self.data, self.limit, self.kid_subsets = data, limit, kid_subsets
+        self.split: Split = split
         self.copies: Copies | None = None
         self.next_index = 0  # of a sample; a process that draws a later share sets it
         self.metrics: dict[str, Metric | PrecisionRecall | KernelDistance] = {
@@ -144,7 +148,8 @@ class Scorer:
 
     def describe(self) -> dict[str, str | int]:
         """Returns what must be equal where scores are compared: reference, extractor, resize."""
-        reference = f"{self.data.name}, training split"
+        split = "training" if self.split == "train" else "held-out"
+        reference = f"{self.data.name}, {split} split"
         return {"reference": reference, **self.features.describe()}
 
     def reset(self) -> None:
@@ -157,11 +162,13 @@ class Scorer:
         rank, world = 0, 1
         if distributed.is_available() and distributed.is_initialized():
             rank, world = distributed.get_rank(), distributed.get_world_size()
-        sizes = [len(self.data.split(name)) for name in ("train", "val")]
+        other: Split = "val" if self.split == "train" else "train"
+        sizes = [len(self.data.split(name)) for name in (self.split, other)]
         self.reference_n, self.floor_n = (min(size, self.limit or size) for size in sizes)
         if self.reference_n < 2:
-            raise UserError("a score needs at least 2 training images to compare with")
-        key = reference_key(self.features, self.data, self.limit)
+            which = "training" if self.split == "train" else "held-out"
+            raise UserError(f"a score needs at least 2 {which} images to compare with")
+        key = reference_key(self.features, self.data, self.limit, self.split)
         path = None if key is None else self.data.reference_file(key)
         if path is not None:
             stored = read_reference(path, key)
@@ -210,8 +217,8 @@ class Scorer:
 
         Returns the thumbnails (N, D) that are kept, of all ranks.
         """
-        real = split == "train"
-        kept = BoundedRows(TRAIN if real else LIMIT).to(self.device)
+        real = split == self.split
+        kept = BoundedRows(TRAIN if split == "train" else LIMIT).to(self.device)
         for images, _ in self.data.image_batches(split, self.limit, rank, world, self.device):
             index = rank + world * torch.arange(kept.given, kept.given + len(images))
             features = self._extract(images)

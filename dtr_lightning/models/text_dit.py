@@ -103,7 +103,7 @@ class TextDiT(DiT):
         use_checkpoint: bool = False,
     ) -> None:
         if null_text is None:
-            raise UserError("TextDiT needs data with captions, such as DigitsCaptions")
+            raise UserError("TextDiT needs data with captions: DigitsCaptions or CaptionedLatents")
         super().__init__(
             input_size,
             patch_size,

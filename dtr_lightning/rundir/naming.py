@@ -36,6 +36,7 @@ MACHINE = (
     "logger",
     "data.root",
     "data.vae",
+    "data.clip",
     "data.workers",
     "evaluation.batch_size",
 )
@@ -48,6 +49,7 @@ PROTOCOL = ("sampler", "features", "evaluation")
 # What a protocol leaves out at its default: it follows from the data, or was always so.
 PRECISIONS = ("evaluation.precision", "evaluation.decode_precision")
 UNSTATED = {"sampler.clip": None, **dict.fromkeys(PRECISIONS, "float32")}
+UNSTATED |= {"evaluation.reference_split": "train"}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

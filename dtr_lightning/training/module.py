@@ -21,7 +21,7 @@ from dtr_lightning.objectives import Gradients, Joint, LossWeight
 from dtr_lightning.seeds import seed_of
 
 GOLDEN_RATIO = 0.6180339887498949  # its multiples modulo 1 fill [0, 1) evenly
-Batch = tuple[Tensor, Tensor]  # what is stored of images (N, ...), labels (N,)
+Batch = tuple[Tensor, Tensor]  # what is stored of images (N, ...), labels (N,) or tokens
 
 
 class Losses(NamedTuple):
@@ -123,9 +123,12 @@ class DiffusionModule(LightningModule):
     def condition(self, labels: Tensor, which: Tensor | None = None) -> Tensor:
         """Returns what the network is told for labels (N,): these, or tokens (N, L_text, C_text).
 
-        which (N,) chooses among the captions of a label, at random if it is None.
+        which (N,) chooses among the captions of a label. Tokens, read from a store or made of a
+        text, are themselves.
         """
-        return labels if self.captions is None else self.captions(labels, which)
+        if self.captions is None:
+            return labels
+        return labels.float() if labels.is_floating_point() else self.captions(labels, which)
 
     def drop_labels(self, y: Tensor, uniform: Tensor) -> Tensor:
         """Returns conditions (N, ...), that for none where uniform (N,) < class_dropout_prob."""
@@ -171,7 +174,9 @@ class DiffusionModule(LightningModule):
         x0 = self.codec.sample(stored, randn)
         t = self._timesteps(n, device)[mine].contiguous()
         noise = randn(x0.shape)
-        which = None if self.captions is None else self.captions.draw(n, device)[mine]
+        which = None
+        if self.captions is not None and not labels.is_floating_point():
+            which = self.captions.draw(n, device)[mine]
         y = self.condition(labels, which)
         if self.model.has_null:
             y = self.drop_labels(y, torch.rand(n, device=device)[mine])

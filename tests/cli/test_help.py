@@ -83,7 +83,7 @@ def test_every_option_of_a_command_is_explained(module, monkeypatch):
         (["--module.betas=0.9,0.99"], "valid: a list in brackets, as [0, 1]"),
         (["--module.betas=[0.9]"], "valid: a list of 2 in brackets"),
         (["--sampler.steps=1e2"], "valid: 250 (evenly)"),
-        (["--evaluation", "3"], "takes a mapping of its options; valid: evaluation.n"),
+        (["--evaluation", "3"], "takes a mapping of its options; valid: n, every"),
         (["--gradients", "Gradients"], "unknown gradients 'Gradients'"),
     ],
 )

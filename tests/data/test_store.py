@@ -77,7 +77,7 @@ def test_a_worker_opens_the_files_itself(whole):
 
 
 def test_a_process_may_have_no_share(tmp_path):
-    def report(done, total):
+    def report(what, done, total):
         raise AssertionError("there is nothing to tell")
 
     write_store(tmp_path / "store", RandomRows(), 9, 10, report)
@@ -155,7 +155,7 @@ def test_what_is_there_is_not_encoded_again(tmp_path):
     # block 0 is images 0 to 69, in parts of 64 and 6; block 1 was begun
     assert seen[:3] == [("train", 0), ("train", 64), ("train", 70)]
     assert seen[3:6] == [("train", 70), ("train", 134), ("train", 140)]
-    assert reports[0] == (70, 230) and reports[-1] == (230, 230)
+    assert reports[0] == ("images", 70, 230) and reports[-1] == ("images", 230, 230)
     before = len(seen)
     assert write_store(tmp_path / "store", RandomRows(before=note)).complete
     assert len(seen) == before

@@ -180,7 +180,7 @@ def test_pixels_of_a_data_set_by_its_name_train_alike(command, tmp_path):
         (["Digit", "--vae", "VAE"], "unknown folder or data set 'Digit'; valid: "),
         (["Digits", "--vae", "VAE", "--size", "16"], "Digits has 8 pixels a side"),
         (["Digits", "--vae", "VAE3"], "takes images of 3 channels, these have 1"),
-        (["DigitsCaptions", "--vae", "VAE"], "has captions, which a store does not hold"),
+        (["DigitsCaptions", "--vae", "VAE"], "has captions of its own, which a store"),
         (["IMAGES", "--vae", "VAE", "--size", "8", "--data.held", "1"], "did you mean held_out?"),
         (["IMAGES", "--vae", "VAE", "--from", "fast"], "invalid choice: 'fast'"),
         (["IMAGES", "--vae", "VAE", "--from", "mar"], "not as mar writes it"),

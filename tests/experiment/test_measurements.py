@@ -202,7 +202,7 @@ def test_the_window_of_the_record_is_of_all_processes(monkeypatch):
 
 
 def labels_of(counts, n, labels="proportional"):
-    data = SimpleNamespace(num_classes=len(counts), class_counts=lambda: counts)
+    data = SimpleNamespace(captions=None, num_classes=len(counts), class_counts=lambda: counts)
     return draw_labels(data, EvaluationConfig(labels=labels), n)
 
 
