@@ -26,7 +26,12 @@ def parse() -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = Options(__doc__)
     add = parser.add_argument
-    add("sweep", nargs="?", default="alpha_beta", help="a name in sweeps/, a folder there, or a YAML")
+    add(
+        "sweep",
+        nargs="?",
+        default="alpha_beta",
+        help="a name in sweeps/, a folder there, or a YAML",
+    )
     add("--workers", type=whole, metavar="N", help="trainings at once (default: GPUs, else cores)")
     add("--per-gpu", type=whole, metavar="N", help="trainings at once on each GPU")
     add("--seeds", type=whole, metavar="N", help="train every point with the seeds 0 .. N - 1")

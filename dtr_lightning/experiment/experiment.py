@@ -35,7 +35,7 @@ from dtr_lightning.metrics.scorer import Scorer
 from dtr_lightning.models import Denoiser, RangeExperts
 from dtr_lightning.models.macs import count_macs, on_meta
 from dtr_lightning.objectives import Gradients, LossWeight
-from dtr_lightning.routing import Router
+from dtr_lightning.routing import MaskRouter, NoRouting, Router
 from dtr_lightning.routing.masks import mean_overlap
 from dtr_lightning.rundir.naming import protocol
 from dtr_lightning.training.callbacks import (
@@ -108,7 +108,9 @@ class Experiment:
         config = self.config
         seed, steps = config["seed"], self.planned_steps
         torch.manual_seed(seed)
-        router = instantiate(Router, config["router"], seed=seed, steps=steps)
+        router: Router = instantiate(Router, config["router"], seed=seed, steps=steps)
+        if self.meta and isinstance(router, MaskRouter):
+            router = NoRouting()  # tables take seconds, and there is nothing in them to count
         options = network_options(self.data, process)
         with torch.device("meta") if self.meta else contextlib.nullcontext():
             model: Denoiser = instantiate(Denoiser, config["model"], **options, router=router)

@@ -56,20 +56,20 @@ class Need(NamedTuple):
         """Returns what `--dry-run` says of them."""
         recipe = sweep.recipe
         sizes = ", ".join(f"{n / 1e6:.2f} M" for n in self.parameters)
-        trainer = sweep.points[0].config["trainer"] if sweep.points else sweep.config["trainer"]
-        rate = f"{recipe.steps_per_second:.3g} steps/s on {recipe.gpus} GPUs"
+        config = sweep.points[0].config if sweep.points else sweep.config
+        trainer, absent = config["trainer"], config["data"]["class_path"] == "NoImages"
+        rate = f"{recipe.steps_per_second:.3g} steps/s on {_count(recipe.gpus, 'GPU')}"
         source = f" ({recipe.source})" if recipe.source else ""
-        there = "" if any(p.config["data"]["class_path"] == "NoImages" for p in sweep.points) else (
-            ", of the images that are there"
-        )  # fmt: skip
         precision = trainer["precision"] or "32-true"
         return [
             f"{sizes} parameters; about {self.memory / GIB:.1f} GiB of each GPU with {precision}, "
-            f"and 2 GiB for what is held for an instant{there}",
+            "and 2 GiB for what is held for an instant",
             f"about {self.hours:,.0f} GPU-hours at {rate}{source}; {self.sampling:,.0f} of them "
             "for samples, at as many multiply-adds a second",
-            f"about {self.checkpoints / GB:,.0f} GB of checkpoints in {self.trainings} runs, and "
-            f"{self.samples / GB:.2g} GB of samples while one is scored",
+            f"about {self.checkpoints / GB:,.0f} GB of checkpoints in "
+            f"{_count(self.trainings, 'run')}, and {self.samples / GB:.2g} GB of samples while one "
+            "is scored",
+            *(["its images are not there yet: counted by their sizes"] if absent else []),
         ]
 
     def __add__(self, other: "Need") -> "Need":  # type: ignore[override]
@@ -79,14 +79,19 @@ class Need(NamedTuple):
         return Need(*sums, *most, tuple(sorted({*self.parameters, *other.parameters})))
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number > 1)
+
+
 def need_of(sweep: "Sweep", configs: Sequence[Mapping[str, Any]]) -> Need:
     """Returns what trainings of a sweep that states its machine take."""
     from dtr_lightning.experiment.experiment import Experiment
 
     needs: dict[str, Need] = {}
     total = Need(0, 0.0, 0.0, 0, 0, 0, ())
-    for config in configs:
-        key = json.dumps({k: v for k, v in config.items() if k != "seed"}, sort_keys=True)
+    for config in configs:  # neither the seed nor the options of a router of masks count
+        same = {**config, "seed": 0, "router": config["router"]["class_path"]}
+        key = json.dumps(same, sort_keys=True)
         if key not in needs:
             needs[key] = _need(sweep.recipe, config, Experiment(dict(config), meta=True))
         total += needs[key]
@@ -94,19 +99,22 @@ def need_of(sweep: "Sweep", configs: Sequence[Mapping[str, Any]]) -> Need:
 
 
 def _need(recipe: Recipe, config: Mapping[str, Any], experiment: "Experiment") -> Need:
-    parameters = experiment.parameters()
+    parameters, networks = experiment.parameters(), experiment.networks
     steps, every = config["trainer"]["max_steps"], config["checkpoint"]["milestones"]
-    kept = experiment.networks * (1 + (steps // every if every else 0))
-    stored = kept * COPIES * FLOAT * parameters // experiment.networks
-    seconds = steps * experiment.networks / (recipe.steps_per_second or 1.0)
-    hours = seconds / 3600 * recipe.gpus
+    checkpoints = 1 + (steps // every if every else 0)  # of each network
+    hours = steps * networks / (recipe.steps_per_second or 1.0) / 3600 * recipe.gpus
     sampling = hours * (experiment.work() / experiment.training_work() - 1)
-    shape = experiment.data.image_shape
-    if side := (recipe.images or {}).get(PIXELS):
-        shape = (3, side, side)
-    samples = config["evaluation"]["n"] * prod(shape)
-    memory = _memory(config, experiment)
-    return Need(1, hours + sampling, sampling, stored, samples, memory, (parameters,))
+    side = (recipe.images or {}).get(PIXELS)
+    shape = (3, side, side) if side else experiment.data.image_shape
+    return Need(
+        trainings=1,
+        hours=hours + sampling,
+        sampling=sampling,
+        checkpoints=checkpoints * COPIES * FLOAT * parameters,
+        samples=config["evaluation"]["n"] * prod(shape),
+        memory=_memory(config, experiment),
+        parameters=(parameters,),
+    )
 
 
 def _memory(config: Mapping[str, Any], experiment: "Experiment") -> int:
@@ -124,4 +132,7 @@ def _memory(config: Mapping[str, Any], experiment: "Experiment") -> int:
     if captions is not None:
         y = captions.null.to("meta").expand(share, -1, -1)
     x = torch.empty(share, *experiment.data.shape, device="meta")
-    return step_memory(experiment.network, (x, t, y), trainer["precision"] or "32-true").total
+    memory = step_memory(experiment.network, (x, t, y), trainer["precision"] or "32-true")
+    gradients = experiment.module.gradients
+    clusters = 0 if gradients.joint else gradients.clusters  # each with a gradient of its own
+    return memory.total + clusters * memory.gradients
