@@ -23,6 +23,13 @@ from tests.sweeps.standin import write
 
 SWEEPS = recipe.folders()["paper"]
 CONFIGS = sorted((ROOT / "configs" / "paper").glob("*.yaml"))
+REPRODUCE = (ROOT / "docs" / "reproduce.md").read_text()
+PAGE = {
+    name: (int(trainings), hours)
+    for name, trainings, hours in re.findall(
+        r"^\| `(paper/[\w/]+)` \|.*\| (\d+) \| ([\d,]+) \|$", REPRODUCE, re.M
+    )
+}
 UNKNOWN_TO_ANALYSIS = {"paper/ant/l2", "paper/ant/s2"}  # published.yaml has no table of ANT
 # Parameters of a network of 1,000 classes, or of one; of Switch-DiT all experts.
 PARAMETERS = {
@@ -86,6 +93,7 @@ def test_a_dry_run_counts_every_point_and_shows_what_was_published(name, plans):
         assert sweep.recipe.published.text(label) in text
     assert sweep.recipe.source in text and "GPU-hours" in text and "GiB of each GPU" in text
     assert not folder.path.exists()
+    assert (int(need.trainings), f"{need.hours:,.0f}") == PAGE[name]
 
 
 @pytest.mark.parametrize("name", slow_except(SWEEPS, "paper/table3", "paper/switch_dit/s2"))

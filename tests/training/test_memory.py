@@ -9,6 +9,7 @@ from benchmarks import memory as command
 from dtr_lightning.models import ADM, DiT, DiT_L, DiT_XL
 from dtr_lightning.routing import DTR
 from dtr_lightning.training.memory import kept_for_backward, step_memory
+from tests.conftest import ROOT
 
 GIB = 2**30
 SMALL = {
@@ -78,6 +79,15 @@ def test_the_papers_networks_fit_40_gigabytes(cls, weights, activations):
         found = step_memory(cls(patch_size=2), inputs(32, 32))
     assert (found.total - found.activations) / GIB == pytest.approx(weights, abs=0.1)
     assert found.activations / GIB == pytest.approx(activations, rel=0.05)
+
+
+def test_the_page_on_reproduction_has_the_counted_memory():
+    page = (ROOT / "docs" / "reproduce.md").read_text()
+    rows = command.rows(list(command.NETWORKS), 32, "bf16-mixed")
+    for plain, saved in zip(rows[::2], rows[1::2], strict=True):
+        counts = (plain.memory.activations, plain.memory.total, saved.memory.total)
+        cells = " | ".join(f"{count / GIB:.1f}" for count in counts)
+        assert f"| {plain.model} | {cells} |" in page
 
 
 def test_the_command_prints_a_row_with_and_without_checkpointing(monkeypatch, capsys):
