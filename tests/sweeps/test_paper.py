@@ -9,6 +9,7 @@ from rich.console import Console
 
 from analysis.tables import paper_rows
 from dtr_lightning.config.parser import resolve
+from dtr_lightning.data import NoImages
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment import planning
 from dtr_lightning.experiment.experiment import Experiment
@@ -193,3 +194,12 @@ def test_what_sweeps_take_adds_up():
     needs = [costs.Need(1, 2.0, 1.0, 3, 4, 5, (7,)), costs.Need(2, 3.0, 1.0, 1, 9, 2, (6, 7))]
     whole = sum(needs, costs.Need(0, 0.0, 0.0, 0, 0, 0, ()))
     assert whole == (3, 5.0, 2.0, 4, 9, 5, (6, 7))
+
+
+def test_captions_that_are_not_there_have_sizes_and_nothing_else():
+    data = NoImages(4, 32, text_tokens=77, text_channels=768)
+    assert data.captions.null.shape == (77, 768)
+    with pytest.raises(UserError, match="no captions"):
+        data.captions.draw(2, "cpu")
+    with pytest.raises(UserError, match="belong together"):
+        NoImages(4, 32, text_tokens=77)
