@@ -41,6 +41,7 @@ PARAMETERS = {
     ("DiT_XL", 1000): 675_129_632,
     ("ADM", 1000): 295_904_454 + 768,  # guided-diffusion's, and the row of the null class
     ("ADM", 1): 295_136_454,
+    ("TextDiT", 1): 179_943_968,  # its size is ours
 }
 SIZES = {"DiT_S": (12, 384), "DiT_B": (12, 768), "DiT_L": (24, 1024), "DiT_XL": (28, 1152)}
 
