@@ -4,6 +4,7 @@
     python sweep.py --smoke                  the same path in under a minute
     python sweep.py my_sweep.yaml --seeds 3 --workers 4 --out runs/mine
     python sweep.py search --status          from another terminal or node
+    python sweep.py paper/table2 --dry-run   the published scale: points, numbers, GPU-hours, disk
 
 The same command again goes on where it stopped, and trains nothing when all is done.
 """
@@ -12,6 +13,7 @@ import argparse
 import os
 import shlex
 import sys
+from typing import Any
 
 from dtr_lightning.cli.commands import Options, loading, whole
 from dtr_lightning.errors import UserError
@@ -24,7 +26,12 @@ def parse() -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = Options(__doc__)
     add = parser.add_argument
-    add("sweep", nargs="?", default="alpha_beta", help="a name in sweeps/ or a YAML's path")
+    add(
+        "sweep",
+        nargs="?",
+        default="alpha_beta",
+        help="a name in sweeps/, a folder there, or a YAML",
+    )
     add("--workers", type=whole, metavar="N", help="trainings at once (default: GPUs, else cores)")
     add("--per-gpu", type=whole, metavar="N", help="trainings at once on each GPU")
     add("--seeds", type=whole, metavar="N", help="train every point with the seeds 0 .. N - 1")
@@ -80,6 +87,32 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def show(options: argparse.Namespace, names: list[str], reading: dict[str, Any]) -> None:
+    """Prints the points of sweeps and what they take, and of several what they take together."""
+    from rich.console import Console
+
+    from sweeps.engine.driver import prepare
+    from sweeps.engine.preview import preview
+
+    console, needs = Console(), []
+    for name in names:
+        if len(names) > 1:
+            print(f"\n{name}")
+        parts = prepare(name, out=below(options.out, names, name), warm=False, **reading)
+        needs.append(preview(*parts, options.workers, console, options.per_gpu))
+    if len(stated := [need for need in needs if need]) > 1:
+        whole = sum(stated[1:], stated[0])
+        print(
+            f"\nin all: {whole.trainings} trainings, about {whole.hours:,.0f} GPU-hours and "
+            f"{whole.checkpoints / 1e9:,.0f} GB of checkpoints"
+        )
+
+
+def below(out: str | None, names: list[str], name: str) -> str | None:
+    """Returns the directory of one of several sweeps: its name below --out."""
+    return os.path.join(out, name) if out and len(names) > 1 else out
+
+
 def main() -> int:
     """Runs the command and returns its exit code: 0, 1 (a point failed), 2 (a mistake) or 130."""
     command = f"`{shlex.join(['python', *sys.argv])}` goes on"
@@ -87,6 +120,8 @@ def main() -> int:
         options = parse()
         loading()
         from rich.console import Console
+
+        from sweeps.engine.recipe import members
 
         reading = {name: getattr(options, name) for name in READING} | {"options": options.set}
         if options.status or options.stop:
@@ -99,25 +134,31 @@ def main() -> int:
             return 0
         if options.smoke:
             print(f"--smoke: {SMOKE}")
-        from sweeps.engine.driver import prepare, run_sweep
-
+        names = members(options.sweep)
         if options.dry_run:
-            from sweeps.engine.preview import preview
-
-            parts = prepare(options.sweep, out=options.out, warm=False, **reading)
-            preview(*parts, options.workers, Console(), options.per_gpu)
+            show(options, names, reading)
             return 0
-        outcome = run_sweep(
-            options.sweep,
-            out=options.out,
-            workers=options.workers,
-            per_gpu=options.per_gpu,
-            grace=options.grace,
-            storage=options.storage,
-            retry_failed=options.retry_failed,
-            finish_pruned=options.finish_pruned,
-            **reading,
-        )
+        from sweeps.engine.driver import run_sweep
+
+        outcomes = []
+        for name in names:
+            if len(names) > 1:
+                print(f"\n{name}")
+            outcomes.append(
+                run_sweep(
+                    name,
+                    out=below(options.out, names, name),
+                    workers=options.workers,
+                    per_gpu=options.per_gpu,
+                    grace=options.grace,
+                    storage=options.storage,
+                    retry_failed=options.retry_failed,
+                    finish_pruned=options.finish_pruned,
+                    **reading,
+                )
+            )
+            if outcomes[-1].stopped:
+                break
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -126,10 +167,10 @@ def main() -> int:
         return 130
     if options.smoke:
         print(f"--smoke: {SMOKE}")
-    if outcome.stopped:
-        print(f"stopped, {len(outcome.results)} points done; {command}")
+    if outcomes[-1].stopped:
+        print(f"stopped, {len(outcomes[-1].results)} points done; {command}")
         return 130
-    return 1 if outcome.failed else 0
+    return 1 if any(outcome.failed for outcome in outcomes) else 0
 
 
 if __name__ == "__main__":

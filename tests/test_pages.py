@@ -21,7 +21,7 @@ from dtr_lightning.experiment.load import other_protocol
 from dtr_lightning.routing import FixedMasks, MaskRouter
 from dtr_lightning.rundir.run import Run
 from sweeps.engine.plan import resolve_all
-from sweeps.engine.recipe import read
+from sweeps.engine.recipe import members, read
 from tests.conftest import ROOT, TINY, shipped
 from tests.test_architecture import HOUSES
 
@@ -196,11 +196,15 @@ def test_commands_can_be_given(words, own, tiny_run, parsed):
         module = program.removesuffix(".py").replace("/", ".")
         found, rest = parsed("analysis.__main__" if module == "analysis" else module, given)
         if module == "sweep" and found.sweep != "NAME":
-            assert resolve_all(read(found.sweep, options=found.set, paper=found.paper)).config
+            for name in members(found.sweep):
+                assert resolve_all(read(name, options=found.set, paper=found.paper)).config
         elif module == "analysis":
             check_names(found.only or ())
         elif module in ("evaluate", "sample"):
             other_protocol(Run(tiny_run), rest)
+            rest = []
+        elif module == "make_latents" and rest[:1]:
+            assert rest.pop(0).startswith("--data.") and len(rest) == 1
             rest = []
         assert rest == []
 

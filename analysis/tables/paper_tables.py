@@ -38,7 +38,10 @@ from analysis.tables.text import (
 
 NAME = "paper_tables"
 FORMATS = dict(zip(SHARES, ("{:.1%}", "{:.3f}", "{:.3f}", "{:.4f}"), strict=True))
-APART = "The published numbers are at another scale and not comparable in value with ours."
+APART = (
+    "The published numbers are comparable in value with ours only where images, network, steps and "
+    "protocol are the same."
+)
 
 
 def _score(row: Any, digits: int) -> str:

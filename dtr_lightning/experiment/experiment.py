@@ -2,6 +2,7 @@
 
 __all__ = ["Experiment"]
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from threading import Event
@@ -35,7 +36,7 @@ from dtr_lightning.metrics.scorer import Scorer
 from dtr_lightning.models import Denoiser, RangeExperts
 from dtr_lightning.models.macs import count_macs, on_meta
 from dtr_lightning.objectives import Gradients, LossWeight
-from dtr_lightning.routing import Router
+from dtr_lightning.routing import MaskRouter, NoRouting, Router
 from dtr_lightning.routing.masks import mean_overlap
 from dtr_lightning.rundir.naming import protocol
 from dtr_lightning.training.callbacks import (
@@ -60,13 +61,18 @@ class Experiment:
     without parameters start from the same network.
 
     planned_steps is the max_steps that the run began with, if it is to be trained longer; data is
-    made from the config unless given.
+    made from the config unless given. With `meta` the network is on the meta device, without
+    memory, and there is no score: to count what the experiment takes.
     """
 
     def __init__(
-        self, config: Config, planned_steps: int | None = None, data: Data | None = None
+        self,
+        config: Config,
+        planned_steps: int | None = None,
+        data: Data | None = None,
+        meta: bool = False,
     ) -> None:
-        self.config = config
+        self.config, self.meta = config, meta
         self.planned_steps = planned_steps or config["trainer"]["max_steps"]
         self.data: Data = data or instantiate(Data, config["data"])
         self.data.seed = config["seed"]
@@ -96,19 +102,20 @@ class Experiment:
         self.protocol = EvaluationConfig(**config["evaluation"])
         check_guidance(model, self.protocol.guidance)
         self.sampler_steps = self.sampler.evaluations(process)
-        self.features: Features = instantiate(Features, config["features"])
+        if not meta:  # weights may have to be downloaded
+            self.features: Features = instantiate(Features, config["features"])
         self._scorer: Scorer | None = None
 
     def _network(self, process: Process) -> Denoiser:
         config = self.config
         seed, steps = config["seed"], self.planned_steps
         torch.manual_seed(seed)
-        model: Denoiser = instantiate(
-            Denoiser,
-            config["model"],
-            **network_options(self.data, process),
-            router=instantiate(Router, config["router"], seed=seed, steps=steps),
-        )
+        router: Router = instantiate(Router, config["router"], seed=seed, steps=steps)
+        if self.meta and isinstance(router, MaskRouter):
+            router = NoRouting()  # tables take seconds, and there is nothing in them to count
+        options = network_options(self.data, process)
+        with torch.device("meta") if self.meta else contextlib.nullcontext():
+            model: Denoiser = instantiate(Denoiser, config["model"], **options, router=router)
         if model.router.tasks != process.T:
             raise UserError(
                 f"{type(model).__name__} binds its router to {model.router.tasks} tasks, the "

@@ -16,6 +16,7 @@ from rich.console import Console
 from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.run import find_runs
 from sweeps.engine.child import Train, train_run
+from sweeps.engine.costs import without_images
 from sweeps.engine.database import Database
 from sweeps.engine.folder import Folder
 from sweeps.engine.grace import check_grace
@@ -48,10 +49,13 @@ def prepare(
 ) -> tuple[Sweep, Folder, Workers]:
     """Returns the resolved plan, its directory and the workers; writes nothing.
 
-    `warm` starts the imports of the workers beside those of this process, if results are missing.
+    `warm` starts the imports of the workers beside those of this process, if results are missing;
+    without it nothing is to be trained, and images that the sweep has the sizes of may be missing.
     `reading` is what `recipe.read` takes.
     """
     recipe = read(sweep, **reading)
+    if not warm:
+        recipe = without_images(recipe)
     make_pruner(recipe)
     if recipe.space:
         make_sampler(recipe, 0)

@@ -44,6 +44,12 @@ class Form:
         paper: keys that --paper replaces, as in {config: .., grid: [..]}
         steps_per_second: a positive number; known of the machine that the sweep is meant for,
             --dry-run then counts GPU-hours
+        gpus: a whole number; GPUs of one training at steps_per_second
+        source: a text; where steps_per_second is from, or what is assumed
+        images: sizes of images that need not be there yet, as in {in_channels: 4, image_size: 32,
+            num_classes: 1000}, and `pixels`, the side of what is decoded; --dry-run counts by them
+        published: numbers by the label of a point, as in {table: Table 2, rows: {DTR: {FID: 8.9}}}
+        also: a list of sweeps whose runs belong to the same table
     """
 
     config: str
@@ -55,6 +61,11 @@ class Form:
     smoke: dict | None = None
     paper: dict | None = None
     steps_per_second: Positive | None = None
+    gpus: Whole = 1
+    source: str | None = None
+    images: dict[str, Whole] | None = None
+    published: dict | None = None
+    also: list[str] | None = None
 
     def objectives(self, where: str) -> dict[str, str]:
         """Returns {number of results.json: minimize | maximize}."""

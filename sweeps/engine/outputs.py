@@ -11,6 +11,7 @@ from rich.console import Console
 from dtr_lightning.errors import Diverged
 from sweeps.engine.folder import Folder
 from sweeps.engine.plan import Point, Sweep
+from sweeps.engine.published import beside
 from sweeps.engine.values import finite
 
 
@@ -63,6 +64,12 @@ def show(ending: Ending, console: Console) -> None:
             if sweep.recipe.space:  # a search: a grid's points are its axes' own figures
                 draw(trials, sweep.recipe.objectives, folder.figures)
         console.print(console_table(table(runs)))
+    if (numbers := sweep.recipe.published) and results and not sweep.recipe.smoke:
+        measured: dict[str, list[Any]] = {}
+        for name in results:
+            found = measured.setdefault(points[name].setting_label, [])
+            found.append(results[name].get(sweep.metric))
+        console.print(beside(numbers, sweep.metric, measured))
     for name, reason in failed.items():
         say(f"failed: {points[name].label}: {reason}")
         say(f"        see {folder.logs / name}.log")

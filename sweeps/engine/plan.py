@@ -27,10 +27,12 @@ class Point(NamedTuple):
     @property
     def label(self) -> str:
         """Its short name, for instance `DTR alpha=4 beta=0.8 seed=0`."""
-        params = {key.rsplit(".", 1)[-1]: value for key, value in self.params.items()}
-        first = params.pop("router", None)
-        rest = [f"{key}={value}" for key, value in params.items()]
-        return " ".join([str(first), *rest] if first else rest)
+        return _label(self.params)
+
+    @property
+    def setting_label(self) -> str:
+        """Its short name without the seed, by which a sweep gives published numbers."""
+        return _label(self.assignment)
 
     @property
     def seed(self) -> int:
@@ -46,6 +48,13 @@ class Point(NamedTuple):
     def setting(self) -> str:
         """Its options without the seed, as JSON."""
         return json.dumps(self.assignment, sort_keys=True)
+
+
+def _label(options: Mapping[str, Any]) -> str:
+    short = {key.rsplit(".", 1)[-1]: value for key, value in options.items()}
+    first = short.pop("router", None)
+    rest = [f"{key}={value}" for key, value in short.items()]
+    return " ".join([str(first), *rest] if first else rest)
 
 
 @dataclass(frozen=True)
@@ -162,6 +171,8 @@ def resolve_all(recipe: Recipe) -> Sweep:
         for point in _points(recipe, assignment, digests):
             points.setdefault(point.name, point)
     ordered = sorted(points.values(), key=lambda point: point.seed)
+    if recipe.published and not recipe.smoke:
+        recipe.published.check(point.setting_label for point in ordered)
     return Sweep(recipe, base, tuple(ordered), digests)
 
 

@@ -8,12 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
+from sweeps.engine.costs import COPIES, FLOAT, Need, need_of
 from sweeps.engine.folder import Folder
 from sweeps.engine.plan import Sweep
 from sweeps.engine.workers import Workers, this_machine
-
-COPIES = 4  # of the weights in a checkpoint: raw, average, and two moments of the optimiser
-FLOAT = 4  # bytes
 
 
 def preview(
@@ -23,26 +21,32 @@ def preview(
     number: int | None,
     console: Console,
     per_gpu: int | None = None,
-) -> None:
+) -> Need | None:
     """Prints the points or the space, what is done, and the cost of the rest.
 
-    The time follows from a measured training step, or from `steps_per_second` of the sweep.
+    The time follows from a measured training step, or from `steps_per_second` of the sweep. Returns
+    what the rest takes if the sweep states the machine that it is meant for.
     """
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     folder.check(sweep)
-    states = []
+    states, published = [], sweep.recipe.published
     for point in sweep.points:
         run = folder.run(point)
         done = folder.results(point) is not None
         states.append("done" if done else "running" if run.in_use() else "waiting")
-        say(f"{states[-1]:<8} {point.label}")
+        numbers = published.text(point.setting_label) if published else ""
+        say(f"{states[-1]:<8} {point.label}" + f"    published: {numbers}" * bool(numbers))
     waiting = [p.config for p, s in zip(sweep.points, states, strict=True) if s == "waiting"]
     if states:
         done = f"{states.count('done')} of {len(states)} points done, {len(waiting)} waiting"
         say(f"{done}, in {folder.path}")
+    if published:
+        say(f"published: {published.table}")
+    if sweep.recipe.also:
+        say(f"runs of the same table: {', '.join(sweep.recipe.also)}")
     for key, axis in sweep.recipe.space.items():
         say(f"{key}: {axis}")
     if sweep.recipe.space:
@@ -50,10 +54,16 @@ def preview(
         budget = f"{trials} settings" if trials else f"{sweep.recipe.hours:g} hours of training"
         say(f"{sweep.recipe.kind}: {budget}, {seeds} {'seeds' if seeds > 1 else 'seed'} of each")
         waiting = [sweep.config] * ((trials or 0) * seeds)
+    if waiting and sweep.recipe.images:
+        need = need_of(sweep, waiting)
+        for line in need.lines(sweep):
+            say(line)
+        return need
     if waiting:
         workers.divide(this_machine(), number, len(waiting), per_gpu, sweep.devices)
         for line in _cost(sweep, waiting, workers):
             say(line)
+    return None
 
 
 def _cost(sweep: Sweep, configs: list[dict[str, Any]], workers: Workers) -> list[str]:

@@ -1,6 +1,6 @@
 """A sweep's YAML, read and checked for its own form; form.py has its keys."""
 
-__all__ = ["SMOKE", "Recipe", "find", "names", "read"]
+__all__ = ["SMOKE", "Recipe", "find", "folders", "members", "names", "read"]
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,8 @@ import yaml
 
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.rundir.yaml_values import LOADER
-from sweeps.engine.form import GridForm, SearchForm, read_form
+from sweeps.engine.form import Form, GridForm, SearchForm, read_form
+from sweeps.engine.published import Published, read_published
 from sweeps.engine.space import Axis, axes, starts
 from sweeps.engine.values import check_options, expand, one_line, option
 
@@ -46,6 +47,11 @@ class Recipe:
     sampler: dict[str, Any] = field(default_factory=dict)
     pruning: dict[str, Any] | None = None
     steps_per_second: float | None = None
+    gpus: int = 1  # of one training
+    source: str | None = None  # of steps_per_second
+    images: dict[str, int] | None = None
+    published: Published | None = None
+    also: tuple[str, ...] = ()
     smoke: bool = False  # its runs say that their numbers mean nothing
 
     @property
@@ -59,21 +65,54 @@ class Recipe:
         return self.objectives[self.metric]
 
 
-def names() -> list[str]:
-    """Returns the names of the sweeps that ship with the suite."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+def names(folder: str = "") -> list[str]:
+    """Returns the names of the sweeps that ship with the suite, or of those in a folder of them."""
+    return sorted(f"{folder}/{path.stem}".strip("/") for path in (SHIPPED / folder).glob("*.yaml"))
+
+
+def folders() -> dict[str, list[str]]:
+    """Returns the folders of shipped sweeps, each with the names of all sweeps below it."""
+    below: dict[str, list[str]] = {}
+    for path in sorted(SHIPPED.glob("*/**/*.yaml")):
+        name = path.relative_to(SHIPPED).with_suffix("")
+        for folder in name.parents[:-1]:
+            below.setdefault(folder.as_posix(), []).append(name.as_posix())
+    return dict(sorted(below.items()))
+
+
+def members(sweep: str) -> list[str]:
+    """Returns the sweeps that a name stands for: all below a folder, else itself."""
+    return folders().get(str(sweep).rstrip("/"), [sweep])
+
+
+def _shipped() -> list[str]:
+    """Returns what ships, the sweeps of a folder together, for a person who looks for one."""
+    grouped = []
+    for folder in folders():
+        if own := [name.rpartition("/")[2] for name in names(folder)]:
+            grouped.append(f"{folder}/ ({', '.join(own)})")
+    return [*names(), *grouped]
 
 
 def find(sweep: str | Path) -> Path:
     """Returns the YAML of a shipped name or a path; UserError with the valid names otherwise."""
-    path = Path(sweep)
+    path, shipped = Path(sweep), ", ".join(_shipped())
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
-        raise UserError(f"sweep {path} is not a file; shipped sweeps: {', '.join(names())}")
-    if str(sweep) not in names():
-        raise choices("sweep", str(sweep), [*names(), "or the path of a .yaml file"])
+        raise UserError(f"sweep {path} is not a file; shipped sweeps: {shipped}")
+    if below := folders().get(str(sweep)):
+        raise UserError(f"{sweep} is a folder of sweeps; name one of them: {', '.join(below)}")
+    if str(sweep) not in [*names(), *itertools.chain(*folders().values())]:
+        raise choices("sweep", str(sweep), [shipped, "or the path of a .yaml file"])
     return SHIPPED / f"{sweep}.yaml"
+
+
+def _name(path: Path) -> str:
+    """Returns the name of a sweep: of a shipped one its path below sweeps/."""
+    full = path.resolve()
+    inside = full.is_relative_to(SHIPPED.resolve())
+    return full.relative_to(SHIPPED.resolve()).with_suffix("").as_posix() if inside else path.stem
 
 
 def read(
@@ -98,7 +137,7 @@ def read(
         where = f"the sweep {name!r}"
     else:
         path = find(sweep)
-        content, name, folder, where = _load(path), path.stem, path.parent, str(path)
+        content, name, folder, where = _load(path), _name(path), path.parent, str(path)
     if paper:
         if not isinstance(content.get("paper"), Mapping):
             raise UserError(f"{where} has no key `paper`: it has one size only")
@@ -134,10 +173,25 @@ def read(
         overrides=(overrides if smoke else {}) | set_options,
         assignments=assignments,
         pruning={"kind": form.pruning} if isinstance(form.pruning, str) else form.pruning,
-        steps_per_second=form.steps_per_second,
         smoke=smoke,
+        **_stated(form, where),
         **search,
     )
+
+
+def _stated(form: Form, where: str) -> dict[str, Any]:
+    """Returns what a sweep says of its cost and of what was published."""
+    for name in form.also or ():
+        if name not in folders():
+            find(name)
+    return {
+        "steps_per_second": form.steps_per_second,
+        "gpus": form.gpus,
+        "source": form.source,
+        "images": form.images,
+        "published": read_published(form.published, where),
+        "also": tuple(form.also or ()),
+    }
 
 
 def _check_search(

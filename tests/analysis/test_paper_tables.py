@@ -177,7 +177,7 @@ def test_files_keep_ours_and_the_published_apart(masking, tmp_path):
         last = list(csv.DictReader(file))[-1]
     assert (float(last["score"]), float(last["published FID"])) == (5.0, 7.32)
     text = (tmp_path / "out" / "table8.md").read_text()
-    assert "not comparable in value" in text and "fd_digits_v1 (N = 1,797" in text
+    assert "comparable in value with ours only where" in text and "fd_digits_v1 (N = 1,797" in text
     assert "FFHQ 256x256" in text and "roaming-0, roaming-1" in text
     tex = (tmp_path / "out" / "table8.tex").read_text()
     assert r"\multicolumn{1}{c}{published}" in tex and "% dtr-0, dtr-1, dtr-2" in tex
