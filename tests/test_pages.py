@@ -326,6 +326,7 @@ def test_classes_of_the_page_on_development_train(own):
     sys.modules.pop("my_module")
 
 
+@pytest.mark.slow
 def test_the_page_on_python_runs_like_a_notebook(own):
     space = {"__name__": "__main__"}
     for block in blocks(ROOT / "docs" / "python.md"):

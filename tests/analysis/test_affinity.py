@@ -145,6 +145,7 @@ def test_more_timesteps_than_tasks_are_refused():
         measure(probe(process=Diffusion(T=8)), AffinityConfig(timesteps=9), silent)
 
 
+@pytest.mark.slow
 def test_clusters_read_what_a_run_was_measured_to_have(tmp_path, capsys):
     config = resolve(ROOT / "configs" / "digits.yaml", TINY | {"evaluation.every": 0})
     run(config, tmp_path / "run")

@@ -60,6 +60,7 @@ def test_names_of_classes_are_drawn_as_they_are(tmp_path):
     assert set(shown) >= {*ODD[:-1], "tab\N{REPLACEMENT CHARACTER}name"}
 
 
+@pytest.mark.slow
 def test_names_of_routers_and_options_are_in_every_legend(tmp_path):
     names = ["_Mine", "Ba$$in", "a^b_c", "x\\y{", "猫", "L" * 100]
     for i, name in enumerate(names):
@@ -86,6 +87,7 @@ def test_letters_that_dejavu_lacks_come_from_a_font_that_has_them(monkeypatch):
 
 
 @pytest.mark.parametrize("where", slow_except(["needs", "draw"], "draw"))
+@pytest.mark.slow
 def test_a_figure_that_fails_ends_neither_the_others_nor_the_report(where, tmp_path, monkeypatch):
     make_sweep(tmp_path)
 

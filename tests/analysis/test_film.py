@@ -47,6 +47,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.slow
 def test_moments_end_at_the_sample_and_x0_explains_x_t(runs, scale):
     trained = TrainedRun(Run(runs / "DTR"), Run(runs / "DTR").config)
     protocol = EvaluationConfig(n=8, guidance=scale)
@@ -78,6 +79,7 @@ def test_flow_matching_is_filmed_by_euler_steps(tiny):
     assert (moments.x0[-1].int() - to_uint8(end).int()).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_gif_still_and_numbers_of_the_dtr_run(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(film, "FRAMES", 6)
     monkeypatch.setattr(film, "HELD", 2)

@@ -122,6 +122,7 @@ def test_what_is_missing_is_told(tmp_path):
     assert "label dropout" in guidance.needs(finished(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_is_sampled_once_per_scale_and_interrupted_goes_on(tiny, tmp_path, monkeypatch):
     fit.run(tiny(router="DTR", trainer__max_steps=2, evaluation__every=0), tmp_path / "run")
     runs, whole = finished(tmp_path), guidance._evaluate

@@ -31,6 +31,7 @@ def finished(root):
     return read(find_runs([root])).finished
 
 
+@pytest.mark.slow
 def test_gaps_are_stored_and_a_range_of_the_joint_model_has_none(runs, monkeypatch):
     both = finished(runs)
     assert transfer.needs(both) is None

@@ -16,7 +16,7 @@ from dtr_lightning.experiment.importing import import_checkpoint
 from dtr_lightning.experiment.load import TrainedRun, other_protocol
 from dtr_lightning.rundir.run import Run
 from tests.checkpoints.official import arrays, network, weights
-from tests.conftest import max_relative
+from tests.conftest import max_relative, slow_except
 
 
 def trained(run):
@@ -57,7 +57,7 @@ ROUTED = {
 }
 
 
-@pytest.mark.parametrize("router", ROUTED)
+@pytest.mark.parametrize("router", slow_except(ROUTED, "DTR"))
 @pytest.mark.parametrize("to", ["safetensors", "official"])
 def test_a_run_comes_back(tiny, tmp_path, to, router):
     config = tiny(router=router, evaluation__every=0, **ROUTED[router])
@@ -94,6 +94,7 @@ def test_an_imported_network_is_exported_bit_by_bit(tmp_path, name):
     assert all(torch.equal(back[key], state[key]) for key in state)
 
 
+@pytest.mark.slow
 def test_sit_comes_back_with_its_own_sign(tmp_path):
     state = weights("dit/dit_cond4")
     torch.save(state, tmp_path / "SiT.pt")

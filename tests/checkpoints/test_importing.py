@@ -22,7 +22,7 @@ from dtr_lightning.models import DiT, DiT_S
 from dtr_lightning.routing import DTR, FixedMasks, NoRouting, Switch
 from dtr_lightning.rundir.run import Run
 from tests.checkpoints.official import arrays, imported, network, weights
-from tests.conftest import ROOT, max_relative
+from tests.conftest import ROOT, max_relative, slow_except
 
 HEADS = "--model.num_heads=4"
 
@@ -141,7 +141,7 @@ class TestOfficialOutputs:
         assert max_relative(out, -a["velocity"]) < 1e-5
         assert made.experiment.config["diffusion"]["class_path"] == "FlowMatching"
 
-    @pytest.mark.parametrize("order", ["new", "legacy"])
+    @pytest.mark.parametrize("order", slow_except(["new", "legacy"], "new"))
     @pytest.mark.parametrize("name", ["adm_ssn1_updown1_cond", "adm_ssn0_updown0_uncond"])
     def test_of_guided_diffusion(self, tmp_path, name, order):
         a = arrays(f"adm/{name}")
@@ -277,6 +277,7 @@ def command(*words):
     return done
 
 
+@pytest.mark.slow
 def test_the_run_is_evaluated_sampled_from_and_drawn(tmp_path, pixels):
     out = tmp_path / "run"
     done = command("import_checkpoint.py", pixels, "--out", out, *RUN)
@@ -306,6 +307,7 @@ def test_an_imported_run_is_not_trained_on(tmp_path, pixels):
         train(longer, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_without_images_it_is_sampled_from_and_not_scored(tmp_path, pixels, monkeypatch):
     options = ["--model.num_heads=2", "--sampler.steps=3", "--evaluation.n=20"]
     _, made = imported(pixels, tmp_path / "run", *options)

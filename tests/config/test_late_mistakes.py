@@ -108,6 +108,7 @@ def test_a_plan_tells_of_a_point_that_could_not_start(tmp_path, axis, message):
 
 
 @pytest.mark.parametrize("name", recipe.names())
+@pytest.mark.slow
 def test_every_shipped_plan_could_start(name):
     points = plan.resolve_all(recipe.read(name)).known_points()
     planning.check_parts({point.label: point.config for point in points})

@@ -103,6 +103,7 @@ def test_stopped_among_captions(made, tmp_path):
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (2, 0, 1)])
+@pytest.mark.slow
 def test_any_number_of_processes_and_threads_write_the_same_bytes(made, tmp_path, order):
     for rank in order:
         write_store(tmp_path / "store", prepared(made, threads=1 + rank), rank, len(order))

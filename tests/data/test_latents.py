@@ -96,6 +96,7 @@ def test_the_posterior_is_drawn_or_its_mean_taken(latents):
     assert torch.equal(mean.codec.sample(stored, None), means * SCALE)
 
 
+@pytest.mark.slow
 def test_an_identity_does_not_depend_on_where_things_lie(latents, vae, tmp_path):
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -195,6 +196,7 @@ def test_labels_beyond_the_classes(tmp_path):
         Latents(tmp_path / "store").class_counts()
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_no_bit(latents, vae, tmp_path):
     source = EncodedImages(Digits(), VAE(vae), block=128, threads=3)
     write_store(tmp_path / "store", source)

@@ -65,6 +65,7 @@ def test_partitions_are_the_cheapest_of_all(n):
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+@pytest.mark.slow
 def test_partitions_cost_as_much_as_the_reference_optimum(row):
     kind, *schedule = row["name"].removesuffix(f"_T{row['n']}").split("_")
     if kind == "affinity":

@@ -105,6 +105,7 @@ def test_a_stop_before_does_not_hide_it(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("low", "step"), [(0, 5), (500, 6 + 5)])
+@pytest.mark.slow
 def test_one_expert_that_diverges_ends_the_whole_run(tiny, tmp_path, low, step):
     config = breaking(tiny, experts=2, loss_weight__low=low)
     results = run(config, tmp_path / "run")

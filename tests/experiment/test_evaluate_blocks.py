@@ -165,6 +165,7 @@ def test_plain_commands_share_the_samples(processes, whole, run):
     assert not folders(run)
 
 
+@pytest.mark.slow
 def test_commands_from_a_shell_share_the_samples(whole, run):
     call = [sys.executable, ROOT / "evaluate.py", run, *OPTIONS]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -222,6 +223,7 @@ def test_stopped_and_continued(whole, run):
     assert command.drawn() == [2, 3, 4, 5] and not folders(run)
 
 
+@pytest.mark.slow
 def test_what_a_dead_process_was_drawing_is_drawn_by_another(whole, run):
     hang = Hang()
     hanging = Command(run, at=hang)
@@ -234,6 +236,7 @@ def test_what_a_dead_process_was_drawing_is_drawn_by_another(whole, run):
     assert command.drawn() == [1, 2, 3, 4, 5, 0] and not folders(run)
 
 
+@pytest.mark.slow
 def test_a_damaged_block_is_drawn_again(whole, run):
     assert Command(run, at_score=Kill()).code() == -signal.SIGKILL
     (folder,) = folders(run)

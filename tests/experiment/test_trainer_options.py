@@ -48,6 +48,7 @@ def test_a_sweep_refuses_a_time_limit_for_its_trials():
         prepare("alpha_beta", options=["trainer.max_time=00:01:00:00"], warm=False)
 
 
+@pytest.mark.slow
 def test_the_profiler_leaves_a_trace_and_changes_no_number(tiny, tmp_path):
     plain, profiled = tmp_path / "plain", tmp_path / "profiled"
     run(tiny(trainer__max_steps=12), plain)

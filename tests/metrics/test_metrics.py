@@ -184,6 +184,7 @@ def test_the_features_of_shipped_classifiers_are_standardised(cls, source, least
     assert (features.var(0) - 1).abs().max() < 1e-2
 
 
+@pytest.mark.slow
 def test_mnist_is_scored_as_the_digits_are():
     data = MNIST()
     images, labels = data.split("val").tensors

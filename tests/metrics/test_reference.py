@@ -116,6 +116,7 @@ def as_rank(rank, folder, found):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_reference(tmp_path):
     """They read what one computed, and one reads what they did; each image is read once."""
     alone, _ = scores(tmp_path, LIMITS[0])

@@ -159,6 +159,7 @@ OPTIONS = [{}, ALL | {"use_checkpoint": True}]
 
 @pytest.mark.parametrize("options", slow_except(OPTIONS, OPTIONS[1]), ids=["default", "all"])
 @pytest.mark.parametrize("router", slow_except([None, DTR_HALF], DTR_HALF), ids=["none", "dtr"])
+@pytest.mark.slow
 def test_compiles_into_one_graph_for_all_t(options, router):
     model = open_gates(small(router, **options))
     compiled, graphs = counting_graphs(model)

@@ -10,7 +10,7 @@ from dtr_lightning.config.parser import resolve
 from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.objectives import Gradients, LossWeight
 from dtr_lightning.routing import Router
-from tests.conftest import ROOT, shipped
+from tests.conftest import ROOT, shipped, slow_except
 
 DIT = {"patch_size": 2, "hidden_size": 16, "depth": 2, "num_heads": 2}
 ADM = {"model_channels": 32, "num_res_blocks": 1, "attention_resolutions": [2]}
@@ -75,7 +75,7 @@ def steps(base, masks, router, backbone, weights):
         assert len(learned) == len(list(module.loss_weight.parameters()))
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", slow_except(BACKBONES, "DiT"))
 def test_one_step_of_every_router_and_every_loss_weight_or_rule(base, masks, backbone):
     """Router i takes loss weight or gradient rule i, shifted from backbone to backbone."""
     routers, shift = ROUTERS[backbone], [*BACKBONES].index(backbone)

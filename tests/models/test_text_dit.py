@@ -140,6 +140,7 @@ class TestNetwork:
         other.load_state_dict(small().state_dict())
         assert torch.equal(other.null_text, CAPTIONS.null)
 
+    @pytest.mark.slow
     def test_compiles_into_one_graph_for_all_t(self):
         model = open_gates(small(DTR()))
         compiled, graphs = counting_graphs(model)

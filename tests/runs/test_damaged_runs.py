@@ -74,6 +74,7 @@ def test_all_that_may_be_null_may_be_null(sound, bad):
     assert prune(bad, None, None) and len(read(find_runs([sound])).pruned) == 1
 
 
+@pytest.mark.slow
 def test_everything_else_is_drawn(tmp_path):
     make_sweep(tmp_path)
     only = ["ablation", "convergence", "samples", "tables"]

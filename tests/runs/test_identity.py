@@ -65,6 +65,7 @@ def computed(path):
 
 @pytest.mark.parametrize("half", slow_except([3, 6], 3))
 @pytest.mark.parametrize("router", slow_except(["DTR", "MaxRoaming"], "MaxRoaming"))
+@pytest.mark.slow
 def test_half_and_half_is_the_whole(tiny, tmp_path, router, half):
     options = {"router": router, "checkpoint__milestones": 3}
     options |= {"router__interval": 2} if router == "MaxRoaming" else {}
@@ -76,6 +77,7 @@ def test_half_and_half_is_the_whole(tiny, tmp_path, router, half):
     assert json.loads(kept.read_text()) == first
 
 
+@pytest.mark.slow
 def test_what_follows_from_max_steps_stays_what_it_was(tiny, tmp_path):
     run(tiny(router="MaxRoaming"), tmp_path)
     run(tiny(router="MaxRoaming", trainer__max_steps=12), tmp_path)
@@ -116,6 +118,7 @@ def test_the_name_of_a_run_holds_no_place(tmp_path):
     assert run_name(of_images(there), file) != name
 
 
+@pytest.mark.slow
 def test_images_may_move(tmp_path, monkeypatch):
     root = draw_images(tmp_path / "here")
     monkeypatch.chdir(tmp_path)

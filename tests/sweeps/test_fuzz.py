@@ -24,6 +24,7 @@ from dtr_lightning.config import parser as config
 from sweeps.engine import driver, plan, preview, recipe
 from sweeps.engine.form import GridForm, SearchForm
 from sweeps.engine.workers import Machine
+from tests.conftest import slow_except
 from tests.sweeps import standin
 
 EACH = 50  # mutations of each shipped sweep
@@ -233,7 +234,7 @@ def refused(content, folder, real):
     return code == 2
 
 
-@pytest.mark.parametrize("name", recipe.names())
+@pytest.mark.parametrize("name", slow_except(recipe.names(), "search"))
 def test_a_broken_yaml_is_one_line_or_means_something_else(name, tmp_path):
     found = [
         refused(content, tmp_path, real=number % REAL == 0)

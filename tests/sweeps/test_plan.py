@@ -255,6 +255,7 @@ def test_a_grace_period_that_heartbeats_are_too_slow_for_is_refused(light, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_study_knows_the_parameters_and_takes_more_points(light, tmp_path):
     out = tmp_path / "out"
     run(write(tmp_path), out)

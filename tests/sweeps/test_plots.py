@@ -112,6 +112,7 @@ def numbers(directory, name):
     return pd.read_csv(directory / f"optuna_{name}.csv")
 
 
+@pytest.mark.slow
 def test_every_picture_has_the_csv_of_its_own_numbers(tmp_path):
     plots.draw(trials(ONE), ONE, tmp_path)
     history = numbers(tmp_path, "history")

@@ -58,6 +58,7 @@ def test_a_search_tries_its_start_and_as_many_settings_as_asked(tmp_path, kind):
     assert set(counts(out).values()) == {(1, 1)}
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_as_if_it_had_not_stopped(tmp_path):
     path = write(tmp_path, SEARCH + "sampler: {n_startup_trials: 3}")  # the rest TPE proposes
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -67,6 +68,7 @@ def test_a_search_goes_on_as_if_it_had_not_stopped(tmp_path):
     assert settings(whole) == settings(parts)
 
 
+@pytest.mark.slow
 def test_every_setting_is_trained_with_every_seed_and_seeds_can_be_added(tmp_path):
     path, out = write(tmp_path, SEARCH), tmp_path / "out"
     run(path, out, trials=3)
@@ -87,6 +89,7 @@ def test_hours_are_of_training(tmp_path):
     assert len(outcome.results) == 4  # 0.36 s, each takes 0.1 s
 
 
+@pytest.mark.slow
 def test_a_space_that_is_exhausted_ends_the_search(tmp_path):
     text = "config: b\nkind: random\nspace: {router: [NoRouting, DTR, RTR]}\ntrials: 10"
     path, out = write(tmp_path, text), tmp_path / "out"
@@ -157,6 +160,7 @@ def _generation(content, trials=40):
         (None, [0.5, 0.5, 0.5, 0.5]),
     ],
 )
+@pytest.mark.slow
 def test_cmaes_proposes_around_its_first_start(start, centre):
     content = {
         "config": "b",
@@ -184,6 +188,7 @@ pruning: {kind: median, n_startup_trials: 1, n_warmup_steps: 2}
 """
 
 
+@pytest.mark.slow
 def test_pruned_trials_are_marked_and_finished_by_a_flag(tmp_path):
     text = PRUNED.replace("base.yaml", "base.yaml\nsmoke: {pace: 0.05}")
     path, out = write(tmp_path, text), tmp_path / "out"

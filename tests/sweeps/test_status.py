@@ -85,6 +85,7 @@ def test_status_imports_nothing_heavy(light, tmp_path):
     assert text.stdout.endswith("False\n")
 
 
+@pytest.mark.slow
 def test_status_of_a_running_sweep_and_stop(tmp_path):
     path, out = write(tmp_path), tmp_path / "out"
     process = spawn(path, out, 0.25)

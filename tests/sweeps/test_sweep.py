@@ -73,6 +73,7 @@ def test_a_signal_that_comes_twice_at_once_counts_once(monkeypatch):
             assert session.interrupts == expected
 
 
+@pytest.mark.slow
 def test_a_failing_trial_does_not_stop_the_others_and_is_tried_again_on_demand(light, tmp_path):
     text = "config: b\ngrid: [{router: [Raises, NoRouting, Diverges, Exits]}]"
     path, out = write(tmp_path, text), tmp_path / "out"
@@ -149,6 +150,7 @@ def under_way(out):
     return out.is_dir() and any(2 <= len(run.metrics()) <= 5 for run in find_runs([out]))
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_every_point_has_one_result(tmp_path):
     path, out = write(tmp_path), tmp_path / "out"
     process = spawn(path, out, 0.03)
@@ -190,6 +192,7 @@ def test_the_runs_of_a_smoke_say_so(smoke, light, tmp_path):
     assert [found.meta.get("smoke", False) for found in find_runs([out])] == [smoke] * 2
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_trained_longer_and_never_shorter(light, tmp_path):
     path, out = write(tmp_path), tmp_path / "out"
     first, _ = run(path, out)

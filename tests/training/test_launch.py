@@ -155,6 +155,7 @@ def test_a_signal_saves_in_all_processes(tmp_path, ranks, number):
     assert 0 < step < 2000 and Run(tmp_path).meta["status"] == "stopped"
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_processes_have_met_ends_with_the_same_code(tmp_path):
     """Both leave while they meet, in a thread of C++, which must not abort the end of Python."""
     options = TINY | {"trainer.accelerator": "cpu", "trainer.num_nodes": 2, "trainer.devices": 1}

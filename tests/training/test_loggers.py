@@ -37,6 +37,7 @@ def rows(path):
     return [list(csv.DictReader(file.open())) for file in files]
 
 
+@pytest.mark.slow
 def test_csv_has_what_tensorboard_has_and_a_file_for_each_start(tiny, tmp_path):
     results = run(tiny(logger="csv"), tmp_path)
     (first,) = rows(tmp_path)

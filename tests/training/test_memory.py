@@ -81,6 +81,7 @@ def test_the_papers_networks_fit_40_gigabytes(cls, weights, activations):
     assert found.activations / GIB == pytest.approx(activations, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_page_on_reproduction_has_the_counted_memory():
     page = (ROOT / "docs" / "reproduce.md").read_text()
     rows = command.rows(list(command.NETWORKS), 32, "bf16-mixed")

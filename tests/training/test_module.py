@@ -91,10 +91,12 @@ def two_ranks(tmp_path_factory):
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
+@pytest.mark.slow
 def test_two_ranks_hold_one_network_and_one_set_of_masks(two_ranks):
     assert two_ranks["networks"] == {"equal": True, "ranks": 2, "steps": 3, "moved": True}
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_together_when_one_is_asked_to(two_ranks):
     """Asked after step 2, the first rank says yes; all know it one step later."""
     assert two_ranks["stop"] == {

@@ -13,7 +13,7 @@ from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.fit import read_checkpoint, run
 from dtr_lightning.rundir.run import Run
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, slow_except
 
 STEPS = {"trainer.max_steps": 6, "trainer.log_every_n_steps": 1, "data.batch_size": 16}
 SYSTEMS = {
@@ -35,7 +35,7 @@ def config_of(system, **more):
     return resolve(ROOT / "configs" / "digits.yaml", options)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", slow_except(SYSTEMS, "digits"))
 def test_accumulated_parts_are_one_batch(system, tmp_path):
     whole, parts = (
         config_of(system, **{"trainer.accumulate_grad_batches": accumulate})
@@ -51,6 +51,7 @@ def test_accumulated_parts_are_one_batch(system, tmp_path):
         torch.testing.assert_close(b["state_dict"][key], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_split_run_has_the_name_of_the_whole_and_resumes(tmp_path):
     """Four parts for three steps, then one part: the losses are those of one part throughout."""
     run(config_of("digits"), tmp_path / "whole")
@@ -60,6 +61,7 @@ def test_a_split_run_has_the_name_of_the_whole_and_resumes(tmp_path):
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_parts_are_one_batch(tmp_path):
     run(config_of("UW"), tmp_path / "whole")
     config = config_of("UW", **{"trainer.accumulate_grad_batches": 2})

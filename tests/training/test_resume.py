@@ -40,7 +40,7 @@ class DroppingDiT(DiT):
         return F.dropout(super().embed(t), 0.5, self.training)
 
 
-@pytest.mark.parametrize("system", slow_except(SYSTEMS, "roaming", "switch", "nash", "dropout"))
+@pytest.mark.parametrize("system", slow_except(SYSTEMS, "dropout"))
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, system):
     options = TINY | SYSTEMS[system]
     if system == "adm":
@@ -68,6 +68,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("question", "step"), slow_except([(4, 3), (10, 6), (14, 6)], (10, 6)))
+@pytest.mark.slow
 def test_an_evaluation_that_was_stopped_is_made_up_for(whole, tmp_path, question, step):
     """Asked after every step and 3 times an evaluation: those on the way begin at 3 and 9."""
     config, path, results = whole

@@ -7,6 +7,7 @@ from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.experiment.fit import read_checkpoint, run
 from dtr_lightning.rundir.naming import identity
 from dtr_lightning.rundir.run import Run
+from tests.conftest import slow_except
 
 SCHEDULE = {"module__lr_warmup": 2, "module__lr_decay": 4}
 
@@ -19,7 +20,7 @@ def test_warm_up_then_half_a_cosine(tiny):
     assert Experiment(tiny()).module.lr_factor(10**6) == 1
 
 
-@pytest.mark.parametrize("gradients", ["Joint", "PCGrad"])
+@pytest.mark.parametrize("gradients", slow_except(["Joint", "PCGrad"], "Joint"))
 def test_every_step_has_its_rate_and_a_resumed_run_goes_on(tiny, tmp_path, gradients):
     def config(steps):
         return tiny(gradients=gradients, trainer__max_steps=steps, evaluation__every=0, **SCHEDULE)
