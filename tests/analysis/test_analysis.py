@@ -17,6 +17,7 @@ from analysis.tables.tables import markdown, table
 from dtr_lightning.routing.masks import dtr
 from dtr_lightning.rundir.run import Run, find_runs
 from tests.analysis.synthetic_runs import FOUR, GRID, make_run, make_sweep, score_of
+from tests.conftest import slow_except
 
 # these need more than FOUR: see test_score_figures.py and test_experts_figure.py
 NEED_MORE = ("heatmap", "sizes", "negative_transfer")
@@ -46,7 +47,9 @@ def plotted(figure):
     return [(x, y) for line in figure.axes[0].get_lines() for x, y in line.get_xydata()]
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if name not in NEED_MORE])
+@pytest.mark.parametrize(
+    "name", slow_except([name for name in FIGURES if name not in NEED_MORE], "ablation", "masks")
+)
 def test_every_figure_is_written_as_pdf_png_and_csv(name, four, tmp_path):
     before = rc_params()
     written, left_out = draw_all([four], out=tmp_path, only=[name])

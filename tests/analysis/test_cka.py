@@ -197,6 +197,7 @@ def trained(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_figure_of_runs_is_stored_and_drawn_again_without_networks(trained, monkeypatch, capfd):
     assert main([str(trained), "--only", "cka", *OPTIONS]) == 0
     out, err = capfd.readouterr()

@@ -56,6 +56,7 @@ def test_flips_that_tie_are_counted_whatever_their_rounding():
 
 
 @pytest.mark.parametrize("n", [*range(1, 12), EXACT])
+@pytest.mark.slow
 def test_equal_signs_reach_the_least_p(n):
     assert sign_flip(RNG.uniform(0.1, 1, n)) == least_p(n) == 2 / 2**n
     assert (least_p(n) < 0.05) == (n >= 6)

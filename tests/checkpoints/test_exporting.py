@@ -82,6 +82,7 @@ def test_a_run_comes_back(tiny, tmp_path, to, router):
 
 
 @pytest.mark.parametrize("name", ["adm/adm_ssn1_updown1_cond", "dit/dit_cond4"])
+@pytest.mark.slow
 def test_an_imported_network_is_exported_bit_by_bit(tmp_path, name):
     state = weights(name)
     torch.save(state, tmp_path / "a.pt")

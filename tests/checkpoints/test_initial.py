@@ -81,6 +81,7 @@ def test_its_weights_are_its_identity_wherever_they_lie(tiny, pretrained, tmp_pa
     assert "init=run" in run_name(configs[0], DIGITS)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_read_it_again(tiny, pretrained, tmp_path):
     weights = tmp_path / "weights.ckpt"
     weights.write_bytes((pretrained / "ckpt" / "last.ckpt").read_bytes())

@@ -26,7 +26,7 @@ from dtr_lightning.experiment.fit import run as train
 from dtr_lightning.experiment.load import TrainedRun, other_protocol
 from dtr_lightning.rundir.naming import protocol
 from dtr_lightning.rundir.run import Run
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, slow_except
 from tests.metrics.test_adm_protocol import cli, inception  # noqa: F401
 
 N, SIZE = 22, 4
@@ -154,7 +154,7 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", slow_except([2, 3], 2))
 def test_plain_commands_share_the_samples(processes, whole, run):
     meet = Meet(processes)
     commands = [Command(run, at=meet) for _ in range(processes)]

@@ -297,6 +297,7 @@ class TestRun:
         assert before == {f: f.stat().st_mtime_ns for f in path.rglob("*") if f.is_file()}
 
     @pytest.mark.parametrize("step", slow_except([2, 6, 8, 12], 8))
+    @pytest.mark.slow
     def test_stopped_and_resumed_equals_uninterrupted(self, whole, tmp_path, step):
         config, path, _, _ = whole
         with pytest.raises(Stopped):

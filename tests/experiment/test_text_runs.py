@@ -137,6 +137,7 @@ def test_prompts_are_drawn_in_turn(finished, made, command, tmp_path):
     assert torch.equal(alone[::2], images[::2]) and not torch.equal(alone[1::2], images[1::2])
 
 
+@pytest.mark.slow
 def test_a_prompt_needs_no_store(finished, made, command, tmp_path):
     _, path, _ = finished
     expected = StoredRun(path).sample(n=3, prompts=["a red bus"])

@@ -21,6 +21,7 @@ from tests.experiment.test_fit import assert_equal, trained
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 
 
+@pytest.mark.slow
 def test_a_time_limit_stops_like_a_signal_and_the_same_run_goes_on(tiny, tmp_path):
     config = tiny(trainer__max_steps=20, trainer__max_time="00:00:00:01", evaluation__every=0)
     whole, parts = tmp_path / "whole", tmp_path / "parts"

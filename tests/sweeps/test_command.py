@@ -43,6 +43,7 @@ def test_a_mistake_is_one_line_and_exit_2(arguments, says, capsys, monkeypatch):
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_dry_run_writes_nothing_and_knows_what_is_done(light, tmp_path, monkeypatch, capsys):
     path, out = write(tmp_path), tmp_path / "out"
     fit = SimpleNamespace(seconds_per_step=lambda config: 6.0)

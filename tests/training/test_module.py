@@ -108,6 +108,7 @@ def test_two_ranks_stop_together_when_one_is_asked_to(two_ranks):
     }
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_what_one_does(two_ranks, tiny):
     alone = measure(tiny())
     assert len(alone["images"]) == len(alone["labels"]) == 12

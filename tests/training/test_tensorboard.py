@@ -54,6 +54,7 @@ def view(tmp_path_factory):
     return *served(folder), results, folder
 
 
+@pytest.mark.slow
 def test_what_differs_comes_first_and_every_option_is_a_column(view):
     experiment, sessions, *_ = view
     differing = {info.name for info in experiment.hparam_infos if info.differs}
