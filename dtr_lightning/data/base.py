@@ -191,6 +191,7 @@ class Data(LightningDataModule, ABC):
     num_classes: int
     class_names: tuple[str, ...]
     codec: Codec = Pixels()  # between what `split` gives and what the network sees
+    has_images: bool = True  # or sizes alone, for which a network can be made
     captions: Captions | None = None  # what a text-conditional network is told in place of labels
     caption_counts: np.ndarray | None = None  # of each training image, where batches hold tokens
     seed: int = 0

@@ -78,7 +78,7 @@ def test_a_config_says_its_parameters_and_its_memory(file):
     head = file.read_text()
     assert f"{parameters / 1e6:.2f} M" in head.replace("\n# ", " ")
     (stated, *_) = re.findall(r"([\d.]+) GiB on each", head.replace("\n# ", " "))
-    assert f"{costs._memory(config, experiment) / 2**30:.1f}" == stated
+    assert f"{costs.memory_of_step(config, experiment) / 2**30:.1f}" == stated
     assert f"--config configs/paper/{file.name}" in head and "ublished" in head
 
 
@@ -193,8 +193,8 @@ def test_measured_numbers_stand_beside_the_published_ones():
 
 def test_what_sweeps_take_adds_up():
     needs = [costs.Need(1, 2.0, 1.0, 3, 4, 5, (7,)), costs.Need(2, 3.0, 1.0, 1, 9, 2, (6, 7))]
-    whole = sum(needs, costs.Need(0, 0.0, 0.0, 0, 0, 0, ()))
-    assert whole == (3, 5.0, 2.0, 4, 9, 5, (6, 7))
+    assert costs.Need.total(needs) == (3, 5.0, 2.0, 4, 9, 5, (6, 7), True)
+    assert costs.Need.total([*needs, needs[0]._replace(memory=None)]).memory is None
 
 
 def test_captions_that_are_not_there_have_sizes_and_nothing_else():
