@@ -230,11 +230,9 @@ class Data(LightningDataModule, ABC):
         return {key: getattr(self, key) for key in sizes} | told
 
     def record(self) -> dict[str, Any]:
-        """Returns what a run keeps of its data: sizes, what makes a codec and encodes texts."""
+        """Returns what a run keeps of its data: the sizes, and what makes a codec but pixels."""
         codec = self.codec.arguments()
-        text = {} if self.captions is None else self.captions.arguments()
-        made = {"codec": codec, "text": text}
-        return self.sizes() | {key: arguments for key, arguments in made.items() if arguments}
+        return self.sizes() | ({"codec": codec} if codec else {})
 
     def digest(self) -> str:
         """Returns a digest of which images these are, wherever they lie: classes and splits."""
