@@ -19,6 +19,7 @@ __all__ = [
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -177,14 +178,10 @@ class Stage(nn.Sequential):
         self.use_checkpoint = use_checkpoint
 
     @property
-    def blocks(self) -> list[nn.Module]:
-        """The layers that read through routes, in order."""
-        return [layer for layer in self if isinstance(layer, ResBlock | AttentionBlock)]
-
-    @property
     def reads(self) -> list[int]:
         """The channels of each read, in order."""
-        return [channels for block in self.blocks for channels in block.reads]
+        blocks = (layer for layer in self if isinstance(layer, ResBlock | AttentionBlock))
+        return [channels for block in blocks for channels in block.reads]
 
     def forward(self, x: Tensor, emb: Tensor, routes: Iterator[Route]) -> Tensor:
         """Returns the features of x (N, C, H, W); takes as many routes as it has reads."""
@@ -335,21 +332,17 @@ class ADM(Denoiser):
             GroupNorm(h), nn.SiLU(), zeroed(nn.Conv2d(h, out_channels, 3, padding=1))
         )
         self.router = self.router_or_none(router)
-        reads = [channels for part in self.stages for channels in part.reads]
+        stages = chain(self.input_blocks, [self.middle_block], self.output_blocks)
+        reads = [channels for part in stages for channels in part.reads]
         self.router.bind(tasks, reads, emb_channels, channel_dim=1)
-
-    @property
-    def stages(self) -> list[Stage]:
-        """All stages, in the order of the forward pass."""
-        return [*self.input_blocks, self.middle_block, *self.output_blocks]
 
     def embed(self, t: Tensor) -> Tensor:
         """Returns the embedding (N, 4 model_channels) of timesteps t (N,)."""
         return self.time_embed(t)
 
-    def checkpointed(self) -> Sequence[nn.Module]:
-        """Returns the residual and attention blocks of all stages."""
-        return [block for stage in self.stages for block in stage.blocks]
+    def checkpointed(self) -> list[nn.Module]:
+        """Returns the residual and attention blocks."""
+        return [part for part in self.modules() if isinstance(part, ResBlock | AttentionBlock)]
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Returns the prediction (N, C_out, H, W) for x (N, C_in, H, W), original t, y (N,)."""
