@@ -15,7 +15,7 @@ from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
 from dtr_lightning.config.evaluation import EvaluationConfig
-from dtr_lightning.config.parser import Config, instantiate
+from dtr_lightning.config.parser import OF_FIT, Config, instantiate
 from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
 from dtr_lightning.diffusion import clusters as tasks
@@ -152,8 +152,7 @@ class Experiment:
 
         `stop` ends its wait for the other processes of the run.
         """
-        ours = ("max_time", "profiler")  # fit.py's
-        options = {k: v for k, v in self.config["trainer"].items() if k not in ours}
+        options = {k: v for k, v in self.config["trainer"].items() if k not in OF_FIT}
         if self.networks > 1:
             options["max_steps"] = 0
         if not self.module.automatic_optimization:  # Lightning leaves the clipping to the module
