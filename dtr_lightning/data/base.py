@@ -32,6 +32,7 @@ Split = Literal["train", "val"]
 Batch = tuple[Tensor, Tensor]
 
 REFERENCE_BATCH = 512
+SPLIT_NAMES: dict[Split, str] = {"train": "training", "val": "held-out"}  # as texts call them
 
 
 # Indices, flips, and of data with captions their numbers. NumPy's, as a tensor on its way to a
