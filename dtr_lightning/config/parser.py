@@ -259,8 +259,10 @@ def _plain(namespace: Namespace) -> Config:
         # a name stays right when a file moves
         path = config[axis]["class_path"]
         name = path.rpartition(".")[2]
-        if path.startswith("dtr_lightning.") and name in valid_choices(AXES[axis][0]):
-            config[axis] = {"class_path": name, "init_args": config[axis].get("init_args") or {}}
+        shipped = path.startswith("dtr_lightning.") and name in valid_choices(AXES[axis][0])
+        # a class without arguments is given none by the parser
+        arguments = config[axis].get("init_args") or {}
+        config[axis] = {"class_path": name if shipped else path, "init_args": arguments}
     return config
 
 

@@ -185,7 +185,7 @@ def _stated(form: Form, where: str) -> dict[str, Any]:
         if name not in folders():
             find(name)
     if form.images and not form.steps_per_second:
-        raise UserError(f"{where}: images are counted by with steps_per_second; give that too")
+        raise UserError(f"{where}: images need steps_per_second too, to count GPU-hours by")
     return {
         "steps_per_second": form.steps_per_second,
         "gpus": form.gpus,
