@@ -5,18 +5,22 @@ Writes a PNG sheet and, with --npz, the samples as arrays (arr_0 uint8 (n, H, W,
 Another sampler: --sampler DDPM --sampler.steps 250.
 """
 
+import argparse
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dtr_lightning.cli.commands import Options, check_file, command, loading, stop_on_signals
 from dtr_lightning.errors import Stopped, UserError
 from dtr_lightning.rundir.run import Run
 
+if TYPE_CHECKING:
+    from dtr_lightning.experiment.api import StoredRun
 
-@command
-def main() -> int:
-    """Reads the options, samples and writes the files."""
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """Returns the command's own options, and those of the run that it changes."""
     parser = Options(__doc__)
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--classes", nargs="+", help="names or numbers; all in turn by default")
@@ -42,6 +46,26 @@ def main() -> int:
     for option, value in (("seed", given.seed), ("guidance", given.guidance)):
         if value is not None:
             options.append(f"--evaluation.{option}={value}")
+    return given, options
+
+
+def file_name(run: "StoredRun", given: argparse.Namespace, labels: list[int]) -> str:
+    """Returns the name of a sheet, which says what is drawn and how."""
+    kind, what = "class", "+".join(map(str, labels)) if given.classes else "all"
+    if given.prompt:
+        kind, what = "prompt", re.sub(r"\W+", "_", "+".join(given.prompt))
+    experiment = run.trained.experiment
+    protocol, sampler = experiment.protocol, type(experiment.sampler).__name__.lower()
+    return (
+        f"{kind}={what[:60]}-n={given.n}-seed={protocol.seed}-{sampler}{experiment.sampler_steps}"
+        f"-guidance={protocol.guidance:g}-step={run.trained.step}.png"
+    )
+
+
+@command
+def main() -> int:
+    """Reads the options, samples and writes the files."""
+    given, options = parse()
     samples = Run.existing(given.run).samples
     check_file("--out", given.out or str(samples / "NAME.png"), ".png")
     if given.npz:
@@ -58,15 +82,10 @@ def main() -> int:
 
     stop = stop_on_signals()
     run = StoredRun(given.run, given.checkpoint, options)
-    experiment, prompts = run.trained.experiment, given.prompt
-    if prompts:
-        columns, which = len(prompts), re.sub(r"\W+", "_", "+".join(prompts))
-        labels = torch.arange(given.n) % columns
-    else:
-        labels = run.labels(given.n, given.classes)
-        classes = list(dict.fromkeys(labels.tolist()))
-        columns, which = len(classes), "+".join(map(str, classes))
-    total, done = experiment.sampling_work(given.n), 0
+    prompts = given.prompt
+    labels = torch.arange(given.n) % len(prompts) if prompts else run.labels(given.n, given.classes)
+    columns = list(dict.fromkeys(labels.tolist()))
+    total, done = run.trained.experiment.sampling_work(given.n), 0
     with Bar("sample") as bar:
 
         def count(images: int) -> None:
@@ -77,14 +96,8 @@ def main() -> int:
                 raise Stopped
 
         images = run.sample(given.n, given.classes, report=count, prompts=prompts)
-    guidance = experiment.protocol.guidance
-    told = "prompt" if prompts else "class"
-    which = which if prompts or given.classes else "all"
-    how = f"{experiment.sampler_steps}-guidance={guidance:g}-step={run.trained.step}"
-    sampler = f"{type(experiment.sampler).__name__.lower()}{how}"
-    name = f"{told}={which[:60]}-n={given.n}-seed={experiment.protocol.seed}-{sampler}.png"
-    out = Path(given.out or run.files.samples / name)
-    save_sheet(str(out), images, columns)
+    out = Path(given.out or run.files.samples / file_name(run, given, columns))
+    save_sheet(str(out), images, len(columns))
     print(out)
     if given.npz:
         arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy(), "labels": labels.numpy()}

@@ -91,6 +91,7 @@ def show(options: argparse.Namespace, names: list[str], reading: dict[str, Any])
     """Prints the points of sweeps and what they take, and of several what they take together."""
     from rich.console import Console
 
+    from sweeps.engine.costs import Need
     from sweeps.engine.driver import prepare
     from sweeps.engine.preview import preview
 
@@ -99,12 +100,13 @@ def show(options: argparse.Namespace, names: list[str], reading: dict[str, Any])
         if len(names) > 1:
             print(f"\n{name}")
         parts = prepare(name, out=below(options.out, names, name), warm=False, **reading)
-        needs.append(preview(*parts, options.workers, console, options.per_gpu))
-    if len(stated := [need for need in needs if need]) > 1:
-        whole = sum(stated[1:], stated[0])
+        if need := preview(*parts, options.workers, console, options.per_gpu):
+            needs.append(need)
+    if len(needs) > 1:
+        total = Need.total(needs)
         print(
-            f"\nin all: {whole.trainings} trainings, about {whole.hours:,.0f} GPU-hours and "
-            f"{whole.checkpoints / 1e9:,.0f} GB of checkpoints"
+            f"\nin all: {total.trainings} trainings, about {total.hours:,.0f} GPU-hours and "
+            f"{total.checkpoints / 1e9:,.0f} GB of checkpoints"
         )
 
 

@@ -2,6 +2,7 @@
 
 The five lie in a folder outside the package, are named by their import paths alone, and go the
 way of the real commands: `train.py` trains with four of them, `python -m analysis` draws the fifth.
+A sixth file has images with captions, which a text-conditional network is told.
 """
 
 import signal
@@ -15,6 +16,7 @@ import dtr_lightning as dtr
 import train
 from analysis.__main__ import main as draw
 from dtr_lightning.cli.commands import STOPS
+from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.run import Run
 from tests.conftest import ROOT, TINY
 
@@ -92,6 +94,34 @@ class Bars(Data):
     def split(self, name: str) -> TensorDataset:
         return TensorDataset(self.images, self.labels)
 '''
+CAPTIONED = '''
+import torch
+from torch import Tensor
+from dtr_lightning.data import Captions
+from mine.data import Bars
+
+class Two(Captions):
+    """Two captions of each label, as one random token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("null", torch.zeros(1, 6), persistent=False)
+        table = torch.randn(2, 2, 1, 6, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("table", table, persistent=False)
+
+    def draw(self, n: int, device: torch.device) -> Tensor:
+        return torch.randint(2, (n,), device=device)
+
+    def forward(self, labels: Tensor, which: Tensor) -> Tensor:
+        return self.table[labels, which % 2]
+
+class CaptionedBars(Bars):
+    """The bars, with captions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.captions = Two()
+'''
 FIGURE = """
 import pandas as pd
 from analysis.drawing.style import Drawing, new_figure, styled
@@ -109,7 +139,7 @@ def draw(runs):
     return Drawing(figure, pd.DataFrame({"loss": losses}))
 """
 FILES = {"router": ROUTER, "loss_weight": LOSS_WEIGHT, "sampler": SAMPLER, "data": DATA}
-FILES |= {"figure": FIGURE}
+FILES |= {"figure": FIGURE, "captioned": CAPTIONED}
 CHOICES = {"router": "mine.router.Halves", "router.share": 0.25}
 CHOICES |= {"loss_weight": "mine.loss_weight.Scaled", "loss_weight.scale": 0.0}
 CHOICES |= {"sampler": "mine.sampler.Dark", "data": "mine.data.Bars", "data.n": 48}
@@ -166,6 +196,15 @@ def test_a_stored_run_uses_them_again(trained):
     assert (run.sample(2) == 0).all()
     x, t = torch.ones(2, 1, 8, 8), torch.tensor([0, 999])
     assert not run.network(x, t, torch.tensor([0, 1])).any()
+
+
+def test_own_captions_train_and_are_drawn_and_refuse_prompts_that_they_cannot_encode(folder):
+    config = ROOT / "configs" / "backbones" / "text_dit.yaml"
+    changes = TINY | {"data": "mine.captioned.CaptionedBars", "evaluation.every": 0}
+    run = dtr.train(str(config), changes, out=folder / "runs" / "captioned")
+    assert run.sample(3).shape == (3, 1, 8, 8)
+    with pytest.raises(UserError, match="Two encodes no prompts; sample without them"):
+        run.sample(3, prompts=["a bar"])
 
 
 def test_an_own_figure_is_drawn_by_its_import_path(trained, capsys):

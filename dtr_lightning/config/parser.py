@@ -6,6 +6,7 @@ subclasses of one base class, by name or by the import path of a person's own cl
 
 __all__ = [
     "AXES",
+    "OF_FIT",
     "Config",
     "Parser",
     "check",
@@ -75,6 +76,8 @@ DEFAULTS = {
 # What no parser needs to know of the others, in the order of a config.
 GROUPS = ("seed", "experts", "init", "init_partial", "logger", *AXES)
 GROUPS += ("module", "evaluation", "checkpoint", "trainer")
+# Options of the trainer that fit.py acts on in place of Lightning; without them a run is as before.
+OF_FIT = ("max_time", "profiler")
 # Lightning's own types and texts would name what cannot be used here.
 TRAINER_OPTIONS: dict[str, tuple[Any, Any, str]] = {  # type, default, help
     "accelerator": (str, "auto", "what to train on: auto, cpu, gpu (cuda, mps)"),
@@ -244,7 +247,7 @@ def _plain(namespace: Namespace) -> Config:
     for key in ("init", "init_partial", "logger"):
         if not config.get(key):
             config.pop(key, None)
-    for key in ("max_time", "profiler"):
+    for key in OF_FIT:
         if not config.get("trainer", {}).get(key, True):
             config["trainer"].pop(key)
     if isinstance(config.get("logger"), str):
@@ -256,8 +259,10 @@ def _plain(namespace: Namespace) -> Config:
         # a name stays right when a file moves
         path = config[axis]["class_path"]
         name = path.rpartition(".")[2]
-        if path.startswith("dtr_lightning.") and name in valid_choices(AXES[axis][0]):
-            config[axis] = {"class_path": name, "init_args": config[axis].get("init_args") or {}}
+        shipped = path.startswith("dtr_lightning.") and name in valid_choices(AXES[axis][0])
+        # a class without arguments is given none by the parser
+        arguments = config[axis].get("init_args") or {}
+        config[axis] = {"class_path": name if shipped else path, "init_args": arguments}
     return config
 
 

@@ -2,6 +2,7 @@
 
 from dtr_lightning.data.base import Data
 from dtr_lightning.data.captioned import CaptionedLatents
+from dtr_lightning.data.captions import Captions
 from dtr_lightning.data.codec import VAE, Codec, Pixels, to_float, to_uint8
 from dtr_lightning.data.digits import Digits
 from dtr_lightning.data.digits_captions import DigitsCaptions
@@ -14,6 +15,7 @@ __all__ = [
     "MNIST",
     "VAE",
     "CaptionedLatents",
+    "Captions",
     "Codec",
     "Data",
     "Digits",

@@ -32,6 +32,7 @@ Split = Literal["train", "val"]
 Batch = tuple[Tensor, Tensor]
 
 REFERENCE_BATCH = 512
+SPLIT_NAMES: dict[Split, str] = {"train": "training", "val": "held-out"}  # as texts call them
 
 
 # Indices, flips, and of data with captions their numbers. NumPy's, as a tensor on its way to a
@@ -191,6 +192,7 @@ class Data(LightningDataModule, ABC):
     num_classes: int
     class_names: tuple[str, ...]
     codec: Codec = Pixels()  # between what `split` gives and what the network sees
+    has_images: bool = True  # or sizes alone, for which a network can be made
     captions: Captions | None = None  # what a text-conditional network is told in place of labels
     caption_counts: np.ndarray | None = None  # of each training image, where batches hold tokens
     seed: int = 0
@@ -229,11 +231,9 @@ class Data(LightningDataModule, ABC):
         return {key: getattr(self, key) for key in sizes} | told
 
     def record(self) -> dict[str, Any]:
-        """Returns what a run keeps of its data: sizes, what makes a codec and encodes texts."""
+        """Returns what a run keeps of its data: the sizes, and what makes a codec but pixels."""
         codec = self.codec.arguments()
-        text = {} if self.captions is None else self.captions.arguments()
-        made = {"codec": codec, "text": text}
-        return self.sizes() | {key: arguments for key, arguments in made.items() if arguments}
+        return self.sizes() | ({"codec": codec} if codec else {})
 
     def digest(self) -> str:
         """Returns a digest of which images these are, wherever they lie: classes and splits."""

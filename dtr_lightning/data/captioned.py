@@ -3,7 +3,7 @@
 __all__ = ["CaptionTable", "CaptionedLatents", "StoredCaptions"]
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dtr_lightning.data.captions import Captions
 from dtr_lightning.data.clip import CLIPText
 from dtr_lightning.data.codec import Posterior
 from dtr_lightning.data.latents import Latents
-from dtr_lightning.data.store import Manifest, StoredSplit, copy_rows, open_array
+from dtr_lightning.data.store import OFFSETS, Manifest, StoredSplit, copy_rows, open_array
 from dtr_lightning.errors import UserError
 
 
@@ -34,7 +34,7 @@ class CaptionTable:
         self.counts = np.diff(offsets)
         self.first = offsets[:-1]
         if offsets[0] or offsets[-1] != manifest.captions or self.counts.min() < 1:
-            raise UserError(f"{folder / 'caption_offsets.npy'} is damaged; make the store anew")
+            raise UserError(f"{folder / OFFSETS} is damaged; make the store anew")
 
     def tokens(self, images: Tensor, which: Tensor) -> Tensor:
         """Returns float16 (N, L_text, C_text): of images (N,) the captions number which (N,).
@@ -114,10 +114,22 @@ class StoredCaptions(Captions):
         rule = "held-out image i mod N, caption i // N"
         return {"prompts": rule, "clip": self.clip.digest}
 
-    def arguments(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """Returns where the text encoder is, its digest, and the shape of an encoded text."""
         shape = list(self.null.shape)
         return {"path": self.clip.path, "digest": self.clip.digest, "shape": shape}
+
+    @classmethod
+    def of_record(
+        cls, record: Mapping[str, Any], clip: str | None, table: Callable[[], CaptionTable]
+    ) -> "StoredCaptions":
+        """Returns the captions of a run whose store may be elsewhere, by what `record` told of it.
+
+        clip is where the text encoder is now, None: where it was. The empty text is zeros, as the
+        network has its own.
+        """
+        encoder = CLIPText(clip or record["path"], record["digest"])
+        return cls(table, torch.zeros(record["shape"]), encoder)
 
 
 class CaptionedLatents(Latents):
@@ -177,3 +189,7 @@ class CaptionedLatents(Latents):
     def class_counts(self) -> list[int]:
         """Returns how many training images there are: captions know no classes."""
         return [self.manifest.train]
+
+    def record(self) -> dict[str, Any]:
+        """Returns what a run keeps of its data, and what encodes prompts where no store is."""
+        return super().record() | {"text": self.captions.record()}

@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dtr_lightning.errors import UserError
 from dtr_lightning.seeds import seed_of
 
 
 class Captions(nn.Module, ABC):
-    """Gives the captions of labels as features of text tokens, `null` (L_text, C_text) for none."""
+    """Gives the captions of labels as features of text tokens, `null` (L_text, C_text) for none.
+
+    A subclass gives `null`, a buffer, `draw` and `forward`; `encode` too where prompts are taken.
+    """
 
     null: Tensor
 
@@ -28,9 +32,12 @@ class Captions(nn.Module, ABC):
         which (N,) is the number of the caption, modulo how many the label has.
         """
 
-    @abstractmethod
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Returns tokens float32 (N, L_text, C_text) of any texts; UserError where it cannot."""
+        """Returns tokens float32 (N, L_text, C_text) of any texts.
+
+        UserError for texts that it cannot encode: by default for all.
+        """
+        raise UserError(f"{type(self).__name__} encodes no prompts; sample without them")
 
     def sample_labels(self, n: int) -> Tensor | None:
         """Returns the labels int64 (n,) of samples 0 to n - 1, where the captions fix them."""
@@ -42,8 +49,4 @@ class Captions(nn.Module, ABC):
 
     def describe(self) -> dict[str, Any]:
         """Returns what a protocol states of the captions."""
-        return {}
-
-    def arguments(self) -> dict[str, Any]:
-        """Returns what makes the captions of texts again where no data lie, if that can be."""
         return {}

@@ -8,10 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from dtr_lightning.data.pretrained import is_folder, weights_digest
+from dtr_lightning.data.pretrained import check_digest, reading, weights_digest
 from dtr_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class CLIPText:
     @cached_property
     def parts(self) -> "tuple[CLIPTextModel, CLIPTokenizer]":
         """The encoder and its tokenizer; UserError where they cannot be had or are others."""
-        where = "; --data.clip says where it is" if self.wanted else ""
+        hint = "; --data.clip says where it is" if self.wanted else ""
         try:
             from transformers import CLIPTextModel, CLIPTokenizer
             from transformers.utils import logging
@@ -43,11 +42,10 @@ class CLIPText:
             raise UserError(
                 "captions need transformers: pip install -r requirements-scale.txt"
             ) from error
-        local = is_folder(self.path, "text encoder", where)
         logging.set_verbosity_error()  # it tells of the weights of CLIP's other half, one a line
         logging.disable_progress_bar()
-        try:
-            network, told = CLIPTextModel.from_pretrained(
+        with reading(self.path, "text encoder", hint) as local:
+            network, loading = CLIPTextModel.from_pretrained(
                 self.path,
                 local_files_only=local,
                 use_safetensors=True,
@@ -55,24 +53,16 @@ class CLIPText:
                 output_loading_info=True,
             )
             tokenizer = CLIPTokenizer.from_pretrained(self.path, local_files_only=local)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            line = str(error).strip().partition("\n")[0]
-            hint = "" if local else "; where there is no network, give a local folder"
-            raise UserError(f"no text encoder at {self.path}: {line}{hint}{where}") from error
-        if missing := sorted(told["missing_keys"]):
-            raise UserError(
-                f"{self.path} is no text encoder of CLIP: it has no {missing[0]}{where}"
-            )
+        if missing := sorted(loading["missing_keys"]):
+            raise UserError(f"{self.path} is no text encoder of CLIP: it has no {missing[0]}{hint}")
         if len(tokenizer) != network.config.vocab_size:
             raise UserError(
                 f"the tokenizer at {self.path} has {len(tokenizer):,} tokens, the text encoder "
-                f"{network.config.vocab_size:,}; restore its files{where}"
+                f"{network.config.vocab_size:,}; restore its files{hint}"
             )
-        if self.wanted and (digest := _digest(network, tokenizer)) != self.wanted:
-            raise UserError(
-                f"the text encoder at {self.path} has the digest {digest}; these captions are of "
-                f"{self.wanted}{where}"
-            )
+        if self.wanted:
+            digest = _digest(network, tokenizer)
+            check_digest(digest, self.wanted, self.path, "text encoder", "captions", hint)
         return network.requires_grad_(False).eval(), tokenizer
 
     @cached_property

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from dtr_lightning.data.pretrained import is_folder, weights_digest
+from dtr_lightning.data.pretrained import check_digest, reading, weights_digest
 from dtr_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -146,30 +146,23 @@ class VAE(Codec):
     @cached_property
     def network(self) -> "AutoencoderKL":
         """The autoencoder, frozen; UserError where it cannot be had or is another."""
-        where = "; --data.vae says where it is" if self.wanted else ""
+        hint = "; --data.vae says where it is" if self.wanted else ""
         try:
             from diffusers import AutoencoderKL
         except ImportError as error:
             raise UserError(
                 "latents need diffusers: pip install -r requirements-scale.txt"
             ) from error
-        local = is_folder(self.path, "autoencoder", where)
-        try:
+        with reading(self.path, "autoencoder", hint) as local:
             network = AutoencoderKL.from_pretrained(
                 self.path,
                 local_files_only=local,
                 use_safetensors=True,
                 low_cpu_mem_usage=False,  # that needs accelerate
             )
-        except (OSError, ValueError, KeyError) as error:
-            line = str(error).strip().partition("\n")[0]
-            hint = "" if local else "; where there is no network, give a local folder"
-            raise UserError(f"no autoencoder at {self.path}: {line}{hint}{where}") from error
-        if self.wanted and (digest := weights_digest(network)) != self.wanted:
-            raise UserError(
-                f"the autoencoder at {self.path} has the digest {digest}; these latents are of "
-                f"{self.wanted}{where}"
-            )
+        if self.wanted:
+            digest = weights_digest(network)
+            check_digest(digest, self.wanted, self.path, "autoencoder", "latents", hint)
         return network.requires_grad_(False).eval()
 
     @property

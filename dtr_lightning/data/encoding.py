@@ -15,7 +15,7 @@ from torch import Tensor
 from dtr_lightning.data.base import Data
 from dtr_lightning.data.clip import CLIPText
 from dtr_lightning.data.codec import VAE, Codec, Pixels
-from dtr_lightning.data.store import TOKENS, Manifest
+from dtr_lightning.data.store import NULL, OFFSETS, TEXTS, TOKENS, Manifest
 from dtr_lightning.data.store_writer import Part, Source
 from dtr_lightning.errors import UserError
 
@@ -50,10 +50,7 @@ class EncodedCaptions:
     def files(self, device: torch.device | str) -> dict[str, bytes]:
         """Returns the files of a store beside the tokens."""
         null = self.clip.encode([""], device)[0].half().cpu().numpy()
-        arrays = {"caption_offsets.npy": self.offsets, "null.npy": null}
-        return {name: _npy(array) for name, array in arrays.items()} | {
-            "captions.txt": self._lines()
-        }
+        return {OFFSETS: _npy(self.offsets), NULL: _npy(null), TEXTS: self._lines()}
 
     def _lines(self) -> bytes:
         return "".join(f"{text}\n" for text in self.texts).encode()

@@ -49,6 +49,8 @@ class NoImages(Data):
         text_channels: of each of these tokens.
     """
 
+    has_images = False
+
     def __init__(
         self,
         in_channels: int,

@@ -10,6 +10,9 @@ of the empty text; and `captions.txt`, a caption a line.
 
 __all__ = [
     "MANIFEST",
+    "NULL",
+    "OFFSETS",
+    "TEXTS",
     "TOKENS",
     "Array",
     "Manifest",
@@ -39,6 +42,7 @@ MANIFEST = "manifest.json"
 VERSION = 1
 SPLITS: tuple[Split, ...] = ("train", "val")
 TOKENS = "tokens"  # the rows of captions, beside those of the splits
+OFFSETS, NULL, TEXTS = "caption_offsets.npy", "null.npy", "captions.txt"
 # What a manifest leaves out of its file, and of an identity, where there are no captions.
 OF_CAPTIONS = ("captions", "captions_digest", "tokens", "clip", "clip_path")
 
@@ -119,16 +123,15 @@ class Manifest:
             if latents and self.mirrored and split == "train":
                 arrays.append(Array("train_flipped.npy", dtype, (n, *row)))
             arrays.append(Array(f"{split}_labels.npy", "<i8", (n,)))
-        if self.tokens:
-            arrays.append(Array(f"{TOKENS}.npy", "<f2", (self.captions, *self.tokens)))
-        return arrays
+        return [*arrays, self.caption_arrays[0]] if self.tokens else arrays
 
     @property
     def caption_arrays(self) -> tuple[Array, Array, Array]:
         """The files of captions: their tokens, where those of each image begin, the empty text."""
         assert self.tokens is not None
-        offsets = Array("caption_offsets.npy", "<i8", (self.train + self.val + 1,))
-        return self.arrays[-1], offsets, Array("null.npy", "<f2", self.tokens)
+        tokens = Array(f"{TOKENS}.npy", "<f2", (self.captions, *self.tokens))
+        offsets = Array(OFFSETS, "<i8", (self.train + self.val + 1,))
+        return tokens, offsets, Array(NULL, "<f2", self.tokens)
 
     @property
     def rows(self) -> dict[str, int]:

@@ -14,7 +14,7 @@ from dtr_lightning.config.parser import resolve, run_name
 from dtr_lightning.data import Data
 from dtr_lightning.errors import UserError, refuse_diverged
 from dtr_lightning.experiment import fit
-from dtr_lightning.experiment.evaluation import Report, sample, silent
+from dtr_lightning.experiment.evaluation import Report, fixed_labels, sample, silent
 from dtr_lightning.experiment.load import TrainedRun, other_protocol
 from dtr_lightning.models import Denoiser, RangeExperts
 from dtr_lightning.routing import Router
@@ -104,9 +104,9 @@ class StoredRun:
         labels = self.labels(n, classes) if tokens is None else torch.arange(n) % len(tokens)
         images = []
         for part in torch.arange(n).split(protocol.batch_size):
-            told = labels[part] if tokens is None else tokens[labels[part]]
-            drawn = sample(module, data, sampler, told, part.tolist(), protocol, report)
-            images += [each.cpu() for each, _ in drawn]
+            conditions = labels[part] if tokens is None else tokens[labels[part]]
+            drawn = sample(module, data, sampler, conditions, part.tolist(), protocol, report)
+            images += [batch.cpu() for batch, _ in drawn]
         return torch.cat(images)
 
     def _encoded(self, prompts: Sequence[str]) -> Tensor:
@@ -120,9 +120,8 @@ class StoredRun:
     def labels(self, n: int, classes: Sequence[int | str] | None = None) -> Tensor:
         """Returns the labels int64 (n,) of n samples of the classes in turn."""
         data = self.trained.experiment.data
-        if classes is None and data.captions is not None:
-            if (fixed := data.captions.sample_labels(n)) is not None:
-                return fixed
+        if classes is None and (fixed := fixed_labels(data, n)) is not None:
+            return fixed
         numbers = class_numbers(data, classes)
         return torch.tensor([numbers[i % len(numbers)] for i in range(n)])
 
@@ -185,8 +184,8 @@ def class_numbers(data: Data, names: Sequence[int | str] | None) -> list[int]:
     if names is None:
         return list(range(data.num_classes))
     if data.num_classes == 1:
-        told = "is unconditional" if data.captions is None else "takes prompts"
-        raise UserError(f"the run {told}: it has no classes to choose from")
+        kind = "is unconditional" if data.captions is None else "takes prompts"
+        raise UserError(f"the run {kind}: it has no classes to choose from")
     return [_class_number(data, str(name)) for name in names]
 
 

@@ -94,9 +94,8 @@ def draw_labels(data: Data, protocol: EvaluationConfig, n: int) -> Tensor:
 
     Classes come in turn, but sample i is of one that is furthest behind its share of i + 1 samples,
     to a tenth of a sample. So n labels are the first of more, and never far from the proportions.
-    Captions of a store fix which ones are the prompts.
     """
-    if data.captions is not None and (fixed := data.captions.sample_labels(n)) is not None:
+    if (fixed := fixed_labels(data, n)) is not None:
         return fixed
     balanced = protocol.labels == "balanced"
     counts = np.array([1] * data.num_classes if balanced else data.class_counts())
@@ -108,6 +107,11 @@ def draw_labels(data: Data, protocol: EvaluationConfig, n: int) -> Tensor:
         last = labels[i] = furthest[np.searchsorted(furthest, last + 1) % len(furthest)]
         behind[last] -= total
     return torch.from_numpy(labels)
+
+
+def fixed_labels(data: Data, n: int) -> Tensor | None:
+    """Returns the labels int64 (n,) of samples, where captions fix which ones are the prompts."""
+    return None if data.captions is None else data.captions.sample_labels(n)
 
 
 def sample(
@@ -153,7 +157,7 @@ def draws(
         chunk = indices[first : first + protocol.batch_size]
         y = labels[first : first + protocol.batch_size].to(device)
         which = None
-        if module.captions is not None and not y.is_floating_point():
+        if module.has_captions_of(y):
             which = module.captions.sample_numbers(protocol.seed, chunk).to(device)
         noise = IndexedNoise(protocol.seed, chunk, shape)
         cost = len(chunk) * (1 if protocol.guidance == 1 else 2)

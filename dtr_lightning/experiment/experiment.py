@@ -3,7 +3,7 @@
 __all__ = ["Experiment"]
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from threading import Event
 from typing import Any
@@ -15,7 +15,7 @@ from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
 from dtr_lightning.config.evaluation import EvaluationConfig
-from dtr_lightning.config.parser import Config, instantiate
+from dtr_lightning.config.parser import OF_FIT, Config, instantiate
 from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
 from dtr_lightning.diffusion import clusters as tasks
@@ -36,7 +36,7 @@ from dtr_lightning.metrics.scorer import Scorer
 from dtr_lightning.models import Denoiser, RangeExperts
 from dtr_lightning.models.macs import count_macs, on_meta
 from dtr_lightning.objectives import Gradients, LossWeight
-from dtr_lightning.routing import MaskRouter, NoRouting, Router
+from dtr_lightning.routing import NoRouting, Router
 from dtr_lightning.routing.masks import mean_overlap
 from dtr_lightning.rundir.naming import protocol
 from dtr_lightning.training.callbacks import (
@@ -111,11 +111,15 @@ class Experiment:
         seed, steps = config["seed"], self.planned_steps
         torch.manual_seed(seed)
         router: Router = instantiate(Router, config["router"], seed=seed, steps=steps)
-        if self.meta and isinstance(router, MaskRouter):
+        if self.meta and router.masks_only:
             router = NoRouting()  # tables take seconds, and there is nothing in them to count
         options = network_options(self.data, process)
-        with torch.device("meta") if self.meta else contextlib.nullcontext():
+        # a person's own class may look at values when it is made
+        own = is_own(router) or "." in config["model"]["class_path"]
+        with torch.device("meta") if self.meta and not own else contextlib.nullcontext():
             model: Denoiser = instantiate(Denoiser, config["model"], **options, router=router)
+        if self.meta:
+            model.to("meta")
         if model.router.tasks != process.T:
             raise UserError(
                 f"{type(model).__name__} binds its router to {model.router.tasks} tasks, the "
@@ -148,8 +152,7 @@ class Experiment:
 
         `stop` ends its wait for the other processes of the run.
         """
-        ours = ("max_time", "profiler")  # fit.py's
-        options = {k: v for k, v in self.config["trainer"].items() if k not in ours}
+        options = {k: v for k, v in self.config["trainer"].items() if k not in OF_FIT}
         if self.networks > 1:
             options["max_steps"] = 0
         if not self.module.automatic_optimization:  # Lightning leaves the clipping to the module
@@ -289,12 +292,19 @@ class Experiment:
 
         None where a person's own class looks at values, which counting has not.
         """
-        t = torch.zeros(1, dtype=torch.long, device=self.module.device)
-        x = t.new_empty(1, *self.data.shape, dtype=torch.float32)
-        y = t if self.data.captions is None else self.data.captions.null[None]
-        inputs = (x, t, self.module.condition(y))
+        return self.counted(lambda: count_macs(on_meta(self.network), *self.inputs(1)))
+
+    def inputs(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns x (n, C, H, W), t (n,) and y (n,) or tokens (n, L_text, C_text), on meta."""
+        captions = self.data.captions
+        t = torch.zeros(n, dtype=torch.long, device="meta")
+        y = t if captions is None else captions.null.to("meta").expand(n, -1, -1)
+        return torch.empty(n, *self.data.shape, device="meta"), t, y
+
+    def counted(self, count: Callable[[], int]) -> int | None:
+        """Returns a count on the meta device, None where a person's own class looks at values."""
         try:
-            return count_macs(on_meta(self.network), *(each.to("meta") for each in inputs))
+            return count()
         except Exception:
             if is_own(self.network) or is_own(self.network.router):
                 return None

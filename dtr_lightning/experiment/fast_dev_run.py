@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dtr_lightning.config.parser import Config, takes
+from dtr_lightning.config.parser import OF_FIT, Config, takes
 from dtr_lightning.training.launch import place
 
 STEPS = 4  # of training; evaluated and saved on the way and at the end
@@ -23,7 +23,7 @@ def shortened(config: Config) -> Config:
     """Returns a config of few steps and samples, with its network and its batch as they are."""
     config = copy.deepcopy(config)
     config.pop("logger", None)
-    for key in ("max_time", "profiler"):
+    for key in OF_FIT:
         config["trainer"].pop(key, None)
     config["trainer"] |= {"max_steps": STEPS, "log_every_n_steps": 1}
     config["checkpoint"] |= {"every": STEPS // 2, "milestones": 0}

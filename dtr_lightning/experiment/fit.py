@@ -12,10 +12,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Event, Timer
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
@@ -43,6 +43,7 @@ from dtr_lightning.training.callbacks import (
 from dtr_lightning.training.ema import EMA
 from dtr_lightning.training.launch import CommonStop, is_leader
 from dtr_lightning.training.loggers import log_results, opened_loggers
+from dtr_lightning.training.module import DiffusionModule
 from dtr_lightning.training.pictures import by_class, image_grid, log_masks, save_samples
 from dtr_lightning.training.tensorboard import TensorBoard, log_end, log_start
 from dtr_lightning.training.weights import are_finite, load_average, read_checkpoint, refuse_shorter
@@ -96,11 +97,8 @@ def run(
             return results
         stop, status = stop or Event(), "done"
         try:
-            with ExitStack() as stack:
-                stack.enter_context(
-                    _stopping_after(config["trainer"].get("max_time"), stop, leader)
-                )
-                results = _train_and_evaluate(experiment, directory, leader, report, stop, stack)
+            with _stopping_after(config["trainer"].get("max_time"), stop, leader):
+                results = _train_and_evaluate(experiment, directory, leader, report, stop)
         except Diverged as error:
             results, status = _diverged(experiment, directory, error), "diverged"
         except SystemExit as error:  # what Lightning makes of a second Ctrl-C
@@ -120,41 +118,58 @@ def run(
         return results
 
 
+class _Running(NamedTuple):
+    """A run in progress: what is trained, where it is kept, who hears of it and who may stop it."""
+
+    experiment: Experiment
+    directory: Run
+    leader: bool
+    reporter: Reporter
+    stop: CommonStop
+    loggers: list[Logger]  # beside TensorBoard and metrics.jsonl
+
+
 def _train_and_evaluate(
     experiment: Experiment,
     directory: Run,
     leader: bool,
     report: Callable[[Progress], None],
     stop: Event,
-    stack: ExitStack,
 ) -> dict[str, Any]:
-    config, module = experiment.config, experiment.module
-
-    def loggers() -> list[Logger]:
-        names, parameters = config.get("logger", ()), experiment.parameters()
-        opened = opened_loggers(names, directory, config, parameters, leader)
-        return stack.enter_context(opened)
-
+    config, experts = experiment.config, experiment.networks > 1
     if leader:
         directory.update_meta(status="running", traceback=None, **provenance())
-    reporter, together = Reporter(experiment, report), CommonStop(stop)
-    if experiment.networks > 1:
+    reporter = Reporter(experiment, report)
+    if experts:
         times, diverged = train_experts(experiment, directory, run, report, stop)
         if leader:
             directory.update_meta(**times)
             directory.cut_metrics(0)
         if diverged:
             raise diverged
-        tensorboard, more = _tensorboard(directory, 0), loggers()
-        if leader:
-            log_start(tensorboard.experiment, config, experiment.parameters())
-        trainer = experiment.trainer([tensorboard, JSONLLogger(directory), *more], [], stop)
-        trainer.fit(module, datamodule=experiment.data)  # no step: starts devices and processes
-    else:
-        more = loggers()
-        tensorboard, trainer = _train(experiment, directory, leader, reporter, together, more)
-        if not are_finite(directory, module):
-            raise Diverged("the weights are not finite", config["trainer"]["max_steps"])
+    names, parameters = config.get("logger", ()), experiment.parameters()
+    with opened_loggers(names, directory, config, parameters, leader) as loggers:
+        running = _Running(experiment, directory, leader, reporter, CommonStop(stop), loggers)
+        tensorboard, trainer = _join_experts(running) if experts else _train(running)
+        return _evaluate(running, tensorboard, trainer)
+
+
+def _join_experts(running: _Running) -> tuple[TensorBoard, Trainer]:
+    """Returns the trainer of experts that are trained: its devices and processes are started."""
+    experiment, directory = running.experiment, running.directory
+    tensorboard = _tensorboard(directory, 0)
+    if running.leader:
+        log_start(tensorboard.experiment, experiment.config, experiment.parameters())
+    loggers = [tensorboard, JSONLLogger(directory), *running.loggers]
+    trainer = experiment.trainer(loggers, [], running.stop.stop)
+    trainer.fit(experiment.module, datamodule=experiment.data)  # no step
+    return tensorboard, trainer
+
+
+def _evaluate(running: _Running, tensorboard: TensorBoard, trainer: Trainer) -> dict[str, Any]:
+    """Returns the results of a run that is trained; Diverged where one is not finite."""
+    experiment, directory, leader, reporter, _, loggers = running
+    config, module = experiment.config, experiment.module
     began, steps = time.perf_counter(), experiment.steps()
     load_average(directory, module)
     module.to(trainer.strategy.root_device)
@@ -162,7 +177,7 @@ def _train_and_evaluate(
     reporter.tell(stage="evaluate", done=done, step=steps["steps"])
     scores: dict[str, Any] = {"tasks": list(module.diffusion.tasks)}
     if n := experiment.protocol.n:
-        sampled = _stoppable(experiment, trainer, n, reporter, together)
+        sampled = _stoppable(running, trainer, n)
         scores, images, labels = experiment.evaluate(trainer, module, n, KEPT_SAMPLES, sampled)
     losses = experiment.val_losses(trainer, module)
     scores |= {"loss": losses["val/loss"], **steps}
@@ -181,62 +196,37 @@ def _train_and_evaluate(
         if n:
             save_samples(directory, images, labels, names)
         log_end(tensorboard.experiment, results)
-        log_results(more, results)
+        log_results(loggers, results)
         tensorboard.finalize("success")
     return results
 
 
-def _stoppable(
-    experiment: Experiment, trainer: Trainer, n: int, reporter: Reporter, stop: CommonStop
-) -> Callable[[int], None]:
+def _stoppable(running: _Running, trainer: Trainer, n: int) -> Callable[[int], None]:
     """Returns what counts the work of an evaluation of n samples; it raises Stopped if asked to.
 
     All processes must ask equally often: as often as one with the smallest share of the samples. A
     person's own sampler may report in another way: there several processes stop afterwards.
     """
-    world = trainer.world_size
+    experiment, world = running.experiment, trainer.world_size
     batches = math.ceil(n // world / experiment.protocol.batch_size)
     questions = 0 if is_own(experiment.sampler) else batches * experiment.sampler_steps
 
     def sampled(images: int) -> None:
         nonlocal questions
-        reporter.sampled(images)
+        running.reporter.sampled(images)
         questions -= 1
-        if (world == 1 or questions >= 0) and stop.ask(trainer):
+        if (world == 1 or questions >= 0) and running.stop.ask(trainer):
             raise Stopped
 
     return sampled
 
 
-def _train(
-    experiment: Experiment,
-    directory: Run,
-    leader: bool,
-    reporter: Reporter,
-    stop: CommonStop,
-    more: list[Logger],
-) -> tuple[TensorBoard, Trainer]:
+def _train(running: _Running) -> tuple[TensorBoard, Trainer]:
+    """Trains up to max_steps, from last.ckpt if there is one; Diverged, or Stopped once saved."""
+    experiment, directory, leader, reporter, stop, more = running
     config, module = experiment.config, experiment.module
     resumed = directory.last.exists()
     start = read_checkpoint(directory.last, module)["global_step"] if resumed else 0
-
-    def evaluate_on_the_way(trainer: Trainer) -> dict[str, float]:
-        losses, scores = experiment.val_losses(trainer, ema.module), {}
-        if experiment.protocol.n:
-            n = experiment.protocol.every_n
-            sampled = _stoppable(experiment, trainer, n, reporter, stop)
-            scores, images, labels = experiment.evaluate(
-                trainer, ema.module, n, KEPT_SAMPLES, sampled
-            )
-            if leader:
-                classes = experiment.data.num_classes
-                grid = image_grid(by_class(images, labels, classes), classes)
-                tensorboard.experiment.add_image("samples", grid, trainer.global_step)
-        step = trainer.global_step
-        reporter.tell(loss=losses["val/loss"], score=scores.get("score"), evaluated=step)
-        shown = ("score", "accuracy", "copies", "kid", "n")
-        return losses | {f"eval/{k}": scores[k] for k in shown if scores.get(k) is not None}
-
     options = config["module"]
     ema = EMA(options["ema_decay"], options["ema_warmup"])
     tensorboard = _tensorboard(directory, start)
@@ -251,7 +241,10 @@ def _train(
             timed_steps=earlier.get("timed_steps", 0) + step - start,
         )
 
-    on_the_way = PeriodicEvaluation(directory, experiment.protocol.every, evaluate_on_the_way)
+    def evaluate(trainer: Trainer) -> dict[str, float]:
+        return _evaluate_on_the_way(running, tensorboard, trainer, ema.module)
+
+    on_the_way = PeriodicEvaluation(directory, experiment.protocol.every, evaluate)
     callbacks = [
         ema,
         MetricLogger(config["trainer"]["log_every_n_steps"], directory),
@@ -277,7 +270,28 @@ def _train(
             saved(error.step)  # its times alone: they count although no checkpoint is written
         raise
     on_the_way.make_up(trainer)  # that of the last step
+    if not are_finite(directory, module):
+        raise Diverged("the weights are not finite", config["trainer"]["max_steps"])
     return tensorboard, trainer
+
+
+def _evaluate_on_the_way(
+    running: _Running, tensorboard: TensorBoard, trainer: Trainer, module: DiffusionModule
+) -> dict[str, float]:
+    """Returns the scalars of an evaluation of the average weights, and shows its samples."""
+    experiment, step = running.experiment, trainer.global_step
+    losses, scores = experiment.val_losses(trainer, module), {}
+    if experiment.protocol.n:
+        n = experiment.protocol.every_n
+        sampled = _stoppable(running, trainer, n)
+        scores, images, labels = experiment.evaluate(trainer, module, n, KEPT_SAMPLES, sampled)
+        if running.leader:
+            classes = experiment.data.num_classes
+            grid = image_grid(by_class(images, labels, classes), classes)
+            tensorboard.experiment.add_image("samples", grid, step)
+    running.reporter.tell(loss=losses["val/loss"], score=scores.get("score"), evaluated=step)
+    shown = ("score", "accuracy", "copies", "kid", "n")
+    return losses | {f"eval/{k}": scores[k] for k in shown if scores.get(k) is not None}
 
 
 def _diverged(experiment: Experiment, directory: Run, how: Diverged) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from dtr_lightning.config.registry import instantiate, path_options
 from dtr_lightning.data import VAE, Data
 from dtr_lightning.data.base import Split
 from dtr_lightning.data.captioned import StoredCaptions
-from dtr_lightning.data.clip import CLIPText
 from dtr_lightning.data.scan import few
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.blocks import Blocks
@@ -65,9 +64,8 @@ class _StoredData(Data):
         if codec := described.get("codec"):
             self.codec = VAE(**codec | {"path": arguments.get("vae") or codec["path"]})
         if text := described.get("text"):
-            clip = CLIPText(arguments.get("clip") or text["path"], text["digest"])
-            null = torch.zeros(text["shape"])  # the network has its own
-            self.captions = StoredCaptions(lambda: self.data.table, null, clip)
+            clip = arguments.get("clip")
+            self.captions = StoredCaptions.of_record(text, clip, lambda: self.data.table)
 
     @property
     def name(self) -> str:

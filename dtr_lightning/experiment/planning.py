@@ -130,7 +130,7 @@ def check_parts(configs: Mapping[str, Mapping[str, Any]], here: bool = False) ->
             parts = {"network": whole, "router": config["router"]}
             once(router, parts, config["trainer"]["max_steps"])
             once(module, config["module"], whole, config["diffusion"])
-            if config["evaluation"]["n"] and config["data"]["class_path"] != "NoImages":
+            if config["evaluation"]["n"] and once(data, config["data"]).has_images:
                 once(features, config["features"], config["data"])
             if here:
                 once(trainer, config["trainer"])

@@ -1,7 +1,7 @@
 """The score of a set of samples, with all that is needed to read it: floor, copies, recall, KID.
 
-The reference is the training split, unless it is to be the held-out one: the other one then has a
-score of its own, the floor.
+The reference is the training split or, where it is asked for, the held-out one; the other split has
+a score of its own, the floor.
 """
 
 __all__ = ["Scorer"]
@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 from torchmetrics import Metric
 from torchmetrics.aggregation import SumMetric
 
-from dtr_lightning.data.base import Data, Split
+from dtr_lightning.data.base import SPLIT_NAMES, Data, Split
 from dtr_lightning.errors import UserError
 from dtr_lightning.metrics.class_scores import ClassifierScore
 from dtr_lightning.metrics.copies import TRAIN, Copies, thumbnails
@@ -49,7 +49,7 @@ class Scorer:
         device: where features are computed.
         limit: at most this many images of either split, evenly spaced; all by default.
         kid_subsets: how many subsets KID is averaged over; 100 is usual, 0 leaves KID out.
-        split: which images are the reference.
+        split: which images are the reference, train or val.
     """
 
     def __init__(
@@ -148,8 +148,7 @@ class Scorer:
 
     def describe(self) -> dict[str, str | int]:
         """Returns what must be equal where scores are compared: reference, extractor, resize."""
-        split = "training" if self.split == "train" else "held-out"
-        reference = f"{self.data.name}, {split} split"
+        reference = f"{self.data.name}, {SPLIT_NAMES[self.split]} split"
         return {"reference": reference, **self.features.describe()}
 
     def reset(self) -> None:
@@ -166,7 +165,7 @@ class Scorer:
         sizes = [len(self.data.split(name)) for name in (self.split, other)]
         self.reference_n, self.floor_n = (min(size, self.limit or size) for size in sizes)
         if self.reference_n < 2:
-            which = "training" if self.split == "train" else "held-out"
+            which = SPLIT_NAMES[self.split]
             raise UserError(f"a score needs at least 2 {which} images to compare with")
         key = reference_key(self.features, self.data, self.limit, self.split)
         path = None if key is None else self.data.reference_file(key)

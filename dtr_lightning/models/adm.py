@@ -340,6 +340,10 @@ class ADM(Denoiser):
         """Returns the embedding (N, 4 model_channels) of timesteps t (N,)."""
         return self.time_embed(t)
 
+    def checkpointed(self) -> list[nn.Module]:
+        """Returns the residual and attention blocks."""
+        return [part for part in self.modules() if isinstance(part, ResBlock | AttentionBlock)]
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Returns the prediction (N, C_out, H, W) for x (N, C_in, H, W), original t, y (N,)."""
         emb = self.embed(t)  # (N, C_emb)

@@ -3,7 +3,7 @@
 __all__ = ["Denoiser", "evaluation_mode"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -42,6 +42,13 @@ class Denoiser(nn.Module, ABC):
     @abstractmethod
     def embed(self, t: Tensor) -> Tensor:
         """Returns the embedding (N, C) of timesteps t (N,), which routers see: no label in it."""
+
+    def checkpointed(self) -> Sequence[nn.Module]:
+        """Returns the blocks that `use_checkpoint` computes again, one at a time; none by default.
+
+        Their memory is counted apart.
+        """
+        return ()
 
     @property
     def has_null(self) -> bool:

@@ -6,6 +6,7 @@ they are. Routing follows Eq. 8 of the DTR paper.
 
 __all__ = ["DiT", "DiT_B", "DiT_L", "DiT_S", "DiT_XL", "SiT"]
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -154,6 +155,10 @@ class DiT(Denoiser):
     def embed(self, t: Tensor) -> Tensor:
         """Returns the embedding (N, C) of timesteps t (N,)."""
         return self.t_embedder(t)
+
+    def checkpointed(self) -> Sequence[nn.Module]:
+        """Returns all blocks."""
+        return self.blocks
 
     def condition(self, emb: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """Returns the condition c (N, C) of adaLN, and whatever else blocks are told of y."""

@@ -9,6 +9,7 @@ __all__ = ["Embed", "NoRouting", "Route", "Router"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class Router(nn.Module, ABC):
     identical weights for one seed.
     """
 
+    masks_only: ClassVar[bool] = False  # whether nothing is learned: it has no parameters
     tasks: int  # the number T of denoising tasks
 
     def bind(
@@ -63,6 +65,8 @@ def identity(x: Tensor) -> Tensor:
 
 class NoRouting(Router):
     """Reads every channel at every task: the plain network."""
+
+    masks_only = True
 
     def forward(self, t: Tensor, emb: Tensor) -> list[Route]:
         """Returns the identity for every block."""

@@ -45,6 +45,8 @@ class MaskRouter(Router):
     derived, not learned), which is read once per step. A fractional t reads the nearest task's row.
     """
 
+    masks_only = True
+
     @property
     def height(self) -> int:
         """The number of rows of a table: T, one per task."""

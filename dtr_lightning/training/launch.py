@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from inspect import signature
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from dtr_lightning.cli.commands import INTERRUPTED
 from dtr_lightning.errors import Stopped, UserError
@@ -46,6 +48,12 @@ SPECIAL_STEPS = 0xFFFFFFF0  # from here on: SLURM's batch scripts, interactive s
 PATIENCE = 5.0  # seconds of waiting for the other processes before it is said
 VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 LAUNCHERS = ("SLURM_PROCID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+# PyTorch's name for telling all processes of the buffers of one, since 2.13 and before.
+SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
 class Srun(SLURMEnvironment):
@@ -169,7 +177,7 @@ def make_trainer(options: Mapping[str, Any], stop: Event | None = None, **more: 
     trainer = plain_trainer({**options, **more})
     if isinstance(trainer.strategy, DDPStrategy):
         # masks and clusterings are functions of the step: no process has to be told of its buffers
-        chosen = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+        chosen = {"gradient_as_bucket_view": True, SYNC_BUFFERS: False}
         name = options["strategy"]
         if "unused" in name:
             chosen["find_unused_parameters"] = name.endswith("true")

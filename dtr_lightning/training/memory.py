@@ -17,12 +17,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from dtr_lightning.models import Denoiser
-from dtr_lightning.models.adm import AttentionBlock, ResBlock
-from dtr_lightning.models.dit import DiTBlock
-from dtr_lightning.models.text_dit import TextDiTBlock
 
 FLOAT = 4  # bytes
-CHECKPOINTED = (DiTBlock, TextDiTBlock, ResBlock, AttentionBlock)
 PRODUCTS = {F.linear, F.conv1d, F.conv2d, torch.matmul, torch.bmm}  # in bf16 under autocast
 NORMS = {F.layer_norm, F.group_norm, torch.softmax, F.softmax}  # in float32
 
@@ -132,9 +128,10 @@ def kept_for_backward(
     def leave(block: nn.Module, *_: Any) -> None:
         largest[0] = max(largest[0], kept.bytes - before.pop(block))
 
+    # of a network, or of its parts
     switches = [m for m in model.modules() if getattr(m, "use_checkpoint", False)]
     before: dict[nn.Module, int] = {}
-    blocks = [block for block in model.modules() if isinstance(block, CHECKPOINTED)]
+    blocks = model.checkpointed()
     hooks = [block.register_forward_pre_hook(enter) for block in blocks]
     hooks += [block.register_forward_hook(leave) for block in blocks]
     training = model.training

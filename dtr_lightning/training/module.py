@@ -126,9 +126,13 @@ class DiffusionModule(LightningModule):
         which (N,) chooses among the captions of a label. Tokens, read from a store or made of a
         text, are themselves.
         """
-        if self.captions is None:
-            return labels
-        return labels.float() if labels.is_floating_point() else self.captions(labels, which)
+        if self.has_captions_of(labels):
+            return self.captions(labels, which)
+        return labels.float() if labels.is_floating_point() else labels
+
+    def has_captions_of(self, labels: Tensor) -> bool:
+        """Returns whether labels are told by captions, and are not the tokens of these already."""
+        return self.captions is not None and not labels.is_floating_point()
 
     def drop_labels(self, y: Tensor, uniform: Tensor) -> Tensor:
         """Returns conditions (N, ...), that for none where uniform (N,) < class_dropout_prob."""
@@ -174,9 +178,7 @@ class DiffusionModule(LightningModule):
         x0 = self.codec.sample(stored, randn)
         t = self._timesteps(n, device)[mine].contiguous()
         noise = randn(x0.shape)
-        which = None
-        if self.captions is not None and not labels.is_floating_point():
-            which = self.captions.draw(n, device)[mine]
+        which = self.captions.draw(n, device)[mine] if self.has_captions_of(labels) else None
         y = self.condition(labels, which)
         if self.model.has_null:
             y = self.drop_labels(y, torch.rand(n, device=device)[mine])

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sweeps.engine.costs import COPIES, FLOAT, Need, need_of
+from sweeps.engine.costs import Need, bytes_of_checkpoints, need_of
 from sweeps.engine.folder import Folder
 from sweeps.engine.plan import Sweep
 from sweeps.engine.workers import Workers, this_machine
@@ -25,7 +25,7 @@ def preview(
     """Prints the points or the space, what is done, and the cost of the rest.
 
     The time follows from a measured training step, or from `steps_per_second` of the sweep. Returns
-    what the rest takes if the sweep states the machine that it is meant for.
+    what the rest takes if the sweep states its images, and so the machine that it is meant for.
     """
 
     def say(line: str) -> None:
@@ -73,7 +73,7 @@ def _cost(sweep: Sweep, configs: list[dict[str, Any]], workers: Workers) -> list
     from dtr_lightning.experiment.fit import seconds_per_step
 
     experiment = Experiment(sweep.config)
-    size = experiment.parameters() * COPIES * FLOAT
+    parameters = experiment.parameters() // experiment.networks
     evaluated = experiment.work() / experiment.training_work()
     rate, source = sweep.recipe.steps_per_second, "stated in the sweep"
     if rate is None:
@@ -81,19 +81,17 @@ def _cost(sweep: Sweep, configs: list[dict[str, Any]], workers: Workers) -> list
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         with warnings.catch_warnings(action="ignore"):
             rate, source = 1 / seconds_per_step(sweep.config), "measured here"
-    steps = copies = 0
+    steps = checkpoints = 0
     for config in configs:
         networks = config.get("experts", 1)
         networks = networks if isinstance(networks, int) else len(networks)
-        length = config["trainer"]["max_steps"] * networks
-        steps += length
-        every = config["checkpoint"]["milestones"]
-        copies += networks + (length // every if every else 0)
+        steps += config["trainer"]["max_steps"] * networks
+        checkpoints += bytes_of_checkpoints(config, parameters * networks)
     hours = steps / rate * evaluated / 3600
     unit = "GPU-hours" if workers.gpus or source != "measured here" else "hours of a worker"
     return [
         f"about {60 * hours / workers.slots:.1f} min with {workers.slots} workers of "
         f"{workers.threads} threads: {rate:.3g} steps/s, {source}, and {evaluated - 1:.0%} more "
         f"for sampling; {hours:.3g} {unit} in all, and some seconds a run to start and to score",
-        f"about {copies * size / 1e9:.2g} GB of checkpoints in {len(configs)} runs",
+        f"about {checkpoints / 1e9:.2g} GB of checkpoints in {len(configs)} runs",
     ]

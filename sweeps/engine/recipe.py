@@ -184,6 +184,8 @@ def _stated(form: Form, where: str) -> dict[str, Any]:
     for name in form.also or ():
         if name not in folders():
             find(name)
+    if form.images and not form.steps_per_second:
+        raise UserError(f"{where}: images need steps_per_second too, to count GPU-hours by")
     return {
         "steps_per_second": form.steps_per_second,
         "gpus": form.gpus,

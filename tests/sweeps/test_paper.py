@@ -43,6 +43,30 @@ PARAMETERS = {
     ("ADM", 1): 295_136_454,
     ("TextDiT", 1): 179_943_968,  # its size is ours
 }
+ROUTER = '''
+from torch import nn
+from dtr_lightning.routing import Router
+
+class Gain(Router):
+    """A map of the embedding of its own.
+
+    Args:
+        hidden: its width.
+    """
+
+    def __init__(self, hidden: int = 4) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def bind(self, tasks, widths, emb_channels, channel_dim=-1):
+        super().bind(tasks, widths, emb_channels, channel_dim)
+        self.map = nn.Linear(emb_channels, self.hidden)
+
+    def forward(self, t, emb):
+        _ = {look}
+        gain = 1 + self.map(emb).mean()
+        return [lambda z: z * gain] * self.blocks
+'''
 SIZES = {"DiT_S": (12, 384), "DiT_B": (12, 768), "DiT_L": (24, 1024), "DiT_XL": (28, 1152)}
 
 
@@ -78,7 +102,7 @@ def test_a_config_says_its_parameters_and_its_memory(file):
     head = file.read_text()
     assert f"{parameters / 1e6:.2f} M" in head.replace("\n# ", " ")
     (stated, *_) = re.findall(r"([\d.]+) GiB on each", head.replace("\n# ", " "))
-    assert f"{costs._memory(config, experiment) / 2**30:.1f}" == stated
+    assert f"{costs.memory_of_step(config, experiment) / 2**30:.1f}" == stated
     assert f"--config configs/paper/{file.name}" in head and "ublished" in head
 
 
@@ -193,8 +217,35 @@ def test_measured_numbers_stand_beside_the_published_ones():
 
 def test_what_sweeps_take_adds_up():
     needs = [costs.Need(1, 2.0, 1.0, 3, 4, 5, (7,)), costs.Need(2, 3.0, 1.0, 1, 9, 2, (6, 7))]
-    whole = sum(needs, costs.Need(0, 0.0, 0.0, 0, 0, 0, ()))
-    assert whole == (3, 5.0, 2.0, 4, 9, 5, (6, 7))
+    assert costs.Need.total(needs) == (3, 5.0, 2.0, 4, 9, 5, (6, 7), True)
+    assert costs.Need.total([*needs, needs[0]._replace(memory=None)]).memory is None
+
+
+@pytest.mark.parametrize(
+    ("name", "look"), [("plain_gain", "emb"), ("gain_of_values", "emb.sum().item()")]
+)
+def test_an_own_learned_router_is_counted_by_its_options(name, look, tmp_path, monkeypatch):
+    """Two widths are two counts; a class that looks at values has no memory, and says so."""
+    (tmp_path / f"{name}.py").write_text(ROUTER.format(look=look))
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(
+        tmp_path,
+        f"config: {ROOT / 'configs' / 'digits.yaml'}\nsteps_per_second: 2\n"
+        "images: {in_channels: 1, image_size: 8, num_classes: 10}\n"
+        f"grid: [{{router: {name}.Gain, router.hidden: [2, 30]}}]\n",
+    )
+    sweep = plan.resolve_all(costs.without_images(recipe.read(path)))
+    need = costs.need_of(sweep, [point.config for point in sweep.points])
+    assert len(need.parameters) == need.trainings == 2
+    assert (need.memory is None) == (name == "gain_of_values")
+    assert ("memory unknown" in need.lines(sweep)[0]) == (need.memory is None)
+
+
+def test_sizes_of_images_need_a_speed(tmp_path):
+    images = "images: {in_channels: 4, image_size: 32}"
+    path = write(tmp_path, f"config: b\ngrid: [{{router: DTR}}]\n{images}")
+    with pytest.raises(UserError, match="images need steps_per_second too"):
+        recipe.read(path)
 
 
 def test_captions_that_are_not_there_have_sizes_and_nothing_else():
