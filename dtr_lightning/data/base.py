@@ -7,13 +7,16 @@ order is ours, so that comparisons between routers are paired.
 
 __all__ = ["Batch", "Data", "ResumableSampler", "Split"]
 
+import ctypes
 import itertools
 import json
+import multiprocessing
 import signal
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -156,6 +159,30 @@ class _Loader(DataLoader):
             raise RuntimeError("DataLoader worker ended as it handed over a batch") from error
         finally:
             del batches  # a traceback that is kept would keep the workers, and these the exit
+
+
+class _Flag:
+    """An event without a lock, which a worker that is killed would keep for ever."""
+
+    def __init__(self, context: BaseContext) -> None:
+        self.raised = context.RawValue(ctypes.c_bool, False)
+
+    def is_set(self) -> bool:
+        return self.raised.value
+
+    def set(self) -> None:
+        self.raised.value = True
+
+
+def _worker_context() -> BaseContext:
+    """Returns the platform's way to start workers, which tells them of their end by a flag."""
+    usual: type = type(multiprocessing.get_context(multiprocessing.get_start_method()))
+
+    class WorkerContext(usual):
+        def Event(self) -> _Flag:
+            return _Flag(self)
+
+    return WorkerContext()
 
 
 def _begin_worker(worker: int) -> None:
@@ -372,6 +399,7 @@ class Data(LightningDataModule, ABC):
             collate_fn=_as_is,
             num_workers=self.workers,
             worker_init_fn=_begin_worker,
+            multiprocessing_context=_worker_context() if self.workers else None,
             generator=torch.Generator(),  # else each iterator takes a number from the global one
             persistent_workers=self.workers > 0 and persistent,
             pin_memory=self.workers > 0 and torch.cuda.is_available(),

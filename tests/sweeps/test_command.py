@@ -47,7 +47,9 @@ def test_a_mistake_is_one_line_and_exit_2(arguments, says, capsys, monkeypatch):
 def test_dry_run_writes_nothing_and_knows_what_is_done(light, tmp_path, monkeypatch, capsys):
     path, out = write(tmp_path), tmp_path / "out"
     fit = SimpleNamespace(seconds_per_step=lambda config: 6.0)
-    work = SimpleNamespace(work=lambda: 30, training_work=lambda: 20, parameters=lambda: 10**6)
+    work = SimpleNamespace(
+        work=lambda: 30, training_work=lambda: 20, parameters=lambda: 10**6, networks=1
+    )
     experiment = SimpleNamespace(Experiment=lambda config: work)
     monkeypatch.setitem(sys.modules, "dtr_lightning.experiment.fit", fit)
     monkeypatch.setitem(sys.modules, "dtr_lightning.experiment.experiment", experiment)

@@ -195,7 +195,9 @@ def preview_of(path, folder, real):
     def first_two(found):
         return resolve_all(replace(found, assignments=found.assignments[:2], seeds=1))
 
-    work = SimpleNamespace(work=lambda: 3, training_work=lambda: 2, parameters=lambda: 10**6)
+    work = SimpleNamespace(
+        work=lambda: 3, training_work=lambda: 2, parameters=lambda: 10**6, networks=1
+    )
     modules = {
         "dtr_lightning.experiment.fit": SimpleNamespace(seconds_per_step=lambda config: 6.0),
         "dtr_lightning.experiment.experiment": SimpleNamespace(Experiment=lambda config: work),
