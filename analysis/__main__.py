@@ -3,8 +3,10 @@
 __all__ = ["main"]
 
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import docstring_parser
@@ -12,6 +14,8 @@ import docstring_parser
 from analysis.catalog import PROBES, figure, valid_names
 from dtr_lightning.cli.commands import INTERRUPTED, Options, loading, quiet
 from dtr_lightning.errors import UserError
+
+HOME = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,9 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.prog = "python -m analysis"
     parser.add_argument(
         "directories",
-        nargs="+",
+        nargs="*",
         metavar="DIR",
         help="a run, a sweep, or any directory above runs; name single runs to select them",
+    )
+    parser.add_argument(
+        "--findings",
+        action="store_true",
+        help="write docs/findings.md from results/findings; sweeps named as DIR are archived there "
+        "first",
     )
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help=f"draw only these: {', '.join(valid_names())}"
@@ -52,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet()
     try:
         given = parser.parse_args(arguments)
+        if given.findings:
+            return _findings(given)
+        if not given.directories:
+            raise UserError("name a directory of runs, or give --findings")
         configs = _configs(vars(given), probes)
         from analysis.draw import draw_all
 
@@ -67,6 +81,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, reason in left_out:
         print(f"{name}: {reason}")
     for path in written:
+        print(path)
+    return 0
+
+
+def _findings(given: Namespace) -> int:
+    """Archives the sweeps that are named, writes the page, and prints what was written."""
+    from analysis.findings.archive import pack
+    from analysis.findings.measured import measured
+    from analysis.findings.page import write_findings
+
+    if other := next((o for o in ("only", "out", "report") if getattr(given, o)), None):
+        raise UserError(f"--findings takes no --{other}")
+    archives = HOME / "results" / "findings"
+    for directory in given.directories:
+        path, runs = pack(Path(directory), archives, measured)
+        print(f"{path}: {runs} runs")
+    docs = HOME / "docs"
+    for path in write_findings(
+        archives, docs / "findings.md", docs / "images" / "findings", HOME / "README.md"
+    ):
         print(path)
     return 0
 

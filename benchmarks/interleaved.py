@@ -46,6 +46,7 @@ class Summary(NamedTuple):
     mode: str
     speed: Spread
     ratio: Spread
+    ratios: list[float]  # of each round
 
 
 def repeated(step: Callable[[], Any], device: torch.device) -> Callable[[int], float]:
@@ -80,8 +81,8 @@ def compare(rows: Sequence[Row], rounds: int, steps: int, warm_up: int = 3) -> l
             speeds[r, i] = steps / rows[i].seconds(steps)
     ratios = speeds / speeds[:, :1]
     return [
-        Summary(row.name, row.mode, Spread.of(speeds[:, i]), Spread.of(ratios[:, i]))
-        for i, row in enumerate(rows)
+        Summary(row.name, row.mode, Spread.of(speeds[:, i]), Spread.of(each), each.tolist())
+        for i, (row, each) in enumerate(zip(rows, ratios.T, strict=True))
     ]
 
 

@@ -140,7 +140,7 @@ def table(title: str, summaries: list[Summary]) -> Table:
         shown.add_column(column)
     for column in ("steps/s", "quartiles", "ratio", "quartiles"):
         shown.add_column(column, justify="right")
-    for name, mode, speed, ratio in summaries:
+    for name, mode, speed, ratio, _ in summaries:
         shown.add_row(name, mode, *_cells(speed, 1), *_cells(ratio, 2))
     return shown
 
@@ -193,6 +193,7 @@ def main() -> int:
         record += [
             {"config": name, "threads": threads, "steps": steps, "name": s.name, "mode": s.mode}
             | {"steps_per_second": s.speed._asdict(), "ratio": s.ratio._asdict()}
+            | {"ratios": s.ratios}
             for s in summaries
         ]
     if options.json:

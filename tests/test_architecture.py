@@ -28,7 +28,7 @@ ANALYSIS = [
     {"figures"},
     {"probes"},
     {"catalog"},
-    {"report"},
+    {"report", "findings"},
     {"draw"},
     {"__main__"},
 ]

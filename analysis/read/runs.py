@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -45,6 +45,13 @@ class Recorded(Run):
         """Returns a number of the config; nan if it is absent or null."""
         value = self.flat.get(key)
         return math.nan if value is None else float(value)
+
+    def has(self, options: Mapping[str, Any]) -> bool:
+        """Returns whether its config has these options; a choice is named without its module."""
+        return all(
+            (self.choice(key) if isinstance(value, str) else self.flat.get(key)) == value
+            for key, value in options.items()
+        )
 
     def hash_without(self, *axes: str) -> str:
         """Returns a hash of what the run computes but for some top-level keys of its config."""

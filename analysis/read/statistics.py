@@ -52,15 +52,15 @@ class Paired(NamedTuple):
     n: int
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the bounds of the mean's 95 % interval by Student's t.
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Returns the bounds of the mean's interval of that level by Student's t.
 
     They are nan for fewer than two values, and where one is not finite.
     """
     n = len(values)
     if n < 2 or not np.isfinite(values).all():
         return math.nan, math.nan
-    half = stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)
+    half = stdtrit(n - 1, 0.5 + level / 2) * np.std(values, ddof=1) / math.sqrt(n)
     mean = np.mean(values)
     return float(mean - half), float(mean + half)
 

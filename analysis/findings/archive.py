@@ -1,0 +1,121 @@
+"""The runs behind the findings, small enough for the repository: one file per sweep.
+
+An archive has of each finished run what figures and tables read: config, record of how it was
+computed, scalars and results; of some also the CKA of its average weights, which needs the network.
+"""
+
+__all__ = ["Archive", "cka_of", "pack"]
+
+import io
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import yaml
+
+from analysis.read.runs import Finished, read
+from dtr_lightning.errors import UserError
+from dtr_lightning.rundir.atomic import writing
+from dtr_lightning.rundir.run import find_runs, to_json
+from dtr_lightning.rundir.yaml_values import DUMPER, LOADER
+
+SUFFIX = ".tar.xz"
+ELSEWHERE = ("command", "host", "pid", "traceback")  # of meta.json: where the run happened to be
+CKA = "cka.npz"
+
+
+def pack(
+    directory: Path,
+    folder: Path,
+    cka: Callable[[str, Sequence[Finished]], Mapping[Path, Mapping[str, Any]]],
+) -> tuple[Path, int]:
+    """Writes folder/NAME.tar.xz of a sweep's finished runs; returns its path and their number.
+
+    NAME is the sweep's. cka takes it and its runs, and returns {run's path: arrays} for those
+    whose CKA is kept. The same
+    runs give the same bytes. UserError if the directory is no sweep, or has no finished run.
+    """
+    try:
+        sweep = yaml.load((directory / "sweep.yaml").read_text(), Loader=LOADER)["name"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{directory} is not the directory of a sweep") from error
+    runs = sorted(read(find_runs([directory])).finished, key=lambda run: run.path.name)
+    if not runs:
+        raise UserError(f"no run in {directory} is finished")
+    name = PurePath(sweep).name
+    measured = cka(name, runs)
+    path = folder / f"{name}{SUFFIX}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with writing(path) as part, tarfile.open(part, "w:xz", format=tarfile.PAX_FORMAT) as tar:
+        for run in runs:
+            for file, content in _files(run, measured.get(run.path)):
+                entry = tarfile.TarInfo(f"{run.path.name}/{file}")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    return path, len(runs)
+
+
+def _files(run: Finished, cka: Mapping[str, Any] | None) -> Iterable[tuple[str, bytes]]:
+    config = run.config
+    for option, value in (config["data"].get("init_args") or {}).items():
+        if isinstance(value, str) and PurePath(value).is_absolute():
+            config["data"]["init_args"][option] = PurePath(value).name
+    meta = {key: value for key, value in run.meta.items() if key not in ELSEWHERE}
+    yield run.config_file.name, yaml.dump(config, Dumper=DUMPER, sort_keys=False).encode()
+    yield run.meta_file.name, to_json(meta).encode()
+    yield run.metrics_file.name, run.metrics_file.read_bytes()
+    yield run.results_file.name, run.results_file.read_bytes()
+    if cka is not None:
+        arrays, upper = io.BytesIO(), np.triu_indices(len(cka["t"]))
+        values = cka["unbiased"][:, *upper].astype(np.float32)
+        np.savez(arrays, t=cka["t"], blocks=cka["blocks"], images=cka["images"], cka=values)
+        yield CKA, arrays.getvalue()
+
+
+class Archive:
+    """The archived runs of a folder, by sweep; they are unpacked while it is open."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = {path.name.removesuffix(SUFFIX): path for path in folder.glob(f"*{SUFFIX}")}
+        self.sweeps: dict[str, list[Finished]] = {}
+
+    def __enter__(self) -> "Archive":
+        self.place = tempfile.TemporaryDirectory()
+        for name, file in sorted(self.files.items()):
+            at = Path(self.place.name) / name
+            with tarfile.open(file) as tar:
+                tar.extractall(at, filter="data")
+            reading = read(find_runs([at]))
+            if reading.skipped:
+                raise UserError(f"{file}: {'; '.join(reading.skipped)}")
+            self.sweeps[name] = reading.finished
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.place.cleanup()
+
+    def runs(self, sweep: str, options: dict[str, Any]) -> dict[int, Finished]:
+        """Returns {seed: run} of the runs of a sweep that have these options; empty for none.
+
+        A choice is named without its module. ValueError if the options leave a choice open.
+        """
+        found = [run for run in self.sweeps.get(sweep, []) if run.has(options)]
+        if len({run.hash_without("seed") for run in found}) > 1:
+            raise ValueError(f"{sweep} has several settings with {options}")
+        return {run.seed: run for run in sorted(found, key=lambda run: run.seed)}
+
+
+def cka_of(run: Finished) -> dict[str, np.ndarray] | None:
+    """Returns t (m,), block names and CKA float64 [blocks, m, m] of an archived run, or None."""
+    if not (file := run.path / CKA).is_file():
+        return None
+    with np.load(file) as arrays:
+        t, blocks, values = arrays["t"], arrays["blocks"], arrays["cka"].astype(float)
+    table = np.empty((len(blocks), len(t), len(t)))
+    i, j = np.triu_indices(len(t))
+    table[:, i, j] = table[:, j, i] = values
+    return {"t": t, "blocks": blocks, "cka": table}
