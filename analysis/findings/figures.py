@@ -64,13 +64,12 @@ def effects(judged: Sequence[Judged]) -> Drawing:
             ax.axvspan(-within, within, **BAND)
         names = [f"{e.comparison.label}  ({e.comparison.data.name})" for e in reversed(rows)]
         ax.set(yticks=range(len(rows)), yticklabels=names, ylim=(-0.6, len(rows) - 0.4))
-        ax.set_xlabel(unit)
+        scale = f", log scale beyond {LINEAR:g}" if ax.get_xscale() == "symlog" else ""
+        ax.set_xlabel(unit + scale)
         ax.grid(False, axis="y")
-    levels = {e.comparison.data.level: e.comparison.data for e in judged}
-    marks = "dots: seeds; diamond: mean, with its "
-    marks += " and ".join(f"{100 * level:g} %" for level in sorted(levels)) + " t interval"
-    if len(levels) > 1:
-        marks += " (99 %: MNIST)"
+    levels = {e.comparison.data.level for e in judged}
+    marks = f"dots: seeds; diamond: mean, with its {100 * min(levels):g} % t interval"
+    marks += f" (MNIST: {100 * max(levels):g} %)" if len(levels) > 1 else ""
     shade = "shaded: what counts as no difference" if judged[0].comparison.within else ""
     caption(figure, "; ".join(filter(None, [marks, shade])))
     return Drawing(figure, pd.concat(tables, ignore_index=True))

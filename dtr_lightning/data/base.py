@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from dtr_lightning.data.captions import Captions
-from dtr_lightning.data.codec import Codec, Pixels
+from dtr_lightning.data.codec import VAE, Codec, Pixels
 from dtr_lightning.data.loader import Batch, Draw, loader
 from dtr_lightning.errors import UserError
 
@@ -156,8 +156,11 @@ class Data(LightningDataModule, ABC):
 
     def record(self) -> dict[str, Any]:
         """Returns what a run keeps of its data: the sizes, and what makes a codec but pixels."""
-        codec = self.codec.arguments()
-        return self.sizes() | ({"codec": codec} if codec else {})
+        kind = type(self.codec)
+        if kind is Pixels:
+            return self.sizes()
+        own = {} if kind is VAE else {"codec_class": f"{kind.__module__}.{kind.__qualname__}"}
+        return self.sizes() | {"codec": self.codec.arguments()} | own
 
     def digest(self) -> str:
         """Returns a digest of which images these are, wherever they lie: classes and splits."""

@@ -71,11 +71,11 @@ class Codec(ABC):
         """Returns images uint8 (N, C, H, W) of what the network sees, on the device of x."""
 
     def describe(self) -> dict[str, Any]:
-        """Returns what a protocol states of the codec; nothing for pixels."""
-        return {}
+        """Returns what a protocol states of the codec: its name, and nothing for pixels."""
+        return {"codec": type(self).__name__}
 
     def arguments(self) -> dict[str, Any]:
-        """Returns what makes the codec again where no data lie; nothing for pixels."""
+        """Returns what its constructor is to be given where no data lie: plain values."""
         return {}
 
     def check(self) -> None:
@@ -87,6 +87,10 @@ class Pixels(Codec):
     """Stores uint8 images as they are; the network sees them in [-1, 1]."""
 
     bounded = True
+
+    def describe(self) -> dict[str, Any]:
+        """Returns nothing: pixels are what a protocol takes for granted."""
+        return {}
 
     def image_shape(self, shape: Shape) -> Shape:
         """Returns the shape itself."""

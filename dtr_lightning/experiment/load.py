@@ -12,10 +12,11 @@ import torch
 from torch.utils.data import Dataset
 
 from dtr_lightning.config.parser import Config, contents_of, make_parser, parse
-from dtr_lightning.config.registry import instantiate, path_options
+from dtr_lightning.config.registry import class_of, instantiate, path_options
 from dtr_lightning.data import VAE, Data
 from dtr_lightning.data.base import Split
 from dtr_lightning.data.captioned import StoredCaptions
+from dtr_lightning.data.codec import Codec
 from dtr_lightning.data.scan import few
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.blocks import Blocks
@@ -61,8 +62,10 @@ class _StoredData(Data):
         self.in_channels, self.image_size = described["in_channels"], described["image_size"]
         self.num_classes = described["num_classes"]
         self.class_names = tuple(described["class_names"])
-        if codec := described.get("codec"):
-            self.codec = VAE(**codec | {"path": arguments.get("vae") or codec["path"]})
+        if "codec" in described:
+            made = class_of(Codec, described.get("codec_class", "VAE"))
+            elsewhere = {"path": arguments["vae"]} if made is VAE and arguments.get("vae") else {}
+            self.codec = made(**described["codec"] | elsewhere)
         if text := described.get("text"):
             clip = arguments.get("clip")
             self.captions = StoredCaptions.of_record(text, clip, lambda: self.data.table)

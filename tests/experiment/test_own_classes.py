@@ -6,13 +6,17 @@ import torch
 from torch.utils.data import TensorDataset
 
 from dtr_lightning.data import Digits
+from dtr_lightning.data.codec import Pixels
 from dtr_lightning.diffusion.samplers import DDIM
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.experiment import Experiment
+from dtr_lightning.experiment.fit import run
+from dtr_lightning.experiment.load import TrainedRun
 from dtr_lightning.metrics import DigitsFeatures
 from dtr_lightning.models import DiT
 from dtr_lightning.objectives import Constant, PCGrad
 from dtr_lightning.routing import MaskRouter, NoRouting
+from dtr_lightning.rundir.run import Run
 
 MASKS = {
     "an array": lambda t, c: np.ones((t, c), dtype=bool),
@@ -94,6 +98,29 @@ class OwnData(Digits):
         return list(split) if self.by_item else split
 
 
+class Inverted(Pixels):
+    """Black for white: what it decodes tells it from pixels."""
+
+    def __init__(self, top=255):
+        self.top = top
+
+    def arguments(self):
+        return {"top": self.top}
+
+    def sample(self, stored, randn):
+        return self.mean(stored)
+
+    def mean(self, stored):
+        return super().mean(self.top - stored)
+
+    def decode(self, x, precision="float32"):
+        return self.top - super().decode(x)
+
+
+class OwnCodec(Digits):
+    codec = Inverted()
+
+
 class NoClasses(Digits):
     class_names = ("one",)
 
@@ -147,6 +174,16 @@ def test_a_class_that_gives_something_else(tiny, axis, cls, message):
         check(tiny(), axis, cls)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_a_stored_run_decodes_by_the_codec_that_it_was_trained_with(tiny, tmp_path):
+    config = tiny(trainer__max_steps=2)
+    config["data"]["class_path"] = f"{__name__}.OwnCodec"
+    run(config, tmp_path / "run")
+    codec = TrainedRun(Run(tmp_path / "run"), config).experiment.data.codec
+    assert type(codec) is Inverted
+    assert codec.arguments() == {"top": 255}
+    assert codec.decode(torch.full((1, 1, 8, 8), 1.0)).unique().tolist() == [0]
 
 
 def test_what_cannot_be_counted_is_no_end_of_a_run(tiny):
