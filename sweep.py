@@ -81,7 +81,7 @@ def parse() -> argparse.Namespace:
         type=float,
         metavar="SECONDS",
         help="without a sign of life from this machine, others take its trials over after so long "
-        "(default: 300, at least 20)",
+        "(default: 300; 20 to 604800)",
     )
     add("--out", metavar="DIR", help="default: runs/NAME, NAME-paper or NAME-smoke")
     return parser.parse_args()

@@ -138,7 +138,7 @@ def _exported(checkpoint: Checkpoint) -> tuple[dict[str, Any], Tensor | None]:
     try:
         stated = json.loads(checkpoint.metadata[OWN])
         assert isinstance(stated, dict)
-    except (ValueError, AssertionError) as error:
+    except (ValueError, AssertionError, RecursionError) as error:
         raise UserError(f"{checkpoint.path}: its header is damaged") from error
     for name, value in stated.items():
         axis, _, option = name.partition(".")
