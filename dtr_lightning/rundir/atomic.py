@@ -1,6 +1,6 @@
 """Files that are there whole or not at all, whenever a process dies."""
 
-__all__ = ["leftovers", "replacing", "write_text", "writing"]
+__all__ = ["PREFIX", "leftovers", "replacing", "write_text", "writing"]
 
 import os
 from collections.abc import Iterator
