@@ -138,7 +138,9 @@ def look(options: argparse.Namespace, names: list[str], reading: dict[str, Any])
                 raise
             waiting.append(str(error))
     if len(waiting) == len(names):
-        raise UserError(f"none of the {len(names)} sweeps in {options.sweep} has begun: {waiting[0]}")
+        raise UserError(
+            f"none of the {len(names)} sweeps in {options.sweep} has begun: {waiting[0]}"
+        )
     if waiting:
         print(f"not begun: {len(waiting)} of {len(names)} sweeps in {options.sweep}")
 

@@ -123,7 +123,7 @@ def config_hash(flat: Mapping[str, Any]) -> str:
 
 
 def cut(name: str, size: int) -> str:
-    """Returns the start of a part of a file's name, up to a size in bytes: the disk counts these."""
+    """Returns the start of a part of a file's name, up to a size in bytes, as the disk counts."""
     return name.encode(errors="replace")[:size].decode(errors="ignore")
 
 
