@@ -74,7 +74,7 @@ def test_all_sweeps_of_a_folder_are_trained_shown_and_stopped(sweeps, capsys):
     assert sweeps(sweep="mine/a") == 0
     assert sweeps("--status", sweep="mine/") == 0
     told = capsys.readouterr().out
-    assert "runs/mine/a: 2 done" in told and "not begun: 1 of the 2 sweeps in mine/" in told
+    assert "runs/mine/a: 2 done" in told and "not begun: 1 of 2 sweeps in mine/" in told
     assert sweeps() == 0
     for name in "ab":
         assert [*counts(sweeps.out / name).values()] == [(1, 1)] * 2
