@@ -72,7 +72,8 @@ class Options(argparse.ArgumentParser):
             if word.startswith("--"):
                 option, equals, value = word.partition("=")
             if not value and (equals or not word) and option not in self.may_be_empty:
-                raise UserError(f"{option or 'an argument'} is empty; give a value, or leave it out")
+                name = option or "an argument"
+                raise UserError(f"{name} is empty; give a value, or leave it out")
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
