@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dtr_lightning.cli.commands import Options, check_file, command, loading, stop_on_signals
 from dtr_lightning.errors import Stopped, UserError
+from dtr_lightning.rundir.naming import config_hash, cut
 from dtr_lightning.rundir.run import Run
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
     """Returns the command's own options, and those of the run that it changes."""
-    parser = Options(__doc__)
+    parser = Options(__doc__, may_be_empty=("--prompt",))
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--classes", nargs="+", help="names or numbers; all in turn by default")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="several: in turn")
@@ -50,15 +51,21 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 
 
 def file_name(run: "StoredRun", given: argparse.Namespace, labels: list[int]) -> str:
-    """Returns the name of a sheet, which says what is drawn and how."""
+    """Returns the name of a sheet, which says what is drawn and how.
+
+    It ends in a digest of all of that, as texts are cut and few options are named.
+    """
     kind, what = "class", "+".join(map(str, labels)) if given.classes else "all"
     if given.prompt:
         kind, what = "prompt", re.sub(r"\W+", "_", "+".join(given.prompt))
     experiment = run.trained.experiment
     protocol, sampler = experiment.protocol, type(experiment.sampler).__name__.lower()
+    how = {key: experiment.config[key] for key in ("sampler", "evaluation")}
+    digest = config_hash({"prompts": given.prompt, "labels": labels, **how})
     return (
-        f"{kind}={what[:60]}-n={given.n}-seed={protocol.seed}-{sampler}{experiment.sampler_steps}"
-        f"-guidance={protocol.guidance:g}-step={run.trained.step}.png"
+        f"{kind}={cut(what, 60)}-n={given.n}-seed={protocol.seed}-{sampler}"
+        f"{experiment.sampler_steps}-guidance={protocol.guidance:g}-step={run.trained.step}"
+        f"-{digest}.png"
     )
 
 
@@ -67,6 +74,8 @@ def main() -> int:
     """Reads the options, samples and writes the files."""
     given, options = parse()
     samples = Run.existing(given.run).samples
+    if not given.out:
+        samples.mkdir(exist_ok=True)
     check_file("--out", given.out or str(samples / "NAME.png"), ".png")
     if given.npz:
         check_file("--npz", given.npz, ".npz")
@@ -85,6 +94,8 @@ def main() -> int:
     prompts = given.prompt
     labels = torch.arange(given.n) % len(prompts) if prompts else run.labels(given.n, given.classes)
     columns = list(dict.fromkeys(labels.tolist()))
+    out = Path(given.out or run.files.samples / file_name(run, given, columns))
+    check_file("--out", str(out), ".png")
     total, done = run.trained.experiment.sampling_work(given.n), 0
     with Bar("sample") as bar:
 
@@ -96,7 +107,6 @@ def main() -> int:
                 raise Stopped
 
         images = run.sample(given.n, given.classes, report=count, prompts=prompts)
-    out = Path(given.out or run.files.samples / file_name(run, given, columns))
     save_sheet(str(out), images, len(columns))
     print(out)
     if given.npz:

@@ -13,10 +13,13 @@ import argparse
 import os
 import shlex
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dtr_lightning.cli.commands import Options, loading, whole
+from dtr_lightning.cli.commands import INTERRUPTED, Options, command, loading, whole
 from dtr_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from sweeps.engine.driver import Outcome
 
 SMOKE = "a few steps a point; these numbers mean nothing"
 READING = ("seeds", "trials", "hours", "smoke", "paper")
@@ -81,7 +84,7 @@ def parse() -> argparse.Namespace:
         type=float,
         metavar="SECONDS",
         help="without a sign of life from this machine, others take its trials over after so long "
-        "(default: 300, at least 20)",
+        "(default: 300; 20 to 604800)",
     )
     add("--out", metavar="DIR", help="default: runs/NAME, NAME-paper or NAME-smoke")
     return parser.parse_args()
@@ -115,63 +118,93 @@ def below(out: str | None, names: list[str], name: str) -> str | None:
     return os.path.join(out, name) if out and len(names) > 1 else out
 
 
-def main() -> int:
-    """Runs the command and returns its exit code: 0, 1 (a point failed), 2 (a mistake) or 130."""
-    command = f"`{shlex.join(['python', *sys.argv])}` goes on"
-    try:
-        options = parse()
-        loading()
-        from rich.console import Console
+def look(options: argparse.Namespace, names: list[str], reading: dict[str, Any]) -> None:
+    """Shows how far sweeps are, or asks them to stop; UserError where none of them has begun."""
+    from rich.console import Console
 
-        from sweeps.engine.recipe import members
+    from sweeps.engine.folder import NotBegun
+    from sweeps.engine.status import status, stop
 
-        reading = {name: getattr(options, name) for name in READING} | {"options": options.set}
-        if options.status or options.stop:
-            from sweeps.engine.status import status, stop
-
+    waiting = []
+    for name in names:
+        out = below(options.out, names, name)
+        try:
             if options.stop:
-                stop(options.sweep, options.out, options.stop, Console(), **reading)
+                stop(name, out, options.stop, Console(), **reading)
             else:
-                status(options.sweep, options.out, options.storage, Console(), **reading)
-            return 0
-        if options.smoke:
-            print(f"--smoke: {SMOKE}")
-        names = members(options.sweep)
-        if options.dry_run:
-            show(options, names, reading)
-            return 0
-        from sweeps.engine.driver import run_sweep
+                status(name, out, options.storage, Console(), **reading)
+        except NotBegun as error:
+            if len(names) == 1:
+                raise
+            waiting.append(str(error))
+    if len(waiting) == len(names):
+        raise UserError(
+            f"none of the {len(names)} sweeps in {options.sweep} has begun: {waiting[0]}"
+        )
+    if waiting:
+        print(f"not begun: {len(waiting)} of {len(names)} sweeps in {options.sweep}")
 
-        outcomes = []
-        for name in names:
-            if len(names) > 1:
-                print(f"\n{name}")
-            outcomes.append(
-                run_sweep(
+
+def train(
+    options: argparse.Namespace, names: list[str], reading: dict[str, Any]
+) -> "list[Outcome]":
+    """Trains sweeps, one after the other, once all of them are checked; returns their outcomes."""
+    from sweeps.engine.driver import check_sweep, train_sweep
+
+    ready = []
+    for name in names:
+        try:
+            ready.append(
+                check_sweep(
                     name,
-                    out=below(options.out, names, name),
                     workers=options.workers,
                     per_gpu=options.per_gpu,
                     grace=options.grace,
                     storage=options.storage,
-                    retry_failed=options.retry_failed,
-                    finish_pruned=options.finish_pruned,
+                    out=below(options.out, names, name),
                     **reading,
                 )
             )
-            if outcomes[-1].stopped:
-                break
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        except UserError as error:
+            raise UserError(f"{name}: {error}" if len(names) > 1 else str(error)) from error
+    outcomes: list[Outcome] = []
+    for name, each in zip(names, ready, strict=True):
+        if len(names) > 1:
+            print(f"\n{name}")
+        outcomes.append(train_sweep(each, options.retry_failed, options.finish_pruned))
+        if outcomes[-1].stopped:
+            break
+    return outcomes
+
+
+@command
+def main() -> int:
+    """Runs the command and returns its exit code: 0, 1 (a point failed), 2 (a mistake) or 130."""
+    same = f"`{shlex.join(['python', *sys.argv])}` goes on"
+    try:
+        options = parse()
+        loading()
+        from sweeps.engine.recipe import members
+
+        reading = {name: getattr(options, name) for name in READING} | {"options": options.set}
+        names = members(options.sweep)
+        if options.status or options.stop:
+            look(options, names, reading)
+            return 0
+        if options.smoke:
+            print(f"--smoke: {SMOKE}")
+        if options.dry_run:
+            show(options, names, reading)
+            return 0
+        outcomes = train(options, names, reading)
     except KeyboardInterrupt:
-        print(f"\nstopped; {command}", file=sys.stderr)
-        return 130
+        print(f"\nstopped; {same}", file=sys.stderr)
+        return INTERRUPTED
     if options.smoke:
         print(f"--smoke: {SMOKE}")
     if outcomes[-1].stopped:
-        print(f"stopped, {len(outcomes[-1].results)} points done; {command}")
-        return 130
+        print(f"stopped, {len(outcomes[-1].results)} points done; {same}")
+        return INTERRUPTED
     return 1 if any(outcome.failed for outcome in outcomes) else 0
 
 

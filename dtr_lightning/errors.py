@@ -1,6 +1,14 @@
 """What is no bug: a person's mistake, a wish to stop, and a training that diverges."""
 
-__all__ = ["Diverged", "Stopped", "UserError", "choices", "known_failure", "refuse_diverged"]
+__all__ = [
+    "Diverged",
+    "Stopped",
+    "UserError",
+    "choices",
+    "is_utf8",
+    "known_failure",
+    "refuse_diverged",
+]
 
 import math
 import signal
@@ -58,6 +66,18 @@ def choices(what: str, given: object, valid: Iterable[object]) -> UserError:
     return UserError(f"unknown {what} {given!r}; valid: {', '.join(map(str, valid))}")
 
 
+def is_utf8(text: str) -> bool:
+    """Returns whether a text can be written: one from other bytes, or with half a character, not.
+
+    Python has these as lone surrogates.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def known_failure(error: Exception) -> str | None:
     """Returns one line for a failure that is not ours but the machine's; None for any other."""
     text = str(error).strip()
@@ -72,6 +92,8 @@ def known_failure(error: Exception) -> str | None:
             "memory or of /dev/shm; with a smaller --data.workers (0: none) the same command goes "
             "on from the last checkpoint"
         )
+    if text.startswith("Could not determine home directory"):  # Python's words for expanduser
+        return "a path begins with ~NAME, and there is no such user; give the whole path"
     if any(f"Connection {how} by peer" in text for how in ("closed", "reset")):
         return "another process of this run has ended; what it said tells why"
     return None

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from fnmatch import fnmatch
 
 import pytest
 import yaml
@@ -40,6 +41,21 @@ def test_the_container_copies_what_is_there_and_its_command_can_be_given(monkeyp
     (command,) = re.findall(r"^CMD (.*)", DOCKERFILE, re.M)
     options = parsed(json.loads(command), monkeypatch)
     assert options.smoke and read(options.sweep, smoke=True)
+
+
+def test_what_the_pages_write_into_the_clone_stays_out_of_images_and_commits():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text() for page in pages)
+    written = re.findall(r"--(?:out|npz|root|save-samples)[ =]([a-z][^\s`]+)", text)
+    written += re.findall(r"--set data\.root=([a-z]\S+)", text)
+    command = (ROOT / "make_latents.py").read_text()
+    written += re.findall(r'"--(?:out|root)", default="(\w+)"', command)
+    tops = {path.split("/")[0] for path in written} - {"path"}
+    assert {"runs", "latents", "stores", "datasets", "val2014.npz"} <= tops
+    committed = (ROOT / ".gitignore").read_text().split()
+    for patterns in (IGNORED, committed):
+        names = [pattern.strip("/") for pattern in patterns]
+        assert not {top for top in tops if not any(fnmatch(top, name) for name in names)}
 
 
 def test_the_kubernetes_job_runs_a_command_that_can_be_given(monkeypatch):

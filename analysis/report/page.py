@@ -90,7 +90,7 @@ def write_report(
     )
     path = directory / "report.html"
     with writing(path) as part:
-        part.write_text(page)
+        part.write_text(page, "utf-8", errors="backslashreplace")
     return path
 
 

@@ -3,7 +3,10 @@
 __all__ = ["FORMATS", "Exported", "export"]
 
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,12 +26,13 @@ from dtr_lightning.errors import UserError, choices
 from dtr_lightning.expect import is_own
 from dtr_lightning.models import ADM, Denoiser, DiT, RangeExperts, SiT, TextDiT
 from dtr_lightning.routing import NoRouting, Router, Switch
-from dtr_lightning.rundir.atomic import replacing, write_text
+from dtr_lightning.rundir.atomic import PREFIX, leftovers, replacing, write_text
 from dtr_lightning.rundir.naming import flatten
 from dtr_lightning.rundir.run import Run
 
 Format = Literal["safetensors", "diffusers", "official"]
 FORMATS = get_args(Format)
+CARD = "README.md"  # written last: with it all is there
 STATED = ("model", "router", "diffusion", "sampler", "module", "evaluation")  # in our own header
 SIZES = ("in_channels", "image_size", "num_classes")
 
@@ -45,21 +49,45 @@ class Exported:
 
 
 def export(of: Exported, to: str, out: str | Path) -> list[Path]:
-    """Writes a network into a directory that is new or empty; returns the files.
+    """Writes a network into a directory that is new or empty, all or nothing; returns the files.
 
-    UserError, before anything is written, where the layout cannot hold the network.
+    UserError, before anything is written, where the layout cannot hold the network, and at the end
+    where another process has written to the directory meanwhile.
     """
     if to not in FORMATS:
         raise choices("export format", to, FORMATS)
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already and not empty; choose another --out")
+    taken = UserError(f"{out} is there already and not empty; choose another --out")
+    if out.exists() and (not out.is_dir() or {*out.iterdir()} - {*leftovers(out)}):
+        raise taken
     if isinstance(of.network, RangeExperts):
         raise UserError(f"{of.run.path} is of several experts, and a layout holds one network")
     write = {"safetensors": _own, "diffusers": _diffusers, "official": _official}[to]
-    files = write(of, out)
-    write_text(out / "README.md", card(of.network, of.process, of.run, of.config, of.step, to))
-    return [*files, out / "README.md"]
+    with _staged(out) as stage:
+        try:
+            stage.mkdir(parents=True)
+            files = [*write(of, stage), stage / CARD]
+            write_text(files[-1], card(of.network, of.process, of.run, of.config, of.step, to))
+            os.close(os.open(out / CARD, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except (FileExistsError, FileNotFoundError) as error:  # another process was first
+            raise taken from error
+        for file in files:
+            file.replace(out / file.name)
+        for part in leftovers(out):  # of processes that were killed, or come too late
+            shutil.rmtree(part, ignore_errors=True)
+    return [out / file.name for file in files]
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """Yields a directory inside another to write to; where nothing comes of it neither is left."""
+    stage = out / f"{PREFIX}{os.getpid()}"
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        with suppress(OSError):  # not empty: all is there
+            out.rmdir()
 
 
 def _state(network: Denoiser) -> dict[str, Tensor]:
@@ -67,7 +95,6 @@ def _state(network: Denoiser) -> dict[str, Tensor]:
 
 
 def _save(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         save_file(state, part, {"format": "pt"} | metadata)
     return path
@@ -175,7 +202,6 @@ def _official(of: Exported, out: Path) -> list[Path]:
         for key in ("final_layer.linear.weight", "final_layer.linear.bias"):
             rows = -state[key].unflatten(0, (network.patch_size**2, -1))
             state[key] = torch.cat([rows, torch.zeros_like(rows)], 1).flatten(0, 1)
-    out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "model.pt") as part:
         torch.save(state, part)
     return [out / "model.pt"]

@@ -7,6 +7,7 @@ __all__ = [
     "STOPS",
     "Options",
     "check_file",
+    "check_utf8",
     "command",
     "loading",
     "once",
@@ -24,16 +25,17 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import wraps
 from pathlib import Path
 from threading import Event
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from dtr_lightning.errors import Diverged, Stopped, UserError, known_failure
+from dtr_lightning.errors import Diverged, Stopped, UserError, is_utf8, known_failure
 
 MISTAKES = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
@@ -45,14 +47,34 @@ ONCE = 0.5  # seconds in which signals count as one
 
 
 class Options(argparse.ArgumentParser):
-    """A parser of few options that says what is wrong in one line."""
+    """A parser of few options that says what is wrong in one line.
 
-    def __init__(self, description: str | None) -> None:
+    Args:
+        description: what the command does.
+        may_be_empty: options of which an empty text is a value, as of a prompt.
+    """
+
+    def __init__(self, description: str | None, may_be_empty: Collection[str] = ()) -> None:
         super().__init__(
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.may_be_empty = may_be_empty
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Returns the options, and the words that are none; UserError for words without a text."""
+        words = sys.argv[1:] if args is None else list(args)
+        check_utf8(words)
+        option = None
+        for word in words:
+            equals, value = "", word
+            if word.startswith("--"):
+                option, equals, value = word.partition("=")
+            if not value and (equals or not word) and option not in self.may_be_empty:
+                name = option or "an argument"
+                raise UserError(f"{name} is empty; give a value, or leave it out")
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError; of an unknown option, with the valid ones, near ones first."""
@@ -72,13 +94,30 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def check_utf8(words: Sequence[str]) -> None:
+    """Raises UserError for a word of a command line that is not in UTF-8: no file can hold it."""
+    for word in words:
+        if not is_utf8(word):
+            raise UserError(
+                f"{word!a} is not in UTF-8; type it in UTF-8, or rename the file that it names"
+            )
+
+
 def check_file(option: str, path: str, suffix: str) -> None:
     """Raises UserError, before the work, for a file that cannot be written at its end."""
     folder = Path(path).parent
-    if not path.endswith(suffix) or not folder.is_dir() or Path(path).is_dir():
-        raise UserError(f"{option} {path} must end in {suffix} and lie in a directory that exists")
-    if not os.access(path if Path(path).exists() else folder, os.W_OK):
-        raise UserError(f"{option} {path} cannot be written: permission denied")
+    try:
+        if not path.endswith(suffix) or not folder.is_dir() or Path(path).is_dir():
+            raise UserError(
+                f"{option} {path} must end in {suffix} and lie in a directory that exists"
+            )
+        with tempfile.TemporaryFile(dir=folder):  # root may write what nobody may
+            pass
+        if Path(path).exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        reason = os.strerror(error.errno or errno.EIO).lower()
+        raise UserError(f"{option} {path} cannot be written: {reason}") from error
 
 
 def loading(file: TextIO | None = None) -> None:

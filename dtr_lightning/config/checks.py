@@ -23,6 +23,8 @@ Config = dict[str, Any]
 # others share out the network, which has an average, or fork a process that has threads
 STRATEGIES = ("auto", "ddp", *(f"ddp_find_unused_parameters_{x}" for x in ("false", "true")))
 PRECISIONS = ("32-true", "bf16-mixed")
+DAY = 86_400  # seconds
+MOST_DAYS = 9_999  # of max_time: a timer cannot wait for ever
 
 
 def check(config: Config) -> None:
@@ -57,9 +59,11 @@ def check(config: Config) -> None:
         raise UserError(f"trainer.num_nodes must be at least 1; got {nodes}")
     if max_time := config["trainer"].get("max_time"):
         seconds_of(max_time)
-    for name in config.get("logger", ()):
+    for i, name in enumerate(loggers := config.get("logger", ())):
         if name not in LOGGERS:
             raise choices("logger", name, LOGGERS)
+        if name in loggers[:i]:
+            raise UserError(f"logger {name} is given twice; once is enough")
     if "init_partial" in config and "init" not in config:
         raise UserError("init_partial belongs to --init, the weights to start from; give that too")
     if steps < 1:
@@ -88,14 +92,14 @@ def check(config: Config) -> None:
 
 def seconds_of(max_time: str) -> int:
     """Returns the seconds of DAYS:HOURS:MINUTES:SECONDS; UserError for another text."""
-    parts = re.fullmatch(r"(\d+):(\d+):(\d+):(\d+)", max_time)
+    parts = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9}):(\d{1,9})", max_time)
     seconds = 0
-    for value, unit in zip(parts.groups() if parts else (), (86_400, 3600, 60, 1), strict=False):
+    for value, unit in zip(parts.groups() if parts else (), (DAY, 3600, 60, 1), strict=False):
         seconds += int(value) * unit
-    if not seconds:
+    if not 1 <= seconds <= MOST_DAYS * DAY:
         raise UserError(
-            f"trainer.max_time must be DAYS:HOURS:MINUTES:SECONDS, such as 00:11:30:00; "
-            f"got {max_time!r}"
+            "trainer.max_time must be DAYS:HOURS:MINUTES:SECONDS, such as 00:11:30:00, from one "
+            f"second to {MOST_DAYS:,} days; got {max_time[:60]!r}"
         )
     return seconds
 

@@ -35,6 +35,7 @@ from typing import Any, Literal, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
+from dtr_lightning.cli.commands import check_utf8
 from dtr_lightning.config.checks import Config, check, expert_configs
 from dtr_lightning.config.contents import contents, with_absolute_paths
 from dtr_lightning.config.evaluation import EvaluationConfig
@@ -224,6 +225,7 @@ def parse(parser: Parser, arguments: Sequence[str]) -> Parsed:
 
 def _check_words(arguments: Sequence[str]) -> None:
     """Raises UserError for an option without its value; warns of one that is given twice."""
+    check_utf8(arguments)
     for word, following in pairwise([*arguments, "--"]):
         dotted = word.startswith("--") and "." in word and not word.endswith(".help")
         if dotted and "=" not in word and following.startswith("--"):

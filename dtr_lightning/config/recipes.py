@@ -68,7 +68,9 @@ def _chain(file: Path, seen: tuple[Path, ...]) -> list[tuple[Path, str]]:
 def _content(file: Path, text: str) -> dict[str, Any]:
     try:
         content = yaml.load(text, Loader=TEXT_LOADER)
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise UserError(f"{file} is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # a date that there is not is a ValueError
         raise _not_yaml(file, error) from error
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold options as `key: value`")

@@ -12,7 +12,7 @@ from typing import Any
 from dtr_lightning.data.base import Data
 from dtr_lightning.data.image_folder import ImageFolder
 from dtr_lightning.data.scan import few
-from dtr_lightning.errors import UserError
+from dtr_lightning.errors import UserError, is_utf8
 
 FORMATS = (
     "COCO's captions_*.json, a JSON object {file name: [captions]}, or a .jsonl of such objects"
@@ -66,7 +66,8 @@ def captions_of(data: Data, files: Sequence[str | Path]) -> list[list[str]]:
 def read_captions(files: Sequence[str | Path]) -> dict[str, list[str]]:
     """Returns the captions by file name, in the order of the files.
 
-    White space in a caption becomes one blank. UserError for what is not of one of the formats.
+    White space in a caption becomes one blank. A name that is there more than once, in one object
+    or in several, has all its captions. UserError for what is not of one of the formats.
     """
     captions: dict[str, list[str]] = {}
     for file in map(Path, files):
@@ -74,8 +75,14 @@ def read_captions(files: Sequence[str | Path]) -> dict[str, list[str]]:
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 raise UserError(f"{file}: the captions of {name} are no list of texts")
             texts = [" ".join(text.split()) for text in texts]
-            if "" in texts:
-                raise UserError(f"{file}: caption {texts.index('') + 1} of {name} is empty")
+            for number, text in enumerate(texts, 1):
+                if not text:
+                    raise UserError(f"{file}: caption {number} of {name} is empty")
+                if not is_utf8(text):
+                    raise UserError(
+                        f"{file}: caption {number} of {name} is no text: {text[:60]!a} has half of "
+                        "a character"
+                    )
             captions.setdefault(name, []).extend(texts)
     return captions
 
@@ -102,7 +109,11 @@ def _text(file: Path) -> str:
 
 def _object(text: str, where: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_joined)
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply; valid: {FORMATS}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     except ValueError as error:
         raise UserError(f"{where} is no JSON: {error}; valid: {FORMATS}") from error
     if not isinstance(content, dict):
@@ -110,11 +121,33 @@ def _object(text: str, where: str) -> dict[str, Any]:
     return content
 
 
+def _joined(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object; lists of a name that is there twice become one, nothing is lost."""
+    content = dict(pairs)
+    if len(content) == len(pairs):
+        return content
+    content = {}
+    for name, value in pairs:
+        if name in content and not (isinstance(content[name], list) and isinstance(value, list)):
+            raise UserError(f"{name} is there twice, and its values are no lists to be joined")
+        content[name] = content[name] + value if name in content else value
+    return content
+
+
 def _coco(file: Path, content: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Yields the captions of every image of COCO's file, in the order of its annotations."""
     captions: dict[Any, list[str]] = {}
     try:
-        names = {image["id"]: image["file_name"] for image in content["images"]}
+        names: dict[Any, str] = {}
+        for image in content["images"]:
+            name = image["file_name"]
+            if not isinstance(name, str):
+                raise TypeError(f"file_name {name!r:.40} is no text")
+            if names.setdefault(image["id"], name) != name:
+                raise UserError(
+                    f"{file}: the images {names[image['id']]} and {name} have one id, "
+                    f"{image['id']}; give each its own"
+                )
         for each in content["annotations"]:
             captions.setdefault(each["image_id"], []).append(each["caption"])
     except (KeyError, TypeError) as error:

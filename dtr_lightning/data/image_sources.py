@@ -4,7 +4,9 @@ __all__ = ["hub_images", "torchvision_images", "torchvision_names"]
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from dtr_lightning.data.base import Data, Split
 from dtr_lightning.data.image_files import prepare
 from dtr_lightning.data.image_folder import hold_out
 from dtr_lightning.errors import UserError, choices
+from dtr_lightning.rundir.claims import Claims
 
 HELD_OUT = ("val", "valid", "validation", "test")  # names of such splits; the first one counts
 
@@ -111,7 +114,10 @@ def torchvision_images(
             if "download" not in takes:
                 raise UserError(f"cannot read {name} in {root}: {_line(error)}") from error
         try:
-            return cls(root, **split, download=True)
+            Path(root).mkdir(parents=True, exist_ok=True)
+            with closing(Claims(Path(root) / ".lock")) as claims:  # all processes come here at once
+                claims.take(0, wait=True)
+                return cls(root, **split, download=True)
         except (RuntimeError, OSError, ImportError) as error:
             raise UserError(
                 f"{name} is not in {root} and cannot be downloaded: {_line(error)}"

@@ -8,6 +8,7 @@ __all__ = ["LAYOUTS", "Imported", "Layout"]
 
 import io
 import json
+import os
 import re
 import zipfile
 from abc import ABC, abstractmethod
@@ -152,7 +153,7 @@ class EDM2(Layout):
             self.labels = {name: int(label) for name, label in labels or ()}
         except FileNotFoundError:
             self.labels = {}
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise self.refuse(f"its dataset.json is damaged: {error}") from error
         if self.labels and (missing := set(self.train) - self.labels.keys()):
             raise self.refuse(f"its dataset.json has no label of {min(missing)}")
@@ -310,7 +311,7 @@ class Imported(Source):
             names = [str(label) for label in range(max(layout.labels.values()) + 1)]
         listed = sha256()
         for name in (*train, "", *val):
-            listed.update(f"{name} {layout.labels.get(name, 0)}\n".encode())
+            listed.update(os.fsencode(f"{name} {layout.labels.get(name, 0)}\n"))
         self.manifest = Manifest(
             codec="VAE",
             shape=shape,

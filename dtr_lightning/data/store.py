@@ -168,7 +168,7 @@ def read_begun(folder: Path) -> Manifest | None:
         return None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {error}; make the store anew") from error
     version = values.get("version") if isinstance(values, dict) else None
     if version != VERSION:

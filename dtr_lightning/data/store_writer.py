@@ -2,7 +2,8 @@
 
 Block i is of rank i mod world. A block counts when its rows are on the disk and a file in `blocks/`
 says so, with their digest; whoever finds all of these completes the manifest. No process waits for
-another, and what was written by how many of them shows nowhere.
+the blocks of another, none writes those that another writes, and what was written by how many of
+them shows nowhere.
 """
 
 __all__ = ["PART", "Part", "Report", "Source", "write_store"]
@@ -27,7 +28,10 @@ from torch import Tensor
 from dtr_lightning.data.store import MANIFEST, SPLITS, TOKENS, Array, Manifest, read_begun
 from dtr_lightning.errors import Stopped, UserError
 from dtr_lightning.rundir.atomic import leftovers, replacing, write_text
+from dtr_lightning.rundir.claims import Claims
 
+LOCK = ".lock"  # of claims: to begin or complete the store, and on every block
+STORE, FIRST = 0, 1
 PART = 64  # images that are encoded and written at a time
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What may differ when a store goes on.
@@ -86,17 +90,24 @@ def write_store(
     """Writes this rank's blocks that are not there yet, and returns the manifest.
 
     It is complete if the blocks of all ranks are there. UserError where the folder holds another
-    store or other files, or the disk is full: the same command then goes on. Stopped when `stop`
-    was set.
+    store or other files, where another process writes the same blocks, or the disk is full: the
+    same command then goes on. Stopped when `stop` was set.
     """
-    with _room(folder):
-        manifest = _begin(folder, source)
-    if manifest.complete:
-        return manifest
-    blocks = list(_blocks(manifest))
-    mine = blocks[rank::world]
-    waiting = [block for block in mine if not _marker(folder, block).exists()]
-    with _room(folder):
+    if (begun := read_begun(folder)) is not None and begun.complete:
+        return _begin(folder, source)  # which may be on a disk that nobody writes to
+    with _room(folder), _claims(folder) as claims:
+        with _alone(claims):
+            manifest = _begin(folder, source)
+            if manifest.complete:
+                return manifest
+            blocks = list(_blocks(manifest))
+            mine = blocks[rank::world]
+            waiting = [block for block in mine if not _marker(folder, block).exists()]
+            if not all(claims.take(FIRST + block.number) for block in waiting):
+                raise UserError(
+                    f"{folder} is being written by another process: leave it to that one, whose "
+                    "end the same command finds, or share the work with --rank R --world N"
+                )
         for what, splits in (("images", SPLITS), ("captions", (TOKENS,))):
             total, left = (
                 sum(block.stop - block.start for block in part if block.split in splits)
@@ -107,10 +118,41 @@ def write_store(
             for split in splits:
                 if not (todo := [block for block in waiting if block.split == split]):
                     continue
-                for count in _write_blocks(folder, manifest, source, split, todo, stop):
-                    left -= count
-                    report(what, total - left, total)
-        return _complete(folder, manifest, blocks)
+                try:
+                    for count in _write_blocks(folder, manifest, source, split, todo, stop):
+                        left -= count
+                        report(what, total - left, total)
+                except FileNotFoundError:  # without locks another may complete the store meanwhile
+                    if claims.works or not (now := read_begun(folder)) or not now.complete:
+                        raise
+                    return now
+        with _alone(claims):
+            return _complete(folder, manifest, blocks)
+
+
+@contextmanager
+def _claims(folder: Path) -> Iterator[Claims]:
+    """Yields the claims on a store; UserError where the folder holds other files."""
+    if read_begun(folder) is None and folder.exists():
+        others = folder.is_dir() and {*folder.iterdir()} - {*leftovers(folder), folder / LOCK}
+        if others or not folder.is_dir():
+            raise UserError(f"{folder} is there already and no store; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    claims = Claims(folder / LOCK)
+    try:
+        yield claims
+    finally:
+        claims.close()
+
+
+@contextmanager
+def _alone(claims: Claims) -> Iterator[None]:
+    """Waits until no other process begins or completes the store."""
+    claims.take(STORE, wait=True)
+    try:
+        yield
+    finally:
+        claims.free(STORE)
 
 
 @contextmanager
@@ -131,11 +173,6 @@ def _begin(folder: Path, source: Source) -> Manifest:
     manifest = source.manifest
     begun = read_begun(folder)
     if begun is None:
-        if folder.exists() and (
-            not folder.is_dir() or set(folder.iterdir()) - {*leftovers(folder)}
-        ):
-            raise UserError(f"{folder} is there already and no store; choose another --out")
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / MANIFEST, manifest.text())
     elif replace(begun, **{key: getattr(manifest, key) for key in PLACES}) != manifest:
         old, new = vars(begun), vars(manifest)
@@ -257,4 +294,6 @@ def _complete(folder: Path, manifest: Manifest, blocks: list[Block]) -> Manifest
     write_text(folder / MANIFEST, manifest.text())
     with suppress(OSError):
         shutil.rmtree(folder / "blocks")
+        for part in leftovers(folder):
+            part.unlink()
     return manifest

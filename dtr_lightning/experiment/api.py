@@ -12,7 +12,7 @@ from torch import Tensor
 from dtr_lightning.config.evaluation import EvaluationConfig
 from dtr_lightning.config.parser import resolve, run_name
 from dtr_lightning.data import Data
-from dtr_lightning.errors import UserError, refuse_diverged
+from dtr_lightning.errors import UserError, is_utf8, refuse_diverged
 from dtr_lightning.experiment import fit
 from dtr_lightning.experiment.evaluation import Report, fixed_labels, sample, silent
 from dtr_lightning.experiment.load import TrainedRun, other_protocol
@@ -115,6 +115,8 @@ class StoredRun:
             raise UserError(
                 f"{self.files.path} was trained on class labels and takes no prompt; give classes"
             )
+        if wrong := next((text for text in prompts if not is_utf8(text)), None):
+            raise UserError(f"the prompt {wrong!a} is no text: it has half of a character")
         return captions.encode(prompts).cpu()
 
     def labels(self, n: int, classes: Sequence[int | str] | None = None) -> Tensor:

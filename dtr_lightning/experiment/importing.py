@@ -138,7 +138,7 @@ def _exported(checkpoint: Checkpoint) -> tuple[dict[str, Any], Tensor | None]:
     try:
         stated = json.loads(checkpoint.metadata[OWN])
         assert isinstance(stated, dict)
-    except (ValueError, AssertionError) as error:
+    except (ValueError, AssertionError, RecursionError) as error:
         raise UserError(f"{checkpoint.path}: its header is damaged") from error
     for name, value in stated.items():
         axis, _, option = name.partition(".")
@@ -167,7 +167,9 @@ def _write(
     checkpoint: Checkpoint,
     masks: Tensor | None,
 ) -> None:
-    if run.config_file.exists() and run.contents.get("imported") != contents["imported"]:
+    which = contents["imported"]
+    # without meta.json it is another process's that begins, or was killed as it began
+    if run.config_file.exists() and run.meta and run.contents.get("imported") != which:
         raise UserError(f"{run.path} holds another run; choose another --out")
     run.check(config, contents)
     with run.lock():

@@ -1,6 +1,6 @@
 """Files that are there whole or not at all, whenever a process dies."""
 
-__all__ = ["leftovers", "replacing", "write_text", "writing"]
+__all__ = ["PREFIX", "leftovers", "replacing", "write_text", "writing"]
 
 import os
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from pathlib import Path
 from dtr_lightning.errors import UserError
 
 PREFIX = ".part-"
+LONGEST = 255  # bytes of a name
 
 
 @contextmanager
@@ -19,7 +20,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     A reader sees the old file or the new one; where the writing fails the old one stays.
     """
     path = Path(path)
-    part = path.with_name(f"{PREFIX}{os.getpid()}-{path.name}")
+    start = f"{PREFIX}{os.getpid()}-"
+    end = os.fsencode(path.name)[len(start) - LONGEST :].decode(errors="ignore")  # with its suffix
+    part = path.with_name(start + end)
     try:
         yield part
         with part.open("rb") as file:
@@ -45,9 +48,9 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text whole or not at all."""
+    """Writes a text whole or not at all, in UTF-8; bytes of names that are not are escaped."""
     with replacing(path) as part:
-        part.write_text(text)
+        part.write_text(text, "utf-8", errors="backslashreplace")
 
 
 def leftovers(directory: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ and evaluated otherwise. Machine: where data lie, devices, workers; a run moves 
 __all__ = [
     "PRECISIONS",
     "config_hash",
+    "cut",
     "evaluation_name",
     "flatten",
     "identity",
@@ -121,6 +122,11 @@ def config_hash(flat: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:6]
 
 
+def cut(name: str, size: int) -> str:
+    """Returns the start of a part of a file's name, up to a size in bytes, as the disk counts."""
+    return name.encode(errors="replace")[:size].decode(errors="ignore")
+
+
 def evaluation_name(protocol: Mapping[str, Any], step: int) -> str:
     """Returns the name of an evaluation at a step: what identifies its protocol."""
     text = json.dumps([protocol, step], sort_keys=True)
@@ -158,5 +164,5 @@ def slug(
                 value = Path(value).stem
             value = f"{value:g}" if isinstance(value, float) else value
             parts.append(f"{key.rsplit('.', 1)[-1]}={value}")
-    name = re.sub(r"[^\w=.+-]+", "_", "-".join([*parts, f"seed={seed}"]))[:120]
-    return f"{name}-{config_hash(full)}"
+    name = re.sub(r"[^\w=.+-]+", "_", "-".join([*parts, f"seed={seed}"]))
+    return f"{cut(name, 120)}-{config_hash(full)}"

@@ -3,7 +3,15 @@
 Any number of commands may work in one directory at once; each is a driver of its own slots.
 """
 
-__all__ = ["Outcome", "default_folder", "prepare", "run_sweep"]
+__all__ = [
+    "Outcome",
+    "Ready",
+    "check_sweep",
+    "default_folder",
+    "prepare",
+    "run_sweep",
+    "train_sweep",
+]
 
 import sys
 from collections.abc import Mapping
@@ -37,6 +45,18 @@ class Outcome(NamedTuple):
     results: dict[str, dict[str, Any]]
     failed: dict[str, str]
     stopped: bool
+
+
+class Ready(NamedTuple):
+    """A sweep that was checked, and what it is to be trained with."""
+
+    plan: Sweep
+    folder: Folder
+    slots: Workers
+    database: Database
+    number: int | None  # of workers
+    per_gpu: int | None
+    grace: float | None
 
 
 def prepare(
@@ -128,12 +148,56 @@ def run_sweep(
     `if __name__ == "__main__":`, as trials are processes. UserError for a mistake in the sweep, a
     directory of another sweep and a database that cannot be used.
     """
-    console = console or Console()
+    ready = check_sweep(
+        sweep,
+        workers=workers,
+        per_gpu=per_gpu,
+        grace=grace,
+        storage=storage,
+        out=out,
+        train=train,
+        **reading,
+    )
+    return train_sweep(ready, retry_failed, finish_pruned, console)
+
+
+def check_sweep(
+    sweep: str | Path | Mapping[str, Any],
+    *,
+    workers: int | None = None,
+    per_gpu: int | None = None,
+    grace: float | None = None,
+    storage: str | None = None,
+    out: str | Path | None = None,
+    train: Train = train_run,
+    **reading: Any,
+) -> Ready:
+    """Returns what `train_sweep` takes; trains and writes nothing. The options are `run_sweep`'s.
+
+    UserError for what would keep the sweep from training: of several sweeps all are checked first.
+    """
     check_numbers(workers, per_gpu)
     check_grace(grace)
     plan, folder, slots = prepare(sweep, out=out, train=train, **reading)
     database = Database(folder, storage)
     database.probe()
+    folder.check_place()
+    folder.check(plan)
+    waiting = [point for point in plan.known_points() if folder.results(point) is None]
+    if waiting:
+        slots.divide(this_machine(), workers, len(waiting), per_gpu, plan.devices)
+    return Ready(plan, folder, slots, database, workers, per_gpu, grace)
+
+
+def train_sweep(
+    ready: Ready,
+    retry_failed: bool = False,
+    finish_pruned: bool = False,
+    console: Console | None = None,
+) -> Outcome:
+    """Trains what is missing of a sweep that was checked, draws and tabulates: see `run_sweep`."""
+    console = console or Console()
+    plan, folder, slots, database, number, per_gpu, grace = ready
     folder.prepare(plan)
     database.say = lambda line: console.print(line, markup=False, soft_wrap=True)
     with folder.owner() as owner:
@@ -145,7 +209,7 @@ def run_sweep(
             if waiting or running:
                 trials = waiting if plan.points else plan.total or sys.maxsize
                 _announce(plan)
-                slots.divide(this_machine(), workers, trials, per_gpu, plan.devices)
+                slots.divide(this_machine(), number, trials, per_gpu, plan.devices)
                 session.work()
             failed = session.failed | study.ended(TrialState.FAIL, "reason")
             pruned = study.ended(TrialState.PRUNED, "pruned_at")

@@ -7,10 +7,12 @@ logs/           the output of the trials
 figures/, results.csv, table.csv, table.md, table.tex    written by analysis
 """
 
-__all__ = ["Folder"]
+__all__ = ["Folder", "NotBegun"]
 
 import contextlib
+import errno
 import fcntl
+import os
 import socket
 import uuid
 from collections.abc import Iterator
@@ -26,6 +28,10 @@ from dtr_lightning.rundir.naming import identity
 from dtr_lightning.rundir.run import NO_LOCKS, Run, steps_of
 from dtr_lightning.rundir.yaml_values import DUMPER, LOADER
 from sweeps.engine.plan import Point, Sweep
+
+
+class NotBegun(UserError):
+    """A directory that holds no sweep, or none yet."""
 
 
 class Folder:
@@ -51,7 +57,7 @@ class Folder:
         try:
             stored = yaml.load(self.sweep_file.read_text(), Loader=LOADER)
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{self.path} holds no sweep (yet)") from None
+            raise NotBegun(f"{self.path} holds no sweep (yet)") from None
         except (yaml.YAMLError, ValueError, OSError) as error:
             raise UserError(f"{self.sweep_file} is damaged; choose another --out") from error
         types = {"study": str, "metric": dict, "config": dict}
@@ -102,6 +108,17 @@ class Folder:
                 if content != stored:  # a sweep may become longer
                     text = yaml.dump(content, Dumper=DUMPER, sort_keys=False)
                     write_text(self.sweep_file, text)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+
+    def check_place(self) -> None:
+        """Raises UserError if the directory cannot be made or written to."""
+        try:
+            full = self.path.absolute()
+            there = next(path for path in (full, *full.parents) if path.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+                code = errno.EACCES if there.is_dir() else errno.ENOTDIR
+                raise OSError(code, os.strerror(code))
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
 

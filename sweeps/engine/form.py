@@ -42,8 +42,8 @@ class Form:
             {kind: median, n_warmup_steps: 200}
         smoke: options of --smoke, as in {trainer.max_steps: 10}
         paper: keys that --paper replaces, as in {config: .., grid: [..]}
-        steps_per_second: a positive number; known of the machine that the sweep is meant for,
-            --dry-run then counts GPU-hours
+        steps_per_second: a number above 0 and below 1e9; known of the machine that the sweep is
+            meant for, --dry-run then counts GPU-hours
         gpus: a whole number; GPUs of one training at steps_per_second
         source: a text; where steps_per_second is from, or what is assumed
         images: sizes of images that need not be there yet, as in {in_channels: 4, image_size: 32,
@@ -98,7 +98,7 @@ class SearchForm(Form):
         space: a mapping of options to choices or ranges, as in {router: [NoRouting, DTR]}
         start: a list of settings to try first, as in {router: DTR}; CMA-ES begins at the first
         trials: a whole number from 1 to 1,000,000; settings to try
-        hours: a positive number; of training, all workers together, instead of trials
+        hours: a number above 0 and below 1e9; of training, all workers together, instead of trials
         sampler: options of Optuna's sampler, as in {n_startup_trials: 10}
     """
 

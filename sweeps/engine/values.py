@@ -80,7 +80,7 @@ def option(text: str) -> tuple[str, Any]:
         raise UserError("--set seed=... is not valid; use --seeds N")
     try:
         parsed = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return key, value
     return key, parsed if json.dumps(parsed) == value else value
 

@@ -1,6 +1,7 @@
 """What is exported loads back to the same outputs, and says what it is."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 import export as command
+from dtr_lightning.checkpoints import writing
 from dtr_lightning.checkpoints.writing import Exported, export
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.fit import run as train
@@ -189,3 +191,33 @@ def test_the_command_writes_into_the_run_once(tiny, tmp_path, monkeypatch, capsy
         assert json.loads(opened.metadata()["dtr_lightning"])["trainer.max_steps"] == 6
     assert command.main() == 2
     assert "not empty; choose another --out" in capsys.readouterr().err
+
+
+def test_an_export_is_there_whole_or_not_at_all(tiny, tmp_path, monkeypatch):
+    """Of two at once the first wins and the other is one line; what a killed one left is gone."""
+    train(tiny(evaluation__every=0, trainer__max_steps=1), tmp_path / "run")
+    out, card = tmp_path / "out", writing.card
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing, "card", killed)
+    with pytest.raises(KeyboardInterrupt):
+        exported(Run(tmp_path / "run"), "safetensors", out)
+    assert not out.exists()
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(os, "getpid", lambda: 1)  # another process
+        monkeypatch.setattr(writing, "card", card)
+        first.extend(exported(Run(tmp_path / "run"), "safetensors", out))
+        return card(*arguments)
+
+    first = []
+    (out / ".part-7").mkdir(parents=True)
+    (out / ".part-7" / "model.safetensors").write_text("half of it")
+    monkeypatch.setattr(writing, "card", overtaken)
+    with pytest.raises(UserError, match="not empty; choose another --out"):
+        exported(Run(tmp_path / "run"), "safetensors", out)
+    assert sorted(out.iterdir()) == sorted(first)
+    assert (out / "README.md").read_text().startswith("# run\n")
+    import_checkpoint(out / "model.safetensors", tmp_path / "back")

@@ -339,3 +339,16 @@ def test_masks_lie_in_the_run(tmp_path, dit, expected):
     stored = np.load(tmp_path / "run" / "masks.npy")
     assert np.array_equal(stored, expected["masks_rtr"].bool().numpy())
     assert max_relative(outputs(network(made.run), expected), expected["out_rtr"]) < 1e-5
+
+
+@pytest.mark.parametrize("lost", [["meta.json", "ckpt/last.ckpt"], ["ckpt/last.ckpt"], []])
+def test_an_import_goes_on_where_it_was_killed_and_one_that_runs_is_told(tmp_path, pixels, lost):
+    made = import_checkpoint(pixels, tmp_path / "run", RUN)
+    expected = torch.load(made.run.last, weights_only=True)["state_dict"]
+    for name in lost:
+        (made.run.path / name).unlink()
+    with made.run.lock(), pytest.raises(UserError, match="is in use by another process"):
+        import_checkpoint(pixels, tmp_path / "run", RUN)
+    import_checkpoint(pixels, tmp_path / "run", RUN)
+    again = torch.load(made.run.last, weights_only=True)["state_dict"]
+    assert all(torch.equal(expected[name], again[name]) for name in expected)

@@ -47,8 +47,9 @@ class RandomRows(Source):
 
 
 def contents(folder):
-    """Returns the bytes of every file below a folder, but for what scores keep there."""
-    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("reference-"))
+    """Returns the bytes of every file below a folder, but for locks and what scores keep there."""
+    besides = (".lock", "reference-")
+    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(besides))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

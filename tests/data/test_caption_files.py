@@ -96,6 +96,20 @@ COCO = {"images": [{"id": 1, "file_name": "a.png"}]}
         ({"annotations": []}, "needs? .*'images'"),
         (COCO | {"annotations": [{"image_id": 1, "bbox": []}]}, r"no file of COCO's .*'caption'"),
         (COCO | {"annotations": [{"image_id": 7, "caption": "a"}]}, "an image 7 that it has not"),
+        ({"images": [{"id": 1, "file_name": 5}], "annotations": []}, "file_name 5 is no text"),
+        ({"images": [{"id": [1], "file_name": "a"}], "annotations": []}, "no file of COCO's"),
+        (
+            {"images": [{"id": 1, "file_name": n} for n in "ab"], "annotations": []},
+            "the images a and b have one id, 1",
+        ),
+        ("[" * 100_000, r"mine\.json is nested too deeply; valid: COCO's"),
+        ('{"a.png": ' * 5000, "is nested too deeply"),
+        ('{"a.png": ["x\\ud800"]}', r"caption 1 of a\.png is no text: 'x\\ud800' has half"),
+        ('{"a.png": ["x"], "a.png": "y"}', r"mine\.json: a\.png is there twice, .* no lists"),
+        ("", "is no JSON"),
+        ("1" * 5000, "is no JSON"),
+        ('{"": ["x"]}', "captions of 1 images that"),
+        ('{"\\udcff.png": ["x"]}', "captions of 1 images that"),
         (None, "cannot read captions .*: No such file"),
     ],
 )
@@ -108,6 +122,27 @@ def test_a_mistake_is_one_line(data, tmp_path, content, message):
     with pytest.raises(UserError, match=message) as error:
         captions_of(data, [file])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["one object", "lines", "files", "annotations"])
+def test_an_image_that_is_named_more_than_once_has_all_its_captions(tmp_path, kind):
+    """However often and wherever: nothing is lost, and the order is that of the files."""
+    first, second = '"a.png": ["x", "y"]', '"a.png": ["z"]'
+    files = [tmp_path / "one.json", tmp_path / "two.jsonl"]
+    texts = {
+        "one object": (f'{{{first}, "b.png": ["w"], {second}}}', ""),
+        "lines": ("{}", f"{{{first}}}\n{{{second}}}\n"),
+        "files": (f"{{{first}}}", f"{{{second}}}"),
+        "annotations": (
+            '{"images": [{"id": 1, "file_name": "a.png"}], '
+            '"annotations": [{"image_id": 1, "caption": "x"}, {"image_id": 1, "caption": "y"}], '
+            '"annotations": [{"image_id": 1, "caption": "z"}]}',
+            "",
+        ),
+    }[kind]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    assert read_captions(files)["a.png"] == ["x", "y", "z"]
 
 
 def test_a_line_of_a_table_that_is_damaged_is_named(data, tmp_path):

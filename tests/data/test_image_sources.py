@@ -1,7 +1,9 @@
 """Images of torchvision and the hub are prepared as those of a folder."""
 
+import os
 import struct
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -57,6 +59,30 @@ def test_what_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "download", fail)
     with pytest.raises(UserError, match=r"CIFAR10 is not in .* cannot be downloaded: no route"):
         torchvision_images("CIFAR10", str(tmp_path))
+
+
+def test_processes_that_start_at_once_download_one_after_the_other(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    def download(self):
+        (tmp_path / f"at-work-{os.getpid()}").touch(exist_ok=False)
+        time.sleep(0.05)
+        alone = len([*tmp_path.glob("at-work-*")]) == 1
+        (tmp_path / f"at-work-{os.getpid()}").unlink()
+        raise OSError("alone" if alone else "together")
+
+    monkeypatch.setattr(CIFAR10, "download", download)
+    children = []
+    for _ in range(3):
+        if not (pid := os.fork()):
+            try:
+                torchvision_images("CIFAR10", str(tmp_path))
+            except UserError as error:
+                os._exit(2 if str(error).endswith("alone") else 3)
+            os._exit(4)
+        children.append(pid)
+    codes = {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children}
+    assert codes == {2}
 
 
 def test_names_of_torchvision():

@@ -2,6 +2,7 @@
 
 import sys
 from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +136,46 @@ def test_prompts_are_drawn_in_turn(finished, made, command, tmp_path):
         StoredRun(path).sample(prompts="a red bus")
     alone = StoredRun(path).sample(n=6, prompts=["a red bus"])
     assert torch.equal(alone[::2], images[::2]) and not torch.equal(alone[1::2], images[1::2])
+
+
+def test_every_sheet_has_a_name_of_its_own_that_a_disk_can_have(finished):
+    """Whatever is drawn and however; prompts of other scripts take several bytes a letter."""
+    stored = StoredRun(finished[1])
+    ddpm = StoredRun(finished[1], options=["--sampler=DDPM", "--sampler.steps=2"])
+    clipped = StoredRun(
+        finished[1], options=["--sampler=DDPM", "--sampler.steps=2", "--sampler.clip=true"]
+    )
+
+    def name(run=stored, prompt=None, classes=None, labels=(0,)):
+        given = SimpleNamespace(prompt=prompt, classes=classes, n=6)
+        return sample.file_name(run, given, list(labels))
+
+    long = "a red bus and then some more words that say what else is in it "
+    prompts = [["a b"], ["a_b"], ["a", "b"], ["b", "a"], [""], ["?"], ["!"], ["Ж" * 300]]
+    prompts += [["Ж" * 300 + "я"], [long + "x"], [long + "y"], ["🚌" * 99], ["../../x"], ["a/b"]]
+    names = [name(prompt=prompt) for prompt in prompts]
+    names += [name(classes=["all"], labels=range(n)) for n in (100, 101)]
+    names += [name(), name(ddpm), name(clipped)]
+    assert len({*names}) == len(names) == len(prompts) + 5
+    for each in names:
+        assert len(each.encode()) < 200 and "/" not in each and each.endswith(".png")
+
+
+def test_a_prompt_of_half_a_letter_is_one_line(finished):
+    with pytest.raises(UserError, match=r"the prompt 'a \\ud83d' is no text"):
+        StoredRun(finished[1]).sample(n=1, prompts=["a red bus", "a \ud83d"])
+
+
+def test_where_a_sheet_is_written_is_checked_before_it_is_drawn(finished, command, monkeypatch):
+    _, path, _ = finished
+    drawn = []
+    monkeypatch.setattr(StoredRun, "sample", lambda *given, **more: drawn.append(1))
+    for words in (["--out", "x" * 300 + ".png"], ["--npz", "none/x.npz"], ["--out", "x.jpg"]):
+        code, _, errors = command(sample.main, path, "--prompt", "red", *words)
+        assert code == 2 and errors.splitlines()[-1].startswith(f"error: {words[0]} ")
+    monkeypatch.setattr(sample, "file_name", lambda *given: "x" * 300 + ".png")
+    code, _, errors = command(sample.main, path, "--prompt", "red")
+    assert code == 2 and "file name too long" in errors and not drawn
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+from threading import TIMEOUT_MAX
 
 import pytest
 
@@ -39,8 +40,10 @@ def test_a_time_limit_stops_like_a_signal_and_the_same_run_goes_on(tiny, tmp_pat
 def test_a_time_limit_is_days_to_seconds(tiny):
     assert seconds_of("01:02:03:04") == 93_784 and seconds_of("00:90:00:00") == 324_000
     assert "max_time" not in tiny()["trainer"]
-    for text in ("12:00:00", "1", "00:00:00:00", "1:2:3:x"):
-        with pytest.raises(UserError, match=r"trainer\.max_time must be DAYS:HOURS:MINUTES"):
+    assert seconds_of("9999:00:00:00") < TIMEOUT_MAX  # of a timer, which waits no longer
+    wrong = ["12:00:00", "1", "00:00:00:00", "1:2:3:x", "9999:00:00:01", "99999999:00:00:00"]
+    for text in (*wrong, "9" * 5000 + ":0:0:0", "0:0:0:" + "9" * 30):
+        with pytest.raises(UserError, match=r"trainer\.max_time must be DAYS:.* to 9,999 days"):
             tiny(trainer__max_time=text)
 
 

@@ -47,7 +47,7 @@ def main() -> int:
     )
     driver.this_machine = lambda: Machine(2, ())
     driver.show = lambda *arguments: None
-    driver.run_sweep = partial(driver.run_sweep, train=standin.train)
+    driver.check_sweep = partial(driver.check_sweep, train=standin.train)
     if name := asked("FAULT_HOST"):
         socket.gethostname = lambda: name
     if grace := asked("FAULT_GRACE"):

@@ -12,6 +12,7 @@ from dtr_lightning.config.parser import resolve, run_name
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.fit import run
 from dtr_lightning.experiment.load import TrainedRun, other_protocol
+from dtr_lightning.rundir.naming import slug
 from dtr_lightning.rundir.run import Run
 from tests.conftest import ROOT, TINY, slow_except
 
@@ -119,6 +120,15 @@ def test_the_name_of_a_run_holds_no_place(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("letter", ["x", "Ж", "漢", "🚌"])
+def test_the_name_of_a_run_fits_a_disk_in_any_script(letter):
+    """Names of files have up to 255 bytes, and part of that is for `.log` and the like."""
+    config = {"router": {"class_path": "mine.Router", "init_args": {"name": letter * 100}}}
+    other = {"router": {"class_path": "mine.Router", "init_args": {"name": letter * 101}}}
+    names = [slug(each, {}) for each in (config, other)]
+    assert names[0] != names[1] and all(len(name.encode()) <= 127 for name in names)
+
+
 def test_images_may_move(tmp_path, monkeypatch):
     root = draw_images(tmp_path / "here")
     monkeypatch.chdir(tmp_path)

@@ -226,6 +226,12 @@ def test_rising_numbers_and_their_shares_are_each_others_inverse():
         assert json.loads(axis.suggest(FixedTrial(params), "k")) == pytest.approx(knots, abs=5e-4)
 
 
+@pytest.mark.parametrize("hours", [0, -1, 1e9, 1e300, math.inf, math.nan])
+def test_hours_that_no_clock_has_are_one_line(tmp_path, hours):
+    with pytest.raises(UserError, match=r"hours is .*; valid: a number above 0 and below 1e9"):
+        recipe.read(write(tmp_path, SEARCH.replace("trials: 6", "")), hours=hours)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -252,7 +258,7 @@ def test_rising_numbers_and_their_shares_are_each_others_inverse():
         ("start: [{router.beta: 0.8}]", "unknown key .*'router.beta'"),
         ("sampler: {speed: 3}", "unknown option of sampler 'speed'"),
         ("pruning: {kind: median, steps: 3}", "unknown option of pruning 'steps'"),
-        ("steps_per_second: -1", "steps_per_second is -1; valid: a positive"),
+        ("steps_per_second: -1", "steps_per_second is -1; valid: a number above 0"),
     ],
 )
 def test_a_bad_search_is_one_line(tmp_path, change, says):

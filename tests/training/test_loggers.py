@@ -19,6 +19,8 @@ def test_a_logger_is_no_part_of_what_a_run_is(tiny):
     assert identity(tiny(logger="csv")) == identity(plain)
     with pytest.raises(UserError, match="unknown logger 'x'; valid: wandb, csv, mlflow"):
         tiny(logger=["csv", "x"])
+    with pytest.raises(UserError, match="logger csv is given twice"):
+        tiny(logger=["csv", "wandb", "csv"])
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -1,0 +1,104 @@
+"""What is typed: a word that is empty or in no UTF-8 is one line, whatever the command."""
+
+import contextlib
+import errno
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dtr_lightning.cli.commands import check_file
+from dtr_lightning.errors import UserError
+from dtr_lightning.rundir.atomic import replacing
+from tests.conftest import ROOT
+
+OUT = {
+    "train": ["--config", "configs/digits.yaml"],
+    "sweep": [],
+    "evaluate": ["RUN"],
+    "sample": ["RUN"],
+    "make_latents": ["Digits", "--codec", "pixels"],
+    "make_reference": ["DIR"],
+    "import_checkpoint": ["FILE"],
+    "export": ["RUN", "--to", "official"],
+    "analysis.__main__": ["DIR"],
+    "dtr_lightning.metrics.train_classifier": ["digits"],
+    "dtr_lightning.data.train_vae": [],
+}
+WRITES = {"evaluate": "--save-samples"}
+
+
+def said(module, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    assert importlib.import_module(module).main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize("module", OUT)
+@pytest.mark.parametrize("form", [["{}", ""], ["{}="]])
+def test_an_empty_place_is_one_line(module, form, monkeypatch, capsys):
+    option = WRITES.get(module, "--out")
+    words = [*OUT[module], *(word.format(option) for word in form)]
+    assert f"{option} is empty" in said(module, words, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("module", OUT)
+def test_bytes_that_are_no_utf8_are_one_line(module, monkeypatch, capsys):
+    word = os.fsdecode(b"caf\xe9")
+    line = said(module, [*OUT[module], "--out", word], monkeypatch, capsys)
+    assert r"'caf\udce9' is not in UTF-8" in line
+
+
+def test_so_it_is_where_the_bytes_really_come_from_a_terminal(tmp_path):
+    call = [sys.executable, ROOT / "sample.py", tmp_path, "--prompt", b"caf\xe9"]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_user_that_is_not_there_is_one_line(monkeypatch, capsys):
+    words = ["~nobody-is-called-so/x", "--size", "8", "--codec", "pixels", "--out", "x"]
+    assert "there is no such user" in said("make_latents", words, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("x.txt", "must end in .png"),
+        ("none/x.png", "must end in .png and lie in a directory"),
+        ("folder.png", "must end in .png"),
+        ("x" * 252 + ".png", "cannot be written: file name too long"),
+        ("и" * 126 + ".png", "cannot be written: file name too long"),
+        ("full/x.png", "cannot be written: no space left"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch, name, says):
+    for folder in ("folder.png", "full"):
+        (tmp_path / folder).mkdir()
+    if "space" in says:
+
+        def full(*arguments, **options):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(UserError, match=says) as error:
+        check_file("--out", str(tmp_path / name), ".png")
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder.png", "full"]
+
+
+@pytest.mark.parametrize("name", ["x" * 251, "и" * 125 + "x", "a" * 230])
+def test_a_file_that_can_be_written_is_written_whatever_its_length(tmp_path, name):
+    file = tmp_path / f"{name}.png"
+    check_file("--out", str(file), ".png")
+    with replacing(file) as part:
+        assert part.suffix == ".png" and part != file
+        part.write_text("whole")
+    with contextlib.suppress(KeyboardInterrupt), replacing(file) as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert file.read_text() == "whole" and [*tmp_path.iterdir()] == [file]
