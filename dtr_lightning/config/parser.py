@@ -175,7 +175,7 @@ def make_parser(description: str | None = None, groups: Sequence[str] = GROUPS) 
             help="networks for as many equal ranges of tasks, or for these [low, high] (App. D)",
         )
     if "init" in groups:
-        about = "checkpoint, run or diffusers folder whose weights training starts from"
+        about = "checkpoint, run, or folder of diffusers or export.py, to start training from"
         add("--init", type=str | None, default=None, help=about)
     if "init_partial" in groups:
         about = "whether parameters that --init has not, or of another shape, start anew"
