@@ -25,7 +25,7 @@ def weights_file(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if not path.exists():
         raise UserError(
-            f"{path} does not exist; give a checkpoint, a run, or a folder of diffusers or export.py"
+            f"{path} does not exist; give a checkpoint, a run, a folder of diffusers or export.py"
         )
     if not path.is_dir():
         return path
