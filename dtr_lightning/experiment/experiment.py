@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
 from dtr_lightning.config.evaluation import EvaluationConfig
@@ -146,7 +145,6 @@ class Experiment:
         loggers: Sequence[Logger],
         callbacks: Sequence[Callback],
         stop: Event | None = None,
-        profiler: Profiler | None = None,
     ) -> Trainer:
         """Returns the Lightning trainer of the config; of several experts it trains none.
 
@@ -162,7 +160,6 @@ class Experiment:
             stop,
             logger=list(loggers),
             callbacks=list(callbacks),
-            profiler=profiler,
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,
             enable_progress_bar=False,
