@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from dtr_lightning.config.evaluation import EvaluationConfig
-from dtr_lightning.config.parser import OF_FIT, Config, instantiate
+from dtr_lightning.config.parser import Config, instantiate
+from dtr_lightning.config.trainer_options import OF_FIT
 from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
 from dtr_lightning.diffusion import clusters as tasks
