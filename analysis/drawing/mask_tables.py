@@ -41,7 +41,7 @@ FORMULAS = {  # Figure 2's panels
 MOST = 16  # routers of a figure
 COLORS = LinearSegmentedColormap.from_list("masks", ["#440154", "#FDE725"])  # off to active
 # A picture of fewer pixels than tasks shows averages: every n-th task would show other patterns.
-PERIODS = 4  # that are drawn of a table that repeats itself
+PERIODS, CHANNELS = 4, 128  # of a table that repeats itself are drawn; of long periods more
 PIXELS = 1000  # more than a panel has
 SMOOTH = {"interpolation": "antialiased", "interpolation_stage": "data"}
 MADE: WeakKeyDictionary[Finished, list[tuple[Tensor, str, bool]]] = WeakKeyDictionary()
@@ -175,7 +175,8 @@ def few_periods(table: Tensor) -> tuple[Tensor, str]:
     repeats = masks.period(table)
     if repeats is None:
         return table, ""
-    return table[: PERIODS * repeats], f"repeats every {repeats} tasks"
+    shown = PERIODS * repeats
+    return table[:shown, : max(shown, CHANNELS)], f"repeats every {repeats} tasks"
 
 
 def show(ax: Axes, table: Tensor) -> None:

@@ -110,7 +110,9 @@ def mask_picture(table: Tensor, title: str) -> np.ndarray:
     from matplotlib.figure import Figure
 
     if repeats := period(table):  # the whole would be flat, or show what is not there
-        table, title = table[: 4 * repeats], f"{title}\nrepeats every {repeats} tasks"
+        shown = 4 * repeats
+        table = table[:shown, : max(shown, 128)]
+        title += f"\nrepeats every {repeats} tasks"
     tasks, channels = table.shape
     rows, columns = (max(1, 1200 // size) for size in table.shape)  # else averages blur edges
     picture = table.float().cpu().numpy().repeat(rows, 0).repeat(columns, 1)
