@@ -1,8 +1,8 @@
 """Make a run of a checkpoint: python import_checkpoint.py FILE --out RUN [options of a run]
 
-Reads checkpoints of DiT, SiT, DTR, Switch-DiT, guided-diffusion, diffusers (a file or a folder) and
-export.py. Sizes are read from the weights, the rest is the official code's; what the file does not
-say is assumed and said, or asked for. Options are train.py's, such as --model.num_heads 4,
+Reads checkpoints of DiT, SiT, DTR, Switch-DiT, guided-diffusion, diffusers and export.py (of these
+two the folder too). Sizes are read from the weights, the rest is the official code's; what the file
+does not say is assumed and said, or asked for. Options are train.py's, such as --model.num_heads 4,
 --diffusion.schedule cosine, --data ImageFolder --data.root DIR. Nothing in the file is executed.
 """
 
@@ -16,7 +16,9 @@ from dtr_lightning.errors import UserError
 def main() -> int:
     """Reads the options and the file, and writes the run directory."""
     parser = Options(__doc__)
-    parser.add_argument("file", metavar="FILE", help="checkpoint, or folder of diffusers")
+    parser.add_argument(
+        "file", metavar="FILE", help="checkpoint, or folder of diffusers or export.py"
+    )
     parser.add_argument("--out", required=True, metavar="RUN", help="run directory to make")
     parser.add_argument(
         "--kind",

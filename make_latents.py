@@ -9,11 +9,12 @@ such as --data.class_folders false.
 With --captions FILE --clip DIR the store also holds every image's captions, as CLIP's tokens.
 
 The store is trained from with --data Latents --data.root STORE, PixelStore for --codec pixels, or
-CaptionedLatents for captions.
+CaptionedLatents for captions; the last line is a command that does it.
 The same command goes on where it stopped, and several processes share the images out: torchrun,
 srun, or one command each with --rank R --world N.
 """
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,8 +28,13 @@ if TYPE_CHECKING:
     import argparse
 
     from dtr_lightning.data import VAE, Data
+    from dtr_lightning.data.store import Manifest
     from dtr_lightning.data.store_writer import Report, Source
 
+# Shipped configs of ten classes of digits by their shape; of latents 4x32x32 by the classes.
+OF_PIXELS = {(1, 8, 8): "configs/digits.yaml", (1, 32, 32): "configs/mnist.yaml"}
+OF_LATENTS = {1: "configs/paper/ffhq256_b2.yaml", 1000: "configs/paper/imagenet256_l2.yaml"}
+LEAST_SIDE = 4  # patches a side of what is small
 PROGRAMS = ("fast-dit", "edm2", "repa", "lightning-dit", "u-vit", "mar")
 
 
@@ -105,13 +111,29 @@ def main() -> int:
         print(f"{given.out}: this process's share is there; that of others is not yet")
         return 0
     size = sum(path.stat().st_size for path in Path(given.out).glob("*.npy"))
-    name = "PixelStore" if written.codec == "Pixels" else "Latents"
     images = f"{written.train:,} images and {written.val:,} held out"
     if written.captions:
-        name, images = "CaptionedLatents", f"{images}, {written.captions:,} captions"
+        images += f", {written.captions:,} captions"
     print(f"{given.out}: {images}, {gb(size)}")
-    print(f"python train.py --config FILE --data {name} --data.root {given.out}")
+    print(f"python train.py --config {fitting(written)} --data.root {shlex.quote(given.out)}")
     return 0
+
+
+def fitting(store: "Manifest") -> str:
+    """Returns the shipped config that fits a store best, with the options that it needs for it."""
+    if store.captions:
+        return "configs/paper/coco256_b2.yaml"
+    pixels, classes, side = store.codec == "Pixels", len(store.class_names), store.shape[-1]
+    data = f"--data {'PixelStore' if pixels else 'Latents'}"
+    if pixels and classes == 10 and store.shape in OF_PIXELS:
+        return f"{OF_PIXELS[store.shape]} {data}"
+    if not pixels and (classes, store.image_shape[0], *store.shape) == (10, 1, 4, 8, 8):
+        return "configs/mnist_latents.yaml"
+    if not pixels and store.shape == (4, 32, 32) and classes in OF_LATENTS:
+        return OF_LATENTS[classes]
+    config = "images_small" if side < (64 if pixels else 32) else "images"
+    patch = next(p for p in (4, 2, 1) if (side % p == 0 and side // p >= LEAST_SIDE) or p == 1)
+    return f"configs/{config}.yaml {data}" + f" --model.patch_size {patch}" * (patch != 4)
 
 
 @contextmanager

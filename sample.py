@@ -17,7 +17,10 @@ from dtr_lightning.rundir.naming import config_hash, cut
 from dtr_lightning.rundir.run import Run
 
 if TYPE_CHECKING:
+    from dtr_lightning.data import Data
     from dtr_lightning.experiment.api import StoredRun
+
+N = 64  # samples of a sheet, or as many more as make its last row full
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -28,7 +31,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="several: in turn")
     parser.add_argument("--clip", metavar="DIR", help="where the text encoder of prompts lies")
     parser.add_argument("--guidance", help="1: the conditional model (default: the run's own)")
-    parser.add_argument("--n", type=int, default=64, help="number of samples")
+    parser.add_argument("--n", type=int, help=f"of samples (default: {N} or more, in full rows)")
     parser.add_argument("--seed", type=int, help="of the noise (default: the run's own)")
     parser.add_argument("--checkpoint", default="last", help="last, or step=N of a milestone")
     parser.add_argument("--out", help="the sheet, .png (default: RUN/samples/NAME.png)")
@@ -38,7 +41,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         other = ("--sampler", "--trainer.accel", "--data.")
         if option.startswith("--") and not option.startswith(other):
             parser.error(f"unknown option: {option}")
-    if given.n < 1:
+    if given.n is not None and given.n < 1:
         raise UserError(f"--n must be at least 1; got {given.n}")
     if given.prompt and given.classes:
         raise UserError("give --prompt or --classes, not both")
@@ -69,6 +72,16 @@ def file_name(run: "StoredRun", given: argparse.Namespace, labels: list[int]) ->
     )
 
 
+def class_names(data: "Data", classes: list[str] | None) -> list[str]:
+    """Returns the names of the classes that a sheet has in turn; none of a run with captions."""
+    from dtr_lightning.experiment.api import class_numbers
+
+    if data.captions:  # these are fixed, and in no order
+        return []
+    names = dict(enumerate(data.class_names))
+    return [names.get(i, str(i)) for i in class_numbers(data, classes)]
+
+
 @command
 def main() -> int:
     """Reads the options, samples and writes the files."""
@@ -87,14 +100,17 @@ def main() -> int:
     from dtr_lightning.cli.progress_bar import Bar
     from dtr_lightning.experiment.api import StoredRun
     from dtr_lightning.rundir.atomic import replacing
-    from dtr_lightning.training.pictures import save_sheet
+    from dtr_lightning.training.pictures import columns_of, save_sheet
 
     stop = stop_on_signals()
     run = StoredRun(given.run, given.checkpoint, options)
-    prompts = given.prompt
+    prompts, data = given.prompt, run.trained.experiment.data
+    names = prompts or class_names(data, given.classes)
+    columns = columns_of(N, len(names))
+    given.n = given.n or -(-N // columns) * columns
     labels = torch.arange(given.n) % len(prompts) if prompts else run.labels(given.n, given.classes)
-    columns = list(dict.fromkeys(labels.tolist()))
-    out = Path(given.out or run.files.samples / file_name(run, given, columns))
+    drawn = list(dict.fromkeys(labels.tolist()))
+    out = Path(given.out or run.files.samples / file_name(run, given, drawn))
     check_file("--out", str(out), ".png")
     total, done = run.trained.experiment.sampling_work(given.n), 0
     with Bar("sample") as bar:
@@ -107,7 +123,7 @@ def main() -> int:
                 raise Stopped
 
         images = run.sample(given.n, given.classes, report=count, prompts=prompts)
-    save_sheet(str(out), images, len(columns))
+    save_sheet(str(out), images, names)
     print(out)
     if given.npz:
         arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy(), "labels": labels.numpy()}

@@ -35,7 +35,7 @@ def main() -> int:
     config, out, files, fast = parse(parser, sys.argv[1:])
     if out == "":
         raise UserError("--out is empty; give a directory, or leave it out")
-    out = out or Path("runs") / Path(files[-1]).stem / run_name(config, files[-1])
+    out = out or Path("runs") / Path(files[-1]).stem / run_name(config, files)
     leader, nodes = is_leader(config["trainer"]), config["trainer"]["num_nodes"]
     with in_passing(Path(out), nodes, leader) if fast else nullcontext(out) as out:
         code = train(shortened(config) if fast else config, out, stop, leader, quiet=fast)

@@ -1,6 +1,16 @@
 """Makes the mask tables of runs' routers from their configs."""
 
-__all__ = ["BETA", "FORMULAS", "SMOOTH", "Masks", "enlarged", "mask_tables", "of_masks", "show"]
+__all__ = [
+    "BETA",
+    "FORMULAS",
+    "SMOOTH",
+    "Masks",
+    "enlarged",
+    "few_periods",
+    "mask_tables",
+    "of_masks",
+    "show",
+]
 
 import math
 from collections.abc import Sequence
@@ -31,6 +41,7 @@ FORMULAS = {  # Figure 2's panels
 MOST = 16  # routers of a figure
 COLORS = LinearSegmentedColormap.from_list("masks", ["#440154", "#FDE725"])  # off to active
 # A picture of fewer pixels than tasks shows averages: every n-th task would show other patterns.
+PERIODS, CHANNELS = 4, 128  # of a table that repeats itself are drawn; of long periods more
 PIXELS = 1000  # more than a panel has
 SMOOTH = {"interpolation": "antialiased", "interpolation_stage": "data"}
 MADE: WeakKeyDictionary[Finished, list[tuple[Tensor, str, bool]]] = WeakKeyDictionary()
@@ -154,6 +165,18 @@ def mask_tables(runs: Sequence[Finished]) -> tuple[list[Masks], str]:
 def enlarged(table: np.ndarray, axis: int) -> np.ndarray:
     """Repeats the entries of a small table along an axis, so that their edges stay sharp."""
     return table.repeat(max(1, PIXELS // table.shape[axis]), axis)
+
+
+def few_periods(table: Tensor) -> tuple[Tensor, str]:
+    """Returns what to draw of a table bool[tasks, channels], and in words how it goes on.
+
+    A picture of a table that repeats itself many times would be flat, or show what is not there.
+    """
+    repeats = masks.period(table)
+    if repeats is None:
+        return table, ""
+    shown = PERIODS * repeats
+    return table[:shown, : max(shown, CHANNELS)], f"repeats every {repeats} tasks"
 
 
 def show(ax: Axes, table: Tensor) -> None:

@@ -6,6 +6,7 @@ __all__ = [
     "WIDE",
     "Drawing",
     "as_label",
+    "band",
     "caption",
     "count_images",
     "count_seeds",
@@ -15,6 +16,7 @@ __all__ = [
     "log_bounds",
     "log_ticks",
     "new_figure",
+    "of_bands",
     "of_one",
     "of_seeds",
     "panel_title",
@@ -73,6 +75,7 @@ DASHES = ["-", "--", ":", "-."]
 SHADES, MARKERS = 3, "osD^vPXh"  # up to 3 lines of a router differ in paleness, more in markers
 # Score and N: two seeds differ by about this much, over six of results/digits/seeds.csv.
 NOISE = {("fd_digits_v1", 1797): 0.2}
+BANDS = ("bands: from one seed to the other", "bands: 95 % t interval")
 LEAST = 2.0  # the factor that a logarithmic axis spans at least: close scores look close
 
 STYLE = {
@@ -145,7 +148,8 @@ def line_style(router: str, rank: int = 0) -> dict[str, Any]:
 def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
     """Returns the look of each line of a figure.
 
-    No two routers look alike, nor do two of up to eight lines of one router.
+    No two routers look alike, nor do two of up to eight lines of one router: of few, each has a
+    colour of its own as long as the palette has some left, and the marker of its router.
     """
     counts, seen = Counter(routers), Counter()
     styles = {router: line_style(router) for router in counts}
@@ -155,6 +159,8 @@ def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
     for i, router in enumerate(styles):
         if taken[i] in taken[:i] and free:
             styles[router] = dict(zip(("color", "marker"), free.pop(0), strict=True))
+    used = {styles[router]["color"] for router in styles}
+    left = [color for color, _ in OTHERS if to_rgb(color) not in used]
     looks = []
     for router in routers:
         rank, count = seen[router], counts[router]
@@ -164,6 +170,10 @@ def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
             shade = matplotlib.colormaps["viridis"](0.9 * rank / (count - 1))[:3]
             marker = MARKERS[rank % len(MARKERS)]
             style |= {"color": shade, "marker": marker, "markerfacecolor": shade}
+        elif rank and left:
+            color = to_rgb(left.pop(0))
+            face = color if style["markerfacecolor"] != "white" else "white"
+            style |= {"color": color, "markerfacecolor": face}
         elif styles[router].keys() == {"color", "marker"}:
             style |= styles[router] | {"markerfacecolor": styles[router]["color"]}
         looks.append(style)
@@ -237,14 +247,19 @@ def count_seeds(counts: Iterable[float]) -> str:
     return f"{known[0]} to {known[-1]} seeds" if len(known) > 1 else f"{known[0]} seeds"
 
 
-def of_seeds(counts: Iterable[float], protocol: tuple[str, int] | None = None) -> str:
+def of_seeds(
+    counts: Iterable[float],
+    protocol: tuple[str, int] | None = None,
+    spread: str = ", 95 % t interval",
+) -> str:
     """Returns the caption of how many seeds a figure has, and what one seed cannot show.
 
-    protocol: name and N of the score, whose noise may be known.
+    protocol: name and N of the score, whose noise may be known. spread: what is shown of several
+    seeds beside their mean, with the mark before it.
     """
     counts = [count for count in counts if count >= 1]
     several = count_seeds(counts)
-    seeds = f"mean of {several}, 95 % t interval" if several else "one seed"
+    seeds = f"mean of {several}{spread}" if several else "one seed"
     if counts and min(counts) > 1:
         return seeds
     noise = NOISE.get(protocol) if protocol else None
@@ -252,6 +267,24 @@ def of_seeds(counts: Iterable[float], protocol: tuple[str, int] | None = None) -
     if noise:
         rest = f"differences below about {noise:g}, the known noise, mean nothing"
     return f"{seeds}{'; where it is one' if several else ''}: {rest}"
+
+
+def of_bands(counts: Iterable[float]) -> str:
+    """Returns what `band` draws around means of so many seeds, in words; empty for one seed."""
+    counts = {int(count) for count in counts if count > 1}
+    few, more = bool(counts & {2}), bool(counts - {2})
+    both = "bands: 95 % t interval, of two seeds from one to the other"
+    return both if few and more else BANDS[more] if counts else ""
+
+
+def band(ax: Axes, x: Sequence[float], rows: pd.DataFrame, color: Any) -> None:
+    """Draws what lies around means: the t interval `low` to `high`, or both of two `seeds`.
+
+    An interval of two seeds is some 13 times as wide as they are apart, and says nothing.
+    """
+    two = rows.seeds == 2
+    low, high = (rows[a].where(~two, rows[b]) for a, b in (("low", "lowest"), ("high", "highest")))
+    ax.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def of_one(runs: Iterable[Recorded]) -> str:

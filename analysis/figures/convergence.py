@@ -13,10 +13,12 @@ from analysis.drawing.style import (
     NARROW,
     Drawing,
     as_label,
+    band,
     caption,
     legend,
     lines,
     new_figure,
+    of_bands,
     of_seeds,
     score_axis,
     score_name,
@@ -98,19 +100,21 @@ def _to_baseline(setting: Setting, runs: Sequence[Finished], n: int) -> dict[str
 
 
 def _reached(reach: dict[str, float]) -> str:
-    """Returns ` (300-600, 2 of 3)`, ` (0 of 3)` if no seed reaches it; empty for one seed."""
+    """Returns `: 300-600 steps (2 of 3 seeds)`, `: never (0 of 3 seeds)`; empty for one seed."""
     if reach["pairs"] < 2:
         return ""
-    of = f"{reach['reached']} of {reach['pairs']}"
+    of = f"({reach['reached']} of {reach['pairs']} seeds)"
     if not reach["reached"]:
-        return f" ({of})"
+        return f": never {of}"
     ends = dict.fromkeys((reach["to_baseline_first"], reach["to_baseline_last"]))
-    return f" ({'-'.join(f'{step:,.0f}' for step in ends)}, {of})"
+    return f": {'-'.join(f'{step:,.0f}' for step in ends)} steps {of}"
 
 
 @styled
 def draw(runs: Sequence[Finished]) -> Drawing:
-    """Draws means over seeds (band: 95 % t interval), a few settings coloured, the rest grey.
+    """Draws means over seeds with bands, a few settings coloured, the rest grey.
+
+    A band is the 95 % t interval, of two seeds what lies between them.
 
     The legend has the steps at which the first and the last seed of a setting reach the final score
     of no routing, and how many seeds do. With more than BANDS coloured settings the bands are in
@@ -141,8 +145,8 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         explained |= bool(when)
         ax.plot(curve.step, curve.score, **style, label=as_label(setting.label) + when, zorder=3)
         if len(front) <= BANDS:
-            band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
-            ax.fill_between(curve.step, curve.low.clip(lower=1e-9), curve.high, **band)
+            curve["low"] = curve.low.clip(lower=1e-9)  # the axis is logarithmic
+            band(ax, curve.step, curve, style["color"])
     if rest := len(every) - len(front):
         ax.plot([], [], **GREY, label=f"others ({rest})")
     table = pd.concat(numbers, ignore_index=True)
@@ -158,8 +162,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     ax.set_xlabel("training steps")
     ax.set_ylabel(score_name(name, n, f"{'log scale, ' * log}lower is better"))
     legend(figure)
-    when = "(first-last step, seeds): the evaluation at which seeds reach no routing's final score"
-    several = bool(table.seeds.max() > 1)
-    bands = "bands: 95 % t interval" if len(front) <= BANDS else f"no bands of {len(front)} lines"
-    caption(figure, of_seeds(table.seeds, (name, n)), bands * several, when * explained, note)
+    when = "steps: where the first and the last seed reach the final score of no routing"
+    bands = of_bands(table.seeds) if len(front) <= BANDS else f"no bands of {len(front)} lines"
+    caption(figure, of_seeds(table.seeds, (name, n), f"; {bands}"), when * explained, note)
     return Drawing(figure, table, note)

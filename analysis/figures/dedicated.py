@@ -70,11 +70,16 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     figure = new_figure(WIDE, 2.5)
     axes = figure.subplots(1, 2, sharey=True)
     front = {id(setting) for setting in highlighted([masks.setting for masks in shown])}
-    looks = iter(lines([masks.setting.router for masks in shown if id(masks.setting) in front]))
+    coloured = [masks for masks in shown if id(masks.setting) in front]
+    looks = iter(lines([masks.setting.router for masks in coloured]))
+    wider = min(0.7, 3 / max(1, len(coloured)))  # what lies under another line shows beside it
+    under = len(coloured)
     for masks, rows in zip(shown, numbers, strict=True):
         style = GREY | {"zorder": 1}
         if id(masks.setting) in front:
-            style = next(looks) | {"label": as_label(masks.name)}
+            under -= 1
+            style = next(looks) | {"label": as_label(masks.name), "clip_on": False, "zorder": 3}
+            style |= {"linewidth": 1.2 + under * wider, "markersize": 4 + 1.5 * under * wider}
         for ax, column in zip(axes, PANELS, strict=True):
             ax.plot((rows.t_first + rows.t_last + 1) / 2, rows[column], **style)
     if rest := sum(id(masks.setting) not in front for masks in shown):
@@ -82,6 +87,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     tasks = max(len(masks.table) for masks in shown)
     table = pd.concat(numbers, ignore_index=True)
     score_axis(axes[0], [*table.switched_on, *table.own], log=False)
+    axes[0].set_ylim(bottom=-0.04 * axes[0].get_ylim()[1])  # lines at 0 lie beside the axis
     for ax, title in zip(axes, PANELS.values(), strict=True):
         ax.set_title(title, fontsize=7)
         task_ticks(ax, tasks)

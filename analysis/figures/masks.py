@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from analysis.drawing.mask_tables import Masks, mask_tables, of_masks, show
+from analysis.drawing.mask_tables import Masks, few_periods, mask_tables, of_masks, show
 from analysis.drawing.style import NARROW, WIDE, Drawing, caption, new_figure, panel_title, styled
 from analysis.read.runs import Finished
 
@@ -50,19 +50,21 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws tables bool[tasks, channels], those of the paper's figure if no run has any.
 
     Masks that change in training are shown at the first and the last step; of masks that differ
-    between blocks, those of block 0.
+    between blocks, those of block 0; of masks that repeat themselves, a few periods.
     """
     shown, note = mask_tables(runs)
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     figure = new_figure(max(NARROW, WIDE * columns / 4), 0.45 + 1.6 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    parts = any(few_periods(masks.table)[1] for masks in shown)  # whose axes are not as others'
     for i, (ax, masks) in enumerate(zip(axes, shown, strict=False)):
-        show(ax, masks.table)
-        panel_title(ax, masks.name, "(block 0)" * masks.differs)
-        if i % columns:
+        table, repeats = few_periods(masks.table)
+        show(ax, table)
+        panel_title(ax, masks.name, "(block 0)" * masks.differs, repeats)
+        if i % columns and not parts:
             ax.set_yticklabels([])
-        else:
+        if not i % columns:
             ax.set_ylabel("task t")
         if i + columns >= len(shown):
             ax.set_xlabel("channel")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from analysis.drawing.mask_tables import SMOOTH, Masks, mask_tables, of_masks
+from analysis.drawing.mask_tables import SMOOTH, Masks, enlarged, few_periods, mask_tables, of_masks
 from analysis.drawing.style import (
     NARROW,
     WIDE,
@@ -64,23 +64,26 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     high = max(float(each.max()) for each in shared)
     figure = new_figure(max(NARROW, WIDE * columns / 4), 0.5 + 1.75 * rows)
     axes = figure.subplots(rows, columns, squeeze=False)
+    parts = any(few_periods(masks.table)[1] for masks in shown)  # whose axes are not as others'
     numbers = []
     for i, (ax, masks, each) in enumerate(zip(axes.ravel(), shown, shared, strict=False)):
-        tasks = len(each)
+        tasks, (drawn, repeats) = len(each), few_periods(masks.table)
         at = np.unique(np.linspace(0, tasks - 1, min(SHOWN, tasks)).round().astype(int))
         numbers.append(_numbers(masks, each, at))
-        picture = {"cmap": "cividis", "vmin": low, "vmax": high, "extent": (0, tasks, tasks, 0)}
-        image = ax.imshow(each.astype(np.float32), **picture, **SMOOTH)
+        side = len(drawn)
+        picture = {"cmap": "cividis", "vmin": low, "vmax": high, "extent": (0, side, side, 0)}
+        small = enlarged(enlarged(each[:side, :side], 0), 1)
+        image = ax.imshow(small.astype(np.float32), **picture, **SMOOTH)
         ax.grid(False)
-        task_ticks(ax, tasks, "x")
-        task_ticks(ax, tasks, "y")
-        lines = [f"mean {_mean(each):.3f}"]
+        task_ticks(ax, side, "x")
+        task_ticks(ax, side, "y")
+        lines = [f"mean {_mean(each):.3f}", *filter(None, [repeats])]
         if masks.setting.router == "RTR":
             lines.append(f"expected {numbers[-1].expected_random.iloc[0]:.3f}")
         panel_title(ax, masks.name, *lines, width=24)
-        if i % columns:
+        if i % columns and not parts:
             ax.set_yticklabels([])
-        else:
+        if not i % columns:
             ax.set_ylabel("task i")
         if i + columns >= len(shown):
             ax.set_xlabel("task j")
@@ -89,7 +92,9 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     bar = figure.colorbar(image, ax=axes, aspect=15 * rows, pad=0.01)
     bar.set_label("channels that both read / C")
     random = "expected of random masks: $C_\\beta^2 / C$ of C channels (Appendix B)"
-    title = f"mean: over tasks i ≠ j{'; ' if columns > 2 else chr(10)}{random}"
+    title = "mean: over tasks i ≠ j"
+    if any(masks.setting.router == "RTR" for masks in shown):
+        title += f"{'; ' if columns > 2 else chr(10)}{random}"
     figure.suptitle(title, fontsize=7, parse_math=True)
     caption(figure, of_masks(runs), note)
     return Drawing(figure, pd.concat(numbers, ignore_index=True), note)

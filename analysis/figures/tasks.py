@@ -13,10 +13,12 @@ from analysis.drawing.style import (
     WIDE,
     Drawing,
     as_label,
+    band,
     caption,
     legend,
     lines,
     new_figure,
+    of_bands,
     of_seeds,
     range_ticks,
     score_axis,
@@ -82,7 +84,9 @@ def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     for (first, last), each in rows.groupby(["t_first", "t_last"]):
         mean = each[["loss", "loss_no_routing", "percent"]].mean().to_dict()
         low, high = t_interval([*each.percent])
-        means.append({"t_first": first, "t_last": last} | mean | {"low": low, "high": high})
+        ends = {"low": low, "high": high}
+        ends |= {"lowest": each.percent.min(), "highest": each.percent.max()}
+        means.append({"t_first": first, "t_last": last} | mean | ends)
     return pd.DataFrame(means)
 
 
@@ -91,9 +95,9 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     """Draws loss and 100 (loss / loss without routing - 1) at the middle of each eighth.
 
     Both are means over seeds; runs are paired: a run is compared with the no-routing run of its own
-    seed. Below zero the router helps; bands are 95 % t intervals over seeds. The coloured settings
-    set the axes, grey ones may leave them. Where R-TR is far off, a third panel shows the others
-    alone.
+    seed. Below zero the router helps; bands are 95 % t intervals over seeds, of two seeds what lies
+    between them. The coloured settings set the axes, grey ones may leave them. Where R-TR is far
+    off, a third panel shows the others alone.
     """
     pairs = _pairs(runs)
     relative = _relative(pairs)
@@ -131,15 +135,15 @@ def draw(runs: Sequence[Finished]) -> Drawing:
             if ax is axes[0] or setting.router != "RTR":
                 ax.plot(middle, mean.percent, **look)
                 if id(setting) in looks:
-                    band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
-                    ax.fill_between(middle, mean.low, mean.high, **band)
+                    band(ax, middle, mean, look["color"])
     name = "timestep t (0 = cleanest), in eighths" if len(axes) == 1 else "timestep t, in eighths"
     for ax in axes:
         ax.axhline(0, color="black", linewidth=0.8, zorder=2)
         shown = coloured if ax is axes[0] else coloured[coloured.router != "RTR"]
-        most = 2 * shown.percent.abs().max()  # the intervals of two seeds may reach far
-        ends = [*shown.percent, *shown.low.clip(lower=-most), *shown.high.clip(upper=most)]
-        score_axis(ax, ends, log=False)
+        most = 2 * shown.percent.abs().max()  # the intervals of three seeds may reach far
+        several = shown[shown.seeds > 2]
+        ends = [*several.low.clip(lower=-most), *several.high.clip(upper=most)]
+        score_axis(ax, [*shown.lowest, *shown.highest, *ends], log=False)
     for ax in (curves, *axes):
         range_ticks(ax, [*table.t_first, table.t_last.max() + 1])
         ax.set_xlabel(name)
@@ -157,6 +161,5 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         if skipped
         else ""
     )
-    bands = "bands: 95 % t interval" * bool(table.seeds.max() > 1)
-    caption(figure, of_seeds(table.seeds), bands, note)
+    caption(figure, of_seeds(table.seeds, spread=f"; {of_bands(table.seeds)}"), note)
     return Drawing(figure, table, note)

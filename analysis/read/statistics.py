@@ -230,13 +230,15 @@ def reach(means: pd.DataFrame) -> str:
         return ""
     tests, most, few = int(means.p_holm.notna().sum()), pairs[-1], [n for n in pairs if n < SIX]
     flips = f", of {DRAWS:,} random flips beyond {EXACT} pairs" if most > EXACT else ""
-    text = f"p: {'exact ' * (pairs[0] <= EXACT)}sign-flip test{flips}"
-    if tests:
-        least_seeds = f" of at least {SIX} seeds" if few else ""
-        text += f", Holm over {tests} comparison{'s'[: tests > 1]}{least_seeds}"
+    test = f"{'exact ' * (pairs[0] <= EXACT)}sign-flip test{flips}"
+    seeds = " and ".join(map(str, few)) + (" seeds" if few and few[-1] > 1 else " seed")
+    least = f" (least p {least_p(few[-1]):.2g})" if few else ""
+    if not tests:
+        return f"no p: in the {test} {seeds} cannot reach 5 %{least}"
+    least_seeds = f" of at least {SIX} seeds" if few else ""
+    text = f"p: {test}, Holm over {tests} comparison{'s'[: tests > 1]}{least_seeds}"
     if few:
-        seeds = " and ".join(map(str, few)) + (" seeds" if few[-1] > 1 else " seed")
-        text += f"; {seeds} cannot reach 5 % (least p {least_p(few[-1]):.2g})"
+        text += f"; {seeds} cannot reach 5 %{least}"
     if most >= SIX and (least := tests * least_p(most)) >= 0.05:
         text += f"; {most} seeds cannot reach 5 % after Holm (least p {min(least, 1):.2g})"
     return text + ("; *: below 5 %" if (means.p_holm < 0.05).any() else "")

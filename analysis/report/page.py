@@ -53,7 +53,7 @@ class Shown(NamedTuple):
         """Returns the table of a group over seeds."""
         columns = cells(means)
         rows = list(zip(*columns.values(), strict=True))
-        return cls(label, _answer(means), list(columns), rows, below(means))
+        return cls(label, _answer(means), list(columns), rows, below(means, columns))
 
 
 def write_report(

@@ -18,7 +18,7 @@ __all__ = [
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -190,19 +190,20 @@ def _floor_digits(means: pd.DataFrame) -> int:
     return max(decimals(means.score), decimals(means.floor, 0.1))
 
 
-def caption(means: pd.DataFrame) -> str:
-    """Returns one line that explains the numbers of a group."""
+def caption(means: pd.DataFrame, shown: Collection[str]) -> str:
+    """Returns one line that explains the numbers of a group, of which the columns `shown` are."""
     scored = means[means.status != "pruned"]
     parts = [name for name in means.data.iloc[:1] if name]
     names = dict.fromkeys(map(_protocol, scored.score_name, scored.n))
     parts += [f"score: {' and '.join(names)}, lower is better"] if names else []
-    if scored.floor.notna().any():
+    one_floor = scored.floor.nunique() == 1
+    if scored.floor.notna().any() and (one_floor or "floor" in shown):
         counts = sorted({int(n) for n in scored.floor_n.dropna()})
-        floor = f" {scored.floor.max():.{_floor_digits(means)}f}" * (scored.floor.nunique() == 1)
+        floor = f" {scored.floor.max():.{_floor_digits(means)}f}" * one_floor
         parts.append(
             f"floor{floor}: real images{f' (N = {counts[0]:,})' if len(counts) == 1 else ''}"
         )
-    if scored.overlap.notna().any():
+    if "overlap" in shown:
         parts.append("overlap: channels that two tasks share on average, of all channels")
     common = f"seeds {_span(means.seed.iloc[0])}" if means.seed.nunique() == 1 else "seeds"
     if (means.seeds > 1).any():
@@ -218,9 +219,9 @@ def caption(means: pd.DataFrame) -> str:
     return "; ".join(parts)
 
 
-def below(means: pd.DataFrame) -> list[str]:
-    """Returns the lines below a group's table: the caption and the notes."""
-    return [caption(means), *footnotes(_notes(means))[1]]
+def below(means: pd.DataFrame, shown: Collection[str]) -> list[str]:
+    """Returns the lines below a group's table of the columns `shown`: the caption and the notes."""
+    return [caption(means, shown), *footnotes(_notes(means))[1]]
 
 
 def _text(means: pd.DataFrame) -> Text:
@@ -233,7 +234,7 @@ def _text(means: pd.DataFrame) -> Text:
             best[name] = tied if len(tied) < len(sound) else []
     words = [name for name in columns if name not in NUMBERS]
     columns["run"] = [*means.run]
-    about, *notes = below(means)
+    about, *notes = below(means, columns)
     return Text(columns, [*words, "run"], about, notes, unprinted=["seconds", "run"], best=best)
 
 
@@ -266,11 +267,13 @@ def console_table(frame: pd.DataFrame) -> RenderableType:
     shown: list[RenderableType] = []
     for label, means in parts(frame):
         shown += [Line(f"\n{label}", style="bold")] if label else []
-        shown += [_console(means), *(Line(line, style="italic") for line in below(means))]
+        result, columns = _console(means)
+        shown += [result, *(Line(line, style="italic") for line in below(means, columns))]
     return Group(*shown)
 
 
-def _console(means: pd.DataFrame) -> Table:
+def _console(means: pd.DataFrame) -> tuple[Table, list[str]]:
+    """Returns a group's table of 80 columns, and the headings that fit into it."""
     columns = cells(means)
     columns.pop("seconds", None)
     # words may take several lines, numbers stay whole
@@ -301,7 +304,7 @@ def _console(means: pd.DataFrame) -> Table:
     best = lowest(means)
     for i, row in enumerate(zip(*columns.values(), strict=True)):
         result.add_row(*map(Line, row), style="bold" if i in best else None)
-    return result
+    return result, list(columns)
 
 
 def write_tables(frame: pd.DataFrame, directory: str | Path) -> list[Path]:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.rundir.weights_file import IN_FOLDER, weights_file
+from dtr_lightning.rundir.weights_file import OF_DIFFUSERS, weights_file
 
 # Classes that hold options or numbers: their names may stand in a file, they are never imported.
 HARMLESS = (
@@ -103,7 +103,7 @@ def read(path: str | Path) -> File:
         content = _read_safetensors(path)
     else:
         content = File(path, _read_torch(path, start))
-    if path.name in IN_FOLDER:
+    if path.name in OF_DIFFUSERS:
         content.config = _read_config(path.parent / "config.json")
     return content
 

@@ -6,7 +6,6 @@ subclasses of one base class, by name or by the import path of a person's own cl
 
 __all__ = [
     "AXES",
-    "OF_FIT",
     "Config",
     "Parser",
     "check",
@@ -31,7 +30,7 @@ from enum import Enum
 from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -41,7 +40,13 @@ from dtr_lightning.config.contents import contents, with_absolute_paths
 from dtr_lightning.config.evaluation import EvaluationConfig
 from dtr_lightning.config.messages import explain, explain_choice
 from dtr_lightning.config.recipes import expand, parts
-from dtr_lightning.config.registry import instantiate, options, valid_choices
+from dtr_lightning.config.registry import (
+    instantiate,
+    options,
+    required_options,
+    valid_choices,
+)
+from dtr_lightning.config.trainer_options import OF_FIT, TRAINER_OPTIONS
 from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
 from dtr_lightning.diffusion.samplers import Sampler
@@ -77,50 +82,6 @@ DEFAULTS = {
 # What no parser needs to know of the others, in the order of a config.
 GROUPS = ("seed", "experts", "init", "init_partial", "logger", *AXES)
 GROUPS += ("module", "evaluation", "checkpoint", "trainer")
-# Options of the trainer that fit.py acts on in place of Lightning; without them a run is as before.
-OF_FIT = ("max_time", "profiler")
-# Lightning's own types and texts would name what cannot be used here.
-TRAINER_OPTIONS: dict[str, tuple[Any, Any, str]] = {  # type, default, help
-    "accelerator": (str, "auto", "what to train on: auto, cpu, gpu (cuda, mps)"),
-    "strategy": (str, "auto", "of several processes: ddp, or auto"),
-    "devices": (list[int] | str | int, "auto", "number of devices, a list of theirs, or auto"),
-    "num_nodes": (int, 1, "machines that train together"),
-    "precision": (
-        Literal["32-true", "bf16-mixed"] | None,
-        None,
-        "of the network's products; null: 32-true",
-    ),
-    "max_steps": (int, 400_000, "training steps, of each expert if there are several"),
-    "max_time": (
-        str | None,
-        None,
-        "DAYS:HOURS:MINUTES:SECONDS after which a run saves and ends with exit code 130, as by a "
-        "signal; the same command goes on; null: none",
-    ),
-    "accumulate_grad_batches": (
-        int,
-        1,
-        "parts that a batch is computed in, one after the other, to save memory; changes no number "
-        "but by rounding",
-    ),
-    "log_every_n_steps": (int, 50, "training steps between two records of the loss"),
-    "gradient_clip_val": (
-        int | float | None,
-        None,
-        "norm that the network's gradient is clipped to, > 0; null: not",
-    ),
-    "deterministic": (
-        bool | Literal["warn"] | None,
-        None,
-        "whether PyTorch may use deterministic algorithms only; warn: where it can; null: not",
-    ),
-    "profiler": (
-        Literal["pytorch"] | None,
-        None,
-        "pytorch: a trace of a few early steps, into profile/ of the run; null: none",
-    ),
-    "benchmark": (bool | None, None, "whether cuDNN looks for its fastest algorithms at the start"),
-}
 
 
 class Parser(ArgumentParser):
@@ -171,7 +132,7 @@ def make_parser(description: str | None = None, groups: Sequence[str] = GROUPS) 
             help="networks for as many equal ranges of tasks, or for these [low, high] (App. D)",
         )
     if "init" in groups:
-        about = "checkpoint, run or diffusers folder whose weights training starts from"
+        about = "checkpoint, run, or folder of diffusers or export.py, to start training from"
         add("--init", type=str | None, default=None, help=about)
     if "init_partial" in groups:
         about = "whether parameters that --init has not, or of another shape, start anew"
@@ -273,15 +234,7 @@ def resolve(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
 
     For instance resolve("configs/digits.yaml", {"router": "DTR", "router.alpha": 4}).
     """
-    options = {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in (overrides or {}).items()
-    }
-    arguments: dict[str, list[str]] = {}
-    for group, texts in parts(Path(file)).items():
-        arguments[group] = [f"--config={text}" for text in texts]
-    for key, value in options.items():
-        arguments.setdefault(key.partition(".")[0], []).append(f"--{key}={value}")
+    arguments = _by_group((file,), overrides or {})
     if arguments.keys() <= set(GROUPS):
         with contextlib.suppress(UserError):  # the whole parser knows what else is valid
             groups = [_group(name, *arguments.get(name, ())) for name in GROUPS]
@@ -289,9 +242,24 @@ def resolve(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
             config = with_absolute_paths(config, BASES)
             check(config)
             return config
-    return parse(
-        _parser(), [f"--config={file}", *(f"--{k}={v}" for k, v in options.items())]
-    ).config
+    options = [f"--{key}={_word(value)}" for key, value in (overrides or {}).items()]
+    return parse(_parser(), [f"--config={file}", *options]).config
+
+
+def _by_group(files: Sequence[str | Path], overrides: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Returns what files and overrides say of each group of options, as arguments of its parser."""
+    arguments: dict[str, list[str]] = {}
+    for file in files:
+        for group, texts in parts(Path(file)).items():
+            arguments.setdefault(group, []).extend(f"--config={text}" for text in texts)
+    for key, value in overrides.items():
+        arguments.setdefault(key.partition(".")[0], []).append(f"--{key}={_word(value)}")
+    return arguments
+
+
+def _word(value: Any) -> str:
+    """Returns the value of an option as the command line has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 @lru_cache(4096)
@@ -315,29 +283,73 @@ def contents_of(
 
 def run_name(
     config: Config,
-    file: str | Path,
+    files: str | Path | Sequence[str | Path],
     overrides: Mapping[str, Any] | None = None,
     varied: Collection[str] = (),
     digests: dict[str, str] | None = None,
 ) -> str:
     """Returns the directory name of a run: what differs from its recipe, the seed and a hash.
 
-    The recipe is a YAML file, with overrides; of a choice that differs, the options that differ
-    from that choice's own defaults are named. varied: see slug; digests: see contents.
+    The recipe is a YAML file, or several of which later ones override earlier ones, with overrides;
+    of a choice that differs, the options that differ from that choice's own defaults are named.
+    varied: see slug; digests: see contents.
     """
-    chosen = tuple((axis, config[axis]["class_path"]) for axis in AXES)
-    base = _base(str(file), json.dumps(overrides or {}), chosen)
+    files = (files,) if isinstance(files, str | Path) else files
+    chosen, required = [], []
+    for axis, (base, linked) in AXES.items():
+        path, arguments = config[axis]["class_path"], config[axis]["init_args"] or {}
+        chosen.append((axis, path))
+        for name in sorted((required_options(base, path) - linked) & arguments.keys()):
+            required.append((axis, name, _word(arguments[name])))
+    recipe = tuple(map(str, files)), json.dumps(overrides or {})
+    base = _base(*recipe, tuple(chosen), tuple(required))
     return slug(config, base, contents_of(config, digests=digests), varied)
 
 
 @lru_cache(1024)
-def _base(file: str, overrides: str, chosen: tuple[tuple[str, str], ...]) -> Config:
-    """Returns the recipe with the defaults of the choices that a run made; a sweep has few."""
-    recipe = resolve(file, json.loads(overrides))
-    base = resolve(file, {**json.loads(overrides), **dict(chosen)})
-    for axis in AXES:
-        base[axis] = base[axis] | {"class_path": recipe[axis]["class_path"]}
-    return base
+def _base(
+    files: tuple[str, ...],
+    overrides: str,
+    chosen: tuple[tuple[str, str], ...],
+    required: tuple[tuple[str, str, str], ...],
+) -> Config:
+    """Returns the recipe with the defaults of the choices that a run made; a sweep has few.
+
+    A recipe need not be a run by itself. What a choice requires and the recipe does not say, such
+    as data.root, is in `required` (axis, option, value), and has no default to differ from.
+    """
+    arguments = _by_group(files, json.loads(overrides))
+    base = {}
+    for name in GROUPS:
+        if name not in AXES:
+            base |= _group(name, *arguments.get(name, ()))
+    stated = {}
+    for axis, choice in chosen:
+        own = arguments.get(axis, [])
+        needed = {name: f"--{axis}.{name}={value}" for of, name, value in required if of == axis}
+        stated[axis] = _stated(axis, own, needed).get("class_path")
+        base[axis] = _stated(axis, [*own, f"--{axis}={choice}"], needed)
+    base = with_absolute_paths(base, BASES)
+    return base | {axis: base[axis] | {"class_path": stated[axis]} for axis in AXES}
+
+
+def _stated(axis: str, arguments: Sequence[str], needed: Mapping[str, str]) -> Config:
+    """Returns the choice that arguments make on an axis; it may lack options that are needed.
+
+    Empty where the arguments are no choice even with these.
+    """
+    lacking = dict(needed)
+    for name in needed:  # what the arguments say themselves need not be added
+        without = {key: word for key, word in lacking.items() if key != name}
+        with contextlib.suppress(UserError):
+            _group(axis, *arguments, *without.values())
+            lacking = without
+    try:
+        choice = _group(axis, *arguments, *lacking.values())[axis]
+    except UserError:
+        return {}
+    options = {k: v for k, v in choice["init_args"].items() if k not in lacking}
+    return choice | {"init_args": options}
 
 
 def takes(axis: str, choice: str, option: str) -> bool:

@@ -1,6 +1,14 @@
 """From a choice, a name and its arguments, to the object: classes are found by what they extend."""
 
-__all__ = ["class_of", "instantiate", "options", "path_options", "source_file", "valid_choices"]
+__all__ = [
+    "class_of",
+    "instantiate",
+    "options",
+    "path_options",
+    "required_options",
+    "source_file",
+    "valid_choices",
+]
 
 import importlib
 import inspect
@@ -33,7 +41,7 @@ def instantiate(base: type, choice: Mapping[str, Any], **linked: Any) -> Any:
 
 def options(base: type, path: str) -> set[str]:
     """Returns the names of a class's arguments, and of its bases' where it has **kwargs."""
-    return _arguments(class_of(base, path))
+    return set(_parameters(class_of(base, path)))
 
 
 @cache
@@ -46,6 +54,11 @@ def path_options(base: type, path: str) -> set[str]:
     return paths
 
 
+def required_options(base: type, path: str) -> set[str]:
+    """Returns the names of a class's arguments that have no default."""
+    return {name for name, p in _parameters(class_of(base, path)).items() if p.default is p.empty}
+
+
 def source_file(path: str) -> Path | None:
     """Returns the file that defines the class of an import path; None for a class of ours."""
     module = path.rpartition(".")[0]
@@ -56,14 +69,15 @@ def source_file(path: str) -> Path | None:
 
 
 @cache
-def _arguments(cls: type) -> set[str]:
-    names: set[str] = set()
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Returns a class's arguments by name, with those of its bases where it has **kwargs."""
+    named: dict[str, inspect.Parameter] = {}
     for own in cls.__mro__:
-        takes = inspect.signature(own.__init__).parameters
-        names |= takes.keys()
+        takes = dict(inspect.signature(own.__init__).parameters)
+        named = takes | named
         if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
             break
-    return names
+    return named
 
 
 def class_of(base: type, path: str) -> type:

@@ -120,7 +120,8 @@ def torchvision_images(
                 return cls(root, **split, download=True)
         except (RuntimeError, OSError, ImportError) as error:
             raise UserError(
-                f"{name} is not in {root} and cannot be downloaded: {_line(error)}"
+                f"{name} is not in {root} and cannot be downloaded: {_line(error)}; give the "
+                "--root DIR that holds it"
             ) from error
 
     if "train" in takes:

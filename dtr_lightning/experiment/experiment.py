@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
 from dtr_lightning.config.evaluation import EvaluationConfig
-from dtr_lightning.config.parser import OF_FIT, Config, instantiate
+from dtr_lightning.config.parser import Config, instantiate
+from dtr_lightning.config.trainer_options import OF_FIT
 from dtr_lightning.data import Data
 from dtr_lightning.diffusion import Process
 from dtr_lightning.diffusion import clusters as tasks
@@ -146,7 +146,6 @@ class Experiment:
         loggers: Sequence[Logger],
         callbacks: Sequence[Callback],
         stop: Event | None = None,
-        profiler: Profiler | None = None,
     ) -> Trainer:
         """Returns the Lightning trainer of the config; of several experts it trains none.
 
@@ -162,7 +161,6 @@ class Experiment:
             stop,
             logger=list(loggers),
             callbacks=list(callbacks),
-            profiler=profiler,
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,
             enable_progress_bar=False,

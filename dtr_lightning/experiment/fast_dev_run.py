@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dtr_lightning.config.parser import OF_FIT, Config, takes
+from dtr_lightning.config.parser import Config, takes
+from dtr_lightning.config.trainer_options import OF_FIT
 from dtr_lightning.training.launch import place
 
 STEPS = 4  # of training; evaluated and saved on the way and at the end

@@ -20,8 +20,6 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import PyTorchProfiler
-from torch.profiler import schedule
 
 from dtr_lightning.config.checks import seconds_of
 from dtr_lightning.config.parser import Config, contents_of
@@ -45,6 +43,7 @@ from dtr_lightning.training.launch import CommonStop, is_leader
 from dtr_lightning.training.loggers import log_results, opened_loggers
 from dtr_lightning.training.module import DiffusionModule
 from dtr_lightning.training.pictures import by_class, image_grid, log_masks, save_samples
+from dtr_lightning.training.profile import Profile
 from dtr_lightning.training.tensorboard import TensorBoard, log_end, log_start
 from dtr_lightning.training.weights import are_finite, load_average, read_checkpoint, refuse_shorter
 
@@ -252,9 +251,10 @@ def _train(running: _Running) -> tuple[TensorBoard, Trainer]:
         reporter,
         Checkpoints(directory, **config["checkpoint"], stop=stop, saved=saved),
     ]
+    if config["trainer"].get("profiler"):
+        callbacks.append(Profile(directory.profile))
     loggers = [tensorboard, JSONLLogger(directory), *more]
-    profiler = _profiler(directory) if config["trainer"].get("profiler") else None
-    trainer = experiment.trainer(loggers, callbacks, stop.stop, profiler)
+    trainer = experiment.trainer(loggers, callbacks, stop.stop)
     if leader and not start:
         log_start(tensorboard.experiment, config, experiment.parameters())
         log_masks(tensorboard.experiment, module.model.router)
@@ -344,12 +344,6 @@ def _stopping_after(max_time: str | None, stop: Event, leader: bool) -> Iterator
         yield
     finally:
         timer.cancel()
-
-
-def _profiler(directory: Run) -> PyTorchProfiler:
-    """Returns a profiler of the steps 6 to 10: the first ones are slower than the others."""
-    few = schedule(wait=4, warmup=1, active=5, repeat=1)
-    return PyTorchProfiler(directory.profile, "operators", schedule=few)
 
 
 def _tensorboard(directory: Run, start: int) -> TensorBoard:

@@ -14,6 +14,7 @@ COPIES = 0.05  # share of samples that copy training images
 INITIAL = 0.1  # share of the initial weights in the average
 IMBALANCE = 0.05  # share of the samples that balanced labels take from one class for another
 FAR = 20  # times the floor
+IN_FEATURES = "score, KID, precision and recall"  # what samples are measured by in features
 # Scores under these conditions are no measure: none is the best, no difference is significant.
 MEANINGLESS = {"smoke", "random", "chance", "far", "copies"}
 
@@ -41,8 +42,8 @@ def _of_the_run(facts: Mapping[str, Any]) -> dict[str, str]:
         notes["smoke"] = "a smoke run tests the commands: its numbers mean nothing"
     if facts.get("extractor_random", "untrained" in facts.get("score_name", "")):
         notes["random"] = (
-            "the features' weights are random: the score tests the commands and is no measure of "
-            "quality"
+            f"the features' weights are random: {IN_FEATURES} test the commands and are no measure "
+            "of quality"
         )
     if (share := facts.get("initial_share", 0.0)) > INITIAL:
         notes["initial"] = (
@@ -57,8 +58,8 @@ def _of_its_images(facts: Mapping[str, Any]) -> dict[str, str]:
     n, features = facts.get("n", 0), facts.get("num_features", 0)
     others = _others(facts)
     for key, count, images, what in (
-        ("few_samples", n, "samples", "distance far too large, compare it at equal n only"),
-        ("few_references", facts.get("reference_n"), "reference images", "distance far too large"),
+        ("few_samples", n, "samples", "score far too large, compare it at equal n only"),
+        ("few_references", facts.get("reference_n"), "reference images", "score far too large"),
         ("few_floor", facts.get("floor_n"), f"{others} images", "floor far too high"),
     ):
         if count and count <= features:
@@ -83,13 +84,13 @@ def _of_its_images(facts: Mapping[str, Any]) -> dict[str, str]:
     if n and not proportional and facts.get("imbalance", 0.0) > IMBALANCE:
         notes["unbalanced"] = (
             f"the samples' labels are balanced, the training images are not ({least:,} to {most:,} "
-            "a class): even perfect samples score above the floor, unless --evaluation.labels is "
-            "proportional"
+            "a class): even perfect samples have a score above the floor and a KID above 0, unless "
+            "--evaluation.labels is proportional"
         )
     if n and proportional and facts.get("imbalance", 0.0) > IMBALANCE:
         notes["rare"] = (
             f"the samples' labels are in the proportions of the classes ({least:,} to {most:,} "
-            "images a class): rare classes hardly move the score"
+            "images a class): rare classes hardly move {IN_FEATURES}"
         )
     if n and n < (classes := facts.get("num_classes", 0)):
         notes["few_per_class"] = f"{n:,} samples are fewer than the {classes:,} classes"
@@ -124,6 +125,6 @@ def _of_its_score(facts: Mapping[str, Any]) -> dict[str, str]:
     if facts.get("copies", 0.0) > COPIES:
         notes["copies"] = (
             f"more than {COPIES:.0%} of the samples are near copies of training images, which "
-            "lowers the score"
+            f"makes {IN_FEATURES} look better than they are"
         )
     return notes

@@ -79,13 +79,26 @@ class ClassifierFeatures(Features):
         """Returns the features float32 (N, num_features) of uint8 images (N, 1, H, W)."""
         side = self.image_size
         if images.shape[1:] != (1, side, side):
-            found = tuple(images.shape[1:])
-            raise UserError(f"{type(self).__name__} needs 1x{side}x{side} images, not {found}")
+            raise UserError(
+                f"{type(self).__name__} needs 1x{side}x{side} images, these are "
+                f"{'x'.join(map(str, images.shape[1:]))}: give --features {_fitting(images)}"
+            )
         return self.net(to_float(images))
 
     def logits(self, features: Tensor) -> Tensor:
         """Returns the logits (N, 10) of the digits."""
         return self.net.logits(features)
+
+
+def _fitting(images: Tensor) -> str:
+    """Returns the features that take images of this shape (N, C, H, W), in words."""
+    fitting = [
+        f"{features.__name__} (of digits)"
+        for features in ClassifierFeatures.__subclasses__()
+        if images.shape[1:] == (1, features.image_size, features.image_size)
+    ]
+    fitting.append("TimmFeatures (untrained unless it gets weights)")
+    return ", ".join([*fitting, "InceptionFeatures (FID) or DINOv2Features"])
 
 
 class DigitsFeatures(ClassifierFeatures):

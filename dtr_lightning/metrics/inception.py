@@ -10,6 +10,8 @@ from torch import Tensor
 from dtr_lightning.errors import UserError
 from dtr_lightning.metrics.features import Features, digest, rgb, unreadable
 
+FILE = "weights-inception-2015-12-05-6726825d.pth"
+
 
 class InceptionFeatures(Features):
     """Inception's 2,048 pooled features as FID defines them (TF1 graph and resize).
@@ -44,13 +46,13 @@ class InceptionFeatures(Features):
                 raise unreadable(weights, error) from error
         try:
             self.net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter also for a download cut short
+            if weights:
+                raise UserError(f"{weights} does not hold the Inception weights") from error
             raise UserError(
-                f"cannot download the Inception weights ({type(error).__name__}); "
-                "give a local copy as weights"
+                f"cannot download the Inception weights ({type(error).__name__}); give a local "
+                f"copy of {FILE}: --features.weights FILE, or --weights FILE of ADM's protocol"
             ) from error
-        except RuntimeError as error:
-            raise UserError(f"{weights} does not hold the Inception weights") from error
         checksum = digest(weights) if weights else self.digest
         self.name = "fid" if checksum == self.digest else f"fd_inception_{Path(weights).stem}"
         self.which_weights = f"sha256 {checksum}"

@@ -41,7 +41,7 @@ class TimmFeatures(Features):
         if size is not None and size < 1:
             raise UserError(f"features.size must be at least 1 pixel; got {size}")
         if weights and pretrained:
-            raise UserError("give features either weights or pretrained, not both")
+            raise UserError("give --features.weights or --features.pretrained, not both")
         if weights and not Path(weights).is_file():
             raise UserError(f"weights {weights} do not exist")
         self.model = model
@@ -92,7 +92,11 @@ class TimmFeatures(Features):
             except Exception as error:  # of the hub, the network or timm: each has its own
                 raise UserError(
                     f"timm cannot make {self.model} ({type(error).__name__}); check the name's tag"
-                    + (" and the network, or give a local file as weights" if pretrained else "")
+                    + (
+                        " and the network, or give a local file: --features.weights FILE"
+                        if pretrained
+                        else ""
+                    )
                 ) from error
 
     def _names(self, weights: str | None, pretrained: bool) -> tuple[str, str]:

@@ -16,6 +16,7 @@ __all__ = [
     "ercdt",
     "free_window",
     "mean_overlap",
+    "period",
     "random",
     "shared_core",
     "weights_only",
@@ -259,3 +260,15 @@ def _scores(tasks: int, channels: int, generator: Generator | None) -> Tensor:
 def _highest(scores: Tensor, active: int) -> Tensor:
     table = torch.zeros(scores.shape, dtype=torch.bool)
     return table.scatter_(1, scores.topk(active, dim=1).indices, True)
+
+
+def period(table: Tensor) -> int | None:
+    """Returns after how many tasks a table bool[tasks, channels] repeats itself, 16 times or more.
+
+    None for one that does not, or is the same for all tasks.
+    """
+    tasks = len(table)
+    if (table == table[0]).all():
+        return None
+    again = (table[1 : tasks // 16 + 1] == table[0]).all(1).nonzero().flatten() + 1
+    return next((p for p in again.tolist() if table[p:].equal(table[:-p])), None)

@@ -152,7 +152,8 @@ def slug(
     other = (*LENGTH, *PROTOCOL, *INTERVALS)
     apart = {key: flat[key] for key in varied if key in flat and _within(key, other)}
     full = identity(config, contents) | apart
-    shown, plain = identity(config) | apart, identity(base)
+    shown = identity(config) | apart
+    plain = {key: value for key, value in flatten(base).items() if key not in apart}
     parts = [str(shown.pop("router", "run")).rsplit(".", 1)[-1].lower()]
     seed = shown.pop("seed", 0)
     # what an experiment is about comes first: long names are cut

@@ -1,44 +1,58 @@
 """Sample sheets, and the pictures that TensorBoard shows."""
 
-__all__ = ["by_class", "image_grid", "log_masks", "save_samples", "save_sheet"]
+__all__ = ["by_class", "columns_of", "image_grid", "log_masks", "save_samples", "save_sheet"]
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 from dtr_lightning.routing import Router
+from dtr_lightning.routing.masks import period
 from dtr_lightning.rundir.atomic import replacing
 from dtr_lightning.rundir.run import Run
 
+MOST_CLASSES = 16  # that have columns of their own
+PADDING, HEADER = 2, 20  # pixels between images, and above the columns for the names of classes
 
-def image_grid(images: Tensor, columns: int, least: int = 32) -> Tensor:
+
+def image_grid(images: Tensor, classes: int, least: int = 32) -> Tensor:
     """Returns a sheet uint8 (3, H', W') of images uint8 (N, C, H, W), row by row.
 
-    Images smaller than `least` pixels are enlarged by whole factors, without smoothing. With as
-    many columns as classes, of images whose classes come in turn, each column is one class: of few
-    classes there are several columns each; more than 16 or fewer than 2 become 10.
+    Images smaller than `least` pixels are enlarged by whole factors, without smoothing. Of images
+    whose classes come in turn, each column is one class (see `columns_of`).
     """
     images = images[:, :3] if images.shape[1] in (3, 4) else images[:, :1]
     factor = max(1, -(-least // images.shape[-1]))
     images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    columns = columns * max(1, 10 // columns) if 2 <= columns <= 16 else 10
-    return make_grid(images, nrow=columns, padding=2, pad_value=255)
+    columns = columns_of(len(images), classes)
+    return make_grid(images, nrow=columns, padding=PADDING, pad_value=255)
+
+
+def columns_of(n: int, classes: int) -> int:
+    """Returns the columns of a sheet of n images: near 10, and the last row full where it can be.
+
+    Of 2 to 16 classes there are as many columns for each.
+    """
+    each = classes if 2 <= classes <= MOST_CLASSES else 1
+    some = [c for c in range(each, MOST_CLASSES + 1, each) if c >= 5 or c == classes]
+    full = [c for c in some if n % c == 0]
+    return min(full or some, key=lambda columns: abs(columns - 10))
 
 
 def by_class(images: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Returns images uint8 (N, C, H, W) so that their classes come in turn, as a sheet needs.
 
-    White stands where a class has fewer than its share; what is beyond it is left out. Where a
-    sheet has no column per class (see `image_grid`) they stay as they are.
+    All have the same number of places; white stands where a class has fewer images, and what is
+    beyond it is left out. Where a sheet has no column per class they stay as they are.
     """
-    if not 2 <= classes <= 16:
+    if not 2 <= classes <= MOST_CLASSES:
         return images
-    rows = -(-len(images) // classes)
+    rows = max(1, len(images) // classes)
     sheet = images.new_full((rows, classes, *images.shape[1:]), 255)
     for label in range(classes):
         own = images[labels == label][:rows]
@@ -46,11 +60,32 @@ def by_class(images: Tensor, labels: Tensor, classes: int) -> Tensor:
     return sheet.flatten(0, 1)
 
 
-def save_sheet(path: str, images: Tensor, columns: int) -> None:
-    """Writes images uint8 (N, C, H, W) as one PNG sheet."""
-    sheet = image_grid(images, columns).permute(1, 2, 0).numpy()
+def save_sheet(path: str, images: Tensor, names: Sequence[str]) -> None:
+    """Writes images uint8 (N, C, H, W), whose classes come in turn, as one PNG sheet.
+
+    The `names` of 2 to 16 classes stand above their columns.
+    """
+    sheet = image_grid(images, len(names), least=64).permute(1, 2, 0).numpy()
+    picture = Image.fromarray(sheet)
+    if 2 <= len(names) <= MOST_CLASSES:
+        picture = _headed(picture, names, min(len(images), columns_of(len(images), len(names))))
     with replacing(path) as part:
-        Image.fromarray(sheet).save(part)
+        picture.save(part)
+
+
+def _headed(sheet: Image.Image, names: Sequence[str], columns: int) -> Image.Image:
+    """Returns a sheet with names, in turn, above its columns; cut where a column is narrower."""
+    picture = Image.new("RGB", (sheet.width, sheet.height + HEADER), "white")
+    picture.paste(sheet, (0, HEADER))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    width = (sheet.width - PADDING) / columns
+    for i in range(columns):
+        name = names[i % len(names)]
+        while len(name) > 1 and draw.textlength(name, font) > width - PADDING:
+            name = f"{name.removesuffix('.')[:-1]}."
+        place = (PADDING / 2 + (i + 0.5) * width, HEADER / 2 + 1)
+        draw.text(place, name, "black", font, anchor="mm")
+    return picture
 
 
 def save_samples(run: Run, images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
@@ -60,7 +95,7 @@ def save_samples(run: Run, images: Tensor, labels: Tensor, classes: Sequence[str
     with replacing(run.sample_arrays) as part:
         np.savez_compressed(part, **arrays)
     sheet = by_class(images, labels, len(classes))
-    save_sheet(str(run.samples / "samples.png"), sheet, len(classes))
+    save_sheet(str(run.samples / "samples.png"), sheet, classes)
 
 
 def mask_picture(table: Tensor, title: str) -> np.ndarray:
@@ -74,6 +109,10 @@ def mask_picture(table: Tensor, title: str) -> np.ndarray:
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
+    if repeats := period(table):  # the whole would be flat, or show what is not there
+        shown = 4 * repeats
+        table = table[:shown, : max(shown, 128)]
+        title += f"\nrepeats every {repeats} tasks"
     tasks, channels = table.shape
     rows, columns = (max(1, 1200 // size) for size in table.shape)  # else averages blur edges
     picture = table.float().cpu().numpy().repeat(rows, 0).repeat(columns, 1)

@@ -67,7 +67,7 @@ def test_every_loss_weight_has_its_own_baseline(tmp_path):
 
 
 @pytest.mark.parametrize("seeds, shifts, reach, ps", [
-    (3, [-1, -2], "sign-flip test; 3 seeds cannot reach 5 % (least p 0.25)", []),
+    (3, [-1, -2], "no p: in the exact sign-flip test 3 seeds cannot reach 5 % (least p 0.25)", []),
     (6, [-1], "Holm over 1 comparison; *: below 5 %", ["0.031*", "-"]),
     (6, [-1, -2], "; 6 seeds cannot reach 5 % after Holm (least p 0.062)", ["0.062", "0.062", "-"]),
     (8, [-1, -2], "Holm over 2 comparisons; *: below 5 %", ["0.016*", "0.016*", "-"]),

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.font_manager import fontManager
 from matplotlib.image import imread
 
@@ -198,28 +199,28 @@ def test_heatmap_colours_are_logarithmic(tmp_path):
 
 
 @pytest.mark.parametrize("period", slow_except([2, 3, 7], 3))
-def test_masks_of_a_period_have_no_pattern_of_their_own(period, tmp_path):
-    """Every part of the picture of such a mask, and of its overlaps, looks alike."""
-    t, c = np.arange(1000)[:, None], np.arange(64)
-    np.save(tmp_path / "table.npy", ((t + c) % period == 0)[None].repeat(2, 0))
-    make_run(tmp_path / "runs" / "r", "FixedMasks", {"path": str(tmp_path / "table.npy")})
+def test_a_few_periods_are_drawn_of_masks_that_repeat_themselves(period, tmp_path):
+    """Their pictures have the two colours of masks alone: nothing is flat, or moire."""
+    t, c = np.arange(1000)[:, None], np.arange(384)
+    table = (t + c) % period == 0
+    np.save(tmp_path / "table.npy", table[None].repeat(2, 0))
+    model = {"class_path": "DiT", "init_args": {"hidden_size": 384}}
+    path = {"path": str(tmp_path / "table.npy")}
+    make_run(tmp_path / "runs" / "r", "FixedMasks", path, model=model)
     written, _ = draw_all([tmp_path / "runs"], only=["overlap", "masks"])
-    for path in written:
-        if path.suffix == ".png":
-            figure = (overlap if path.stem == "overlap" else masks).draw(
-                finished(tmp_path / "runs")
-            )
-            pixels = imread(path)[..., :3]
-            ax = figure.figure.axes[0]
-            FigureCanvasAgg(figure.figure)
-            styled(figure.figure.draw_without_rendering)()
-            x0, y0, x1, y1 = ax.get_position().extents
-            height, width = pixels.shape[:2]
-            rows = slice(int((1 - y1) * height) + 12, int((1 - y0) * height) - 12)
-            inner = pixels[rows, int(x0 * width) + 12 : int(x1 * width) - 12]
-            tall, wide = inner.shape[0] // 8 * 8, inner.shape[1] // 8 * 8
-            blocks = inner[:tall, :wide].reshape(tall // 8, 8, wide // 8, 8, 3).mean((1, 3))
-            assert blocks.std((0, 1)).max() < 0.02, path.stem
+    for figure, drawn in ((masks, table[: 4 * period, :128]), (overlap, None)):
+        ax = figure.draw(finished(tmp_path / "runs")).figure.axes[0]
+        assert f"repeats every {period} tasks" in ax.get_title()
+        assert ax.get_ylim() == (4 * period, 0)
+        picture = ax.images[0].get_array()
+        assert drawn is None or (picture[:: len(picture) // len(drawn)][:, ::7] == drawn).all()
+    (png,) = (path for path in written if path.name == "masks.png")
+    colours = imread(png)[..., :3].reshape(-1, 3)
+    ours = [to_rgb(colour) for colour in ("#440154", "#FDE725")]
+    yellow, purple = (np.abs(colours - colour).max(1) < 0.02 for colour in reversed(ours))
+    assert yellow.sum() / (yellow.sum() + purple.sum()) == pytest.approx(1 / period, abs=0.05)
+    neither = ~(yellow | purple) & (np.ptp(colours, axis=1) > 0.2)  # edges between them
+    assert neither.mean() < 0.2 * (yellow | purple).mean()
 
 
 def test_the_last_task_is_on_the_axis_of_tasks(tmp_path):

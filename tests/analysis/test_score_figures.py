@@ -189,13 +189,13 @@ def test_the_evaluations_that_reach_the_baseline_are_no_finer_than_they_are(tmp_
     assert numbers[numbers.router == "RTR"].to_baseline.isna().all()
     assert numbers[numbers.router == "NoRouting"].pairs.eq(0).all()
     labels = figure.axes[0].get_legend_handles_labels()[1]
-    assert f"DTR {ALPHA}=4 β=0.8 (300, 2 of 3)" in labels and "R-TR β=0.8" in labels
+    assert f"DTR {ALPHA}=4 β=0.8: 300 steps (2 of 3 seeds)" in labels and "R-TR β=0.8" in labels
     at = numbers[(numbers.router == "DTR") & (numbers.step == 200)].iloc[0]
     assert (at.low, at.high) == pytest.approx(t_interval([20, 30, 30]))
 
 
 def test_one_seed_tells_no_step_and_neither_do_seeds_that_never_get_there(tmp_path):
-    for seeds, mine, label in ((1, 4, ""), (2, 6, " (0 of 2)")):
+    for seeds, mine, label in ((1, 4, ""), (2, 6, ": never (0 of 2 seeds)")):
         root = tmp_path / str(seeds)
         for seed in range(seeds):
             record(make_run(root / f"a{seed}", seed=seed), scores=[(100, 9), (200, 5)])

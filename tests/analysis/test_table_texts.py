@@ -50,6 +50,15 @@ def test_the_table_tells_how_many_channels_two_tasks_share(tmp_path):
     assert over_seeds(frame).overlap[0] == pytest.approx(0.75)
     assert cells(markdown(frame), "overlap") == ["75.0%", "-"]
     assert "overlap: channels that two tasks share" in markdown(frame)
+    assert "overlap" in spaced(text_of(frame))
+    for name in ("accuracy", "copies", "loss", "seconds"):  # too wide for a terminal
+        frame[name] = 0.5
+    wide = frame.assign(other="patch_size=4 hidden_size=64", loss_weight=["UW", "P2", "MinSNR"])
+    for name in ("overlap", "floor"):
+        wide[name] = [0.5, 0.6, 0.7]
+    text = text_of(wide)
+    assert "overlap" not in text and "floor" not in text
+    assert "overlap: " in markdown(wide) and "floor: real images" in markdown(wide)
 
 
 def test_every_sentence_stands_once_below_the_table_and_its_rows_are_marked(tmp_path):

@@ -68,7 +68,8 @@ def test_a_run_comes_back(tiny, tmp_path, to, router):
     shake(run)
     files = exported(run, to, tmp_path / "out")
     options = ["--model.num_heads=2"] if to == "official" else []
-    made = import_checkpoint(files[0], tmp_path / "back", options)
+    made = import_checkpoint(tmp_path / "out", tmp_path / "back", options)
+    assert import_checkpoint(files[0], tmp_path / "back", options).run.path == made.run.path
     assert max_relative(outputs(made.run), outputs(run)) < 1e-6
     if to == "safetensors":
         for axis in ("model", "diffusion", "sampler"):

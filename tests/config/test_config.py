@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -20,6 +21,7 @@ from dtr_lightning.objectives import LossWeight
 from dtr_lightning.routing import Router
 from dtr_lightning.rundir.naming import flatten, identity
 from tests.conftest import ROOT
+from tests.runs.test_identity import draw_images
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 
@@ -146,6 +148,44 @@ def test_a_recipe_overrides_its_base(tmp_path):
     assert config["module"] == base["module"] | {"lr": 0.5}
     assert config["model"] == base["model"]
     assert run_name(config, tmp_path / "b.yaml").startswith("cdtr-alpha=4-beta=0.8-seed=0-")
+
+
+ADM = {"model": "ADM", "model.model_channels": 32, "model.num_res_blocks": 1}
+
+
+ROOTED = {"data.root": "."}
+SIZED = "data: {class_path: ImageFolder, init_args: {size: 8}}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "named"),
+    [
+        ("", {"data": "ImageFolder", "data.size": 8} | ROOTED, "data=ImageFolder-size=8-seed=0-"),
+        (SIZED, ROOTED, "seed=0-"),
+        ("data: ImageFolder", {"data.size": 8} | ROOTED, "size=8-seed=0-"),
+        (SIZED, {"data": "Digits"}, "data=Digits-seed=0-"),
+        ("", {"router": "FixedMasks", "router.path": "a.npy"}, "path=a-seed=0-"),
+        ("router: FixedMasks", {"router.path": "a.npy"}, "path=a-seed=0-"),
+        ("", ADM | {"model.attention_resolutions": [2]}, "model=ADM-model_channels=32-"),
+    ],
+)
+def test_a_recipe_need_not_be_a_run_by_itself(tmp_path, monkeypatch, recipe, options, named):
+    monkeypatch.chdir(draw_images(tmp_path))
+    np.save("a.npy", np.ones((3, 1000, 64), bool))
+    Path("a.yaml").write_text(f"base: {DIGITS}\n{recipe}\n")
+    config = resolve("a.yaml", options)
+    name = run_name(config, "a.yaml")
+    assert name.removeprefix(f"{config['router']['class_path'].lower()}-").startswith(named)
+    assert "use_checkpoint" not in name
+
+
+def test_a_run_of_two_recipes_is_named_by_what_differs_from_both(tmp_path):
+    (tmp_path / "more.yaml").write_text("module: {lr: 0.5}\n")
+    files = (DIGITS, tmp_path / "more.yaml")
+    config = given(f"--config={files[1]}", "--seed=3")
+    assert config["module"]["lr"] == 0.5
+    assert run_name(config, files).startswith("norouting-seed=3-")
+    assert run_name(config, DIGITS).startswith("norouting-lr=0.5-seed=3-")
 
 
 def test_a_base_that_is_wrong_is_one_line(tmp_path):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
@@ -20,7 +21,7 @@ from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.metrics import Features, Scorer
 from dtr_lightning.training.callbacks import MetricLogger
 from dtr_lightning.training.module import Losses
-from dtr_lightning.training.pictures import by_class
+from dtr_lightning.training.pictures import by_class, columns_of, save_sheet
 from tests.conftest import ROOT, TINY
 from tests.training.test_resume import DroppingDiT
 
@@ -308,5 +309,23 @@ def test_the_protocol_and_a_note_tell_the_labels(labels):
 def test_a_sheet_has_a_column_for_each_class():
     labels = torch.tensor([0, 0, 1, 0, 0])
     images = (labels * 10 + torch.arange(5))[:, None, None, None].to(torch.uint8)
-    assert by_class(images, labels, 2).flatten().tolist() == [0, 12, 1, 255, 3, 255]
+    assert by_class(images, labels, 2).flatten().tolist() == [0, 12, 1, 255]
+    for classes in range(1, 20):
+        for n in (60, 64, 7 * classes):
+            columns = columns_of(n, classes)
+            assert columns % classes == 0 or not 2 <= classes <= 16
+            assert n % columns == 0 or n % classes or classes == 1 or n < 5
     assert torch.equal(by_class(images, labels, 1), images)
+
+
+def test_a_sheet_names_the_classes_above_their_columns(tmp_path):
+    images = torch.zeros(20, 3, 32, 32, dtype=torch.uint8)
+    for names, rows in ((["cat", "a name that is far too long for a column"], 2), ([""] * 20, 2)):
+        save_sheet(str(tmp_path / "a.png"), images, names)
+        with Image.open(tmp_path / "a.png") as opened:
+            sheet = np.asarray(opened)
+        header = sheet.shape[0] - (66 * rows + 2)
+        assert sheet.shape[1] == 10 * 66 + 2 and header == (20 if len(names) == 2 else 0)
+        assert not (sheet[header:] == 255).all(-1)[2:-2, 2:-2].all(0)[:64].any()
+        if header:  # black letters over every column
+            assert all((sheet[:header, 66 * i : 66 * i + 66] < 99).any() for i in range(10))

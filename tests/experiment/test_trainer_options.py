@@ -53,10 +53,13 @@ def test_a_sweep_refuses_a_time_limit_for_its_trials():
 
 
 @pytest.mark.slow
-def test_the_profiler_leaves_a_trace_and_changes_no_number(tiny, tmp_path):
+def test_the_profiler_leaves_a_trace_and_changes_no_number(tiny, tmp_path, capfd):
     plain, profiled = tmp_path / "plain", tmp_path / "profiled"
     run(tiny(trainer__max_steps=12), plain)
+    said = capfd.readouterr()
     run(tiny(trainer__max_steps=12, trainer__profiler="pytorch"), profiled)
+    assert capfd.readouterr() == said
+    assert "aten::" in (profiled / "profile" / "operators.txt").read_text()
     (trace,) = (profiled / "profile").glob("*.pt.trace.json")
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert {f"ProfilerStep#{step}" for step in range(5, 10)} <= names

@@ -3,6 +3,7 @@
 import sys
 from hashlib import sha256
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -51,12 +52,21 @@ def test_bad_features_are_user_errors(tmp_path, monkeypatch):
     for options, words in bad:
         with pytest.raises(UserError, match=words):
             TimmFeatures(**{"model": "test_resnet"} | options)
-    with pytest.raises(UserError, match="1x8x8"):
+    fitting = "1x8x8 images, these are 3x8x8: give --features TimmFeatures .*InceptionFeatures"
+    with pytest.raises(UserError, match=fitting):
         DigitsFeatures()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"give --features MNISTFeatures \(of digits\), Timm"):
+        DigitsFeatures()(torch.zeros(1, 1, 32, 32, dtype=torch.uint8))
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(UserError, match="pip install torch-fidelity"):
         InceptionFeatures()
+    for error in (OSError, RuntimeError):
+        module = SimpleNamespace(FeatureExtractorInceptionV3=Mock(side_effect=error))
+        monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace())
+        monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", module)
+        with pytest.raises(UserError, match=r"6726825d\.pth: --features\.weights FILE"):
+            InceptionFeatures()
 
 
 class Inception(nn.Module):
