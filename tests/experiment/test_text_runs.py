@@ -206,7 +206,7 @@ def test_two_processes_write_the_same_store(made, command, tmp_path):
         shared = ["--rank", rank, "--world", 2, "--out", tmp_path / "store"]
         code, printed, _ = command(make_latents.main, *options(made), *shared)
         assert code == 0 and ("not yet" in printed) == (rank == 1)
-    assert "--data CaptionedLatents" in printed and " captions, " in printed
+    assert "--config configs/paper/coco256_b2.yaml" in printed and " captions, " in printed
     assert contents(tmp_path / "store") == contents(made / "store")
 
 
