@@ -184,8 +184,8 @@ def check_sweep(
     folder.check_place()
     folder.check(plan)
     waiting = [point for point in plan.known_points() if folder.results(point) is None]
-    if waiting:
-        slots.divide(this_machine(), workers, len(waiting), per_gpu, plan.devices)
+    if waiting or (plan.recipe.space and not folder.sweep_file.exists()):
+        slots.divide(this_machine(), workers, len(waiting) or 1, per_gpu, plan.devices)
     return Ready(plan, folder, slots, database, workers, per_gpu, grace)
 
 
