@@ -225,7 +225,7 @@ class Data(LightningDataModule, ABC):
         if self.batch_size > size:
             raise UserError(
                 f"batch size {self.batch_size} is larger than the training set; "
-                f"give at most {size}, its number of images"
+                f"give --data.batch_size {size}, its number of images, or less"
             )
         if self.batch_size % world:
             raise UserError(

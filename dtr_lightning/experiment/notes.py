@@ -90,7 +90,7 @@ def _of_its_images(facts: Mapping[str, Any]) -> dict[str, str]:
     if n and proportional and facts.get("imbalance", 0.0) > IMBALANCE:
         notes["rare"] = (
             f"the samples' labels are in the proportions of the classes ({least:,} to {most:,} "
-            "images a class): rare classes hardly move {IN_FEATURES}"
+            f"images a class): rare classes hardly move {IN_FEATURES}"
         )
     if n and n < (classes := facts.get("num_classes", 0)):
         notes["few_per_class"] = f"{n:,} samples are fewer than the {classes:,} classes"

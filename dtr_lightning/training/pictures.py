@@ -47,12 +47,14 @@ def columns_of(n: int, classes: int) -> int:
 def by_class(images: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Returns images uint8 (N, C, H, W) so that their classes come in turn, as a sheet needs.
 
-    All have the same number of places; white stands where a class has fewer images, and what is
-    beyond it is left out. Where a sheet has no column per class they stay as they are.
+    All have as many places as the rarest class has images, but half of an even share at least:
+    white stands where a class has fewer, and what is beyond it is left out. Where a sheet has no
+    column per class they stay as they are.
     """
     if not 2 <= classes <= MOST_CLASSES:
         return images
-    rows = max(1, len(images) // classes)
+    rarest = int(torch.bincount(labels, minlength=classes).min())
+    rows = max(1, rarest, len(images) // classes // 2)
     sheet = images.new_full((rows, classes, *images.shape[1:]), 255)
     for label in range(classes):
         own = images[labels == label][:rows]

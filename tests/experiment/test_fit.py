@@ -321,7 +321,7 @@ class TestMistakes:
                 run(tiny(), path)
 
     def test_batch_larger_than_the_data(self, tiny, tmp_path):
-        with pytest.raises(UserError, match="larger than the training set"):
+        with pytest.raises(UserError, match=r"training set; give --data\.batch_size 1437"):
             run(tiny(data__batch_size=5000), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 

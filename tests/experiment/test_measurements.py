@@ -309,7 +309,12 @@ def test_the_protocol_and_a_note_tell_the_labels(labels):
 def test_a_sheet_has_a_column_for_each_class():
     labels = torch.tensor([0, 0, 1, 0, 0])
     images = (labels * 10 + torch.arange(5))[:, None, None, None].to(torch.uint8)
-    assert by_class(images, labels, 2).flatten().tolist() == [0, 12, 1, 255]
+    assert by_class(images, labels, 2).flatten().tolist() == [0, 12]
+    labels = torch.tensor([0, 0, 0, 0, 0, 1])
+    images = images.new_zeros(6, 1, 1, 1) + labels[:, None, None, None].to(torch.uint8)
+    assert by_class(images, labels, 2).flatten().tolist() == [0, 1]
+    labels[:] = 0
+    assert by_class(images * 0, labels, 2).flatten().tolist() == [0, 255]
     for classes in range(1, 20):
         for n in (60, 64, 7 * classes):
             columns = columns_of(n, classes)
