@@ -17,6 +17,7 @@ from analysis.read.statistics import holm, sign_flip, t_interval
 
 POWER = 0.8
 SUPPORTED, REFUTED, UNDECIDED, MISSING = "supported", "refuted", "undecided", "not run yet"
+VERDICTS = (SUPPORTED, REFUTED, UNDECIDED, MISSING)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ def overlap_curve(archive: Archive) -> Curve:
     points = {}
     for name, (sweep, options) in CURVE.items():
         if runs := archive.runs(sweep, options):
-            overlap = next(iter(runs.values())).number("overlap")
+            first = next(iter(runs.values()))
+            overlap = 1.0 if first.choice("router") == "NoRouting" else first.number("overlap")
             points[name] = overlap, {seed: run.score for seed, run in runs.items()}
     rho: dict[int, float] = {}
     if all(name in points for name in (*CORES, "R-TR")):

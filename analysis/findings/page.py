@@ -1,6 +1,6 @@
 """docs/findings.md: verdicts, effects and figures of the registered claims, from archived runs."""
 
-__all__ = ["README_END", "README_START", "verdict_table", "write_findings"]
+__all__ = ["README_END", "README_START", "summary", "verdict_table", "write_findings"]
 
 import math
 from collections import Counter
@@ -16,7 +16,7 @@ from analysis.drawing.style import Drawing, save
 from analysis.findings import figures
 from analysis.findings.archive import SUFFIX, Archive
 from analysis.findings.claims import CLAIMS, DATA, DIGITS, GAINS, MASKS, WHERE, Claim
-from analysis.findings.judge import MISSING, Judged, judge
+from analysis.findings.judge import MISSING, UNDECIDED, VERDICTS, Judged, judge
 from analysis.findings.measures import CKA_ALL, EIGHTHS, LOSS, SCORE
 from analysis.findings.orders import Cost, Curve, Order, cost, overlap_curve, paper_order
 from analysis.tables.text import Text, p_value
@@ -107,13 +107,29 @@ def verdict_table(found: Findings) -> str:
     return Text(columns, [*columns], "").markdown().strip()
 
 
+def summary(found: Findings) -> str:
+    """Returns the claims by verdict, as a Markdown table of a few lines: each with its data."""
+    rows: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+    for claim in CLAIMS:
+        by_verdict: dict[str, list[str]] = {}
+        for data, verdict in found.verdicts(claim).items():
+            whole = verdict if verdict in rows else UNDECIDED
+            counts = f": {verdict}" if verdict not in rows else ""
+            by_verdict.setdefault(whole, []).append(f"{data}{counts}")
+        for verdict, where in by_verdict.items():
+            rows[verdict].append(f"{claim.number} {claim.sentence} ({'; '.join(where)})")
+    known = {verdict: claims for verdict, claims in rows.items() if claims and verdict != MISSING}
+    lines = [f"| {verdict} | {' <br> '.join(claims)} |" for verdict, claims in known.items()]
+    return "\n".join(["| verdict | claims |", "|---|---|", *lines])
+
+
 def write_findings(
     folder: Path, page: Path, images: Path, readme: Path | None = None
 ) -> list[Path]:
     """Writes the page from the archives in a folder, its figures, and the README's table.
 
-    The figures' numbers stand beside the archives. Returns the paths. UserError if there is no
-    archive.
+    The figures' PDFs and numbers stand beside the archives, their PNGs in `images`. Returns the
+    paths. UserError if there is no archive.
     """
     with Archive(folder) as archive:
         if not archive.sweeps:
@@ -122,12 +138,12 @@ def write_findings(
         written = []
         for name, drawing in _figures(found, archive):
             pdf, png, table = save(drawing, images, name)
-            written += [pdf, png, table.replace(folder / table.name)]
+            written += [png, *(path.replace(folder / path.name) for path in (pdf, table))]
         text = _page(found, archive, images.relative_to(page.parent).as_posix())
     _replace(page, text)
     if readme is not None:
         before, _, rest = readme.read_text().partition(README_START)
-        table = f"{README_START}\n\n{verdict_table(found)}\n\n{README_END}"
+        table = f"{README_START}\n\n{summary(found)}\n\n{README_END}"
         _replace(readme, before + table + rest.partition(README_END)[2])
     return [*written, page, *([readme] if readme else [])]
 

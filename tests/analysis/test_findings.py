@@ -11,7 +11,7 @@ from analysis.findings.archive import Archive, pack
 from analysis.findings.claims import CLAIMS, DIGITS, PIXELS, Comparison, Runs
 from analysis.findings.judge import judge
 from analysis.findings.orders import overlap_curve, paper_order
-from analysis.findings.page import Findings, verdict_table, write_findings
+from analysis.findings.page import Findings, summary, verdict_table, write_findings
 from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.atomic import write_text
 from tests.analysis.synthetic_runs import make_run
@@ -216,9 +216,9 @@ def test_the_page_has_a_verdict_a_table_and_a_figure_of_every_claim_that_was_run
     written = write_findings(tmp_path / "archive", page, page.parent / "images", readme)
     assert {"claim_1.png", "claim_2.pdf", "claim_1.csv"} <= {path.name for path in written}
     with Archive(tmp_path / "archive") as archive:
-        table = verdict_table(Findings.of(archive))
+        table, lines = verdict_table(found := Findings.of(archive)), summary(found)
     start, end = "before\n<!-- findings -->", "<!-- /findings -->\nafter\n"
-    assert readme.read_text() == f"{start}\n\n{table}\n\n{end}"
+    assert readme.read_text() == f"{start}\n\n{lines}\n\n{end}"
     text = page.read_text()
     assert table in text
     assert all(f"## {claim.number}. {claim.sentence}" in text for claim in CLAIMS)
