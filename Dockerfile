@@ -6,17 +6,15 @@
 # The user is 1000 (docker run --user: another), who must be able to write into a mounted runs/.
 # BASE: an image with Python 3.11 or later. That of python:3.11-slim gets PyTorch from PyPI, which
 # runs on CPUs and NVIDIA GPUs; one of pytorch/pytorch, with CUDA, keeps its own PyTorch (2.11 or
-# later). INDEX: a further package index, such as PyTorch's for CPUs, which makes a smaller image.
+# later).
 ARG BASE=python:3.11-slim
 # hadolint ignore=DL3006
 FROM ${BASE}
 
 WORKDIR /suite
 COPY requirements.txt ./
-ARG INDEX=
 ENV PIP_BREAK_SYSTEM_PACKAGES=1 PYTHONUNBUFFERED=1
-RUN pip install --no-cache-dir ${INDEX:+--extra-index-url "$INDEX"} \
-    -r requirements.txt "psycopg[binary]>=3.2"
+RUN pip install --no-cache-dir -r requirements.txt "psycopg[binary]>=3.2"
 COPY . .
 RUN mkdir -p runs /home/suite && chown 1000 runs /home/suite
 
