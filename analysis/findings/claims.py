@@ -65,15 +65,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Claim:
-    """A numbered sentence, where it comes from, and the comparisons that decide it."""
+    """A numbered sentence and what decides it: comparisons, or none for an order or a cost."""
 
     number: str
     sentence: str
     comparisons: Sequence[Comparison]
 
 
-def _masks(data: Data, sweep: str, **sizes: Any) -> dict[str, Runs]:
-    """Returns the runs of each router on some data; sizes select a network."""
+def _masks(sweep: str, **sizes: Any) -> dict[str, Runs]:
+    """Returns the runs of each router in a sweep; sizes select a network."""
     options = {
         "none": {"router": "NoRouting"},
         "R-TR": {"router": "RTR"},
@@ -90,10 +90,10 @@ def _masks(data: Data, sweep: str, **sizes: Any) -> dict[str, Runs]:
     }
 
 
-D = _masks(DIGITS, "digits_masks")
+D = _masks("digits_masks")
 D["R-TR"] = Runs("digits_masks", D["R-TR"].options | {"router.shared": False})
-P = _masks(PIXELS, "mnist")
-L = {size: _masks(LATENTS, "mnist_latents", **{"model.hidden_size": size}) for size in (48, 96)}
+P = _masks("mnist")
+L = {size: _masks("mnist_latents", **{"model.hidden_size": size}) for size in (48, 96)}
 
 
 def _core(core: float | None, per_block: bool = False) -> Runs:

@@ -4,6 +4,7 @@ __all__ = ["cka_matrices", "effects", "eighths", "gains", "on_the_way", "overlap
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,12 +19,14 @@ from analysis.drawing.style import (
     count_seeds,
     legend,
     line_style,
+    lines,
     log_ticks,
     new_figure,
     styled,
     task_ticks,
 )
 from analysis.findings.archive import cka_of
+from analysis.findings.claims import CURVE
 from analysis.findings.judge import Judged
 from analysis.findings.measures import evaluations
 from analysis.findings.orders import SAME_SPEED, Cost, Curve
@@ -121,22 +124,6 @@ def on_the_way(runs: Mapping[str, Mapping[int, Finished]], n: int) -> Drawing:
     return Drawing(figure, pd.concat(tables, ignore_index=True))
 
 
-LABELLED = {
-    "R-TR": ("^", "#D55E00"),
-    "R-TR, shared": ("v", "#D55E00"),
-    "DTR": ("o", "#0072B2"),
-    "DTR, alpha 1": ("s", "#0072B2"),
-    "CDTR": ("X", "#56B4E9"),
-    "ERCDT": ("P", "#E69F00"),
-    "MaxRoaming": ("v", "#CC79A7"),
-    "none": ("s", "#000000"),
-    "WeightsOnly": ("D", "#E69F00"),
-    "TimeShuffledDTR": ("P", "#56B4E9"),
-    "BlockPermutedDTR": ("X", "#CC79A7"),
-    "SharedCore, per block": ("h", "#009E73"),
-}
-
-
 @styled
 def overlap(curve: Curve) -> Drawing:
     """Draws the score over the share of channels that two tasks read both; SharedCore is a line."""
@@ -146,20 +133,21 @@ def overlap(curve: Curve) -> Drawing:
     for name, (x, scores) in curve.points.items():
         values = [score for score in scores.values() if math.isfinite(score)]
         low, high = t_interval(values)
-        rows.append({"setting": name, "overlap": x, "score": float(np.mean(values))})
+        row = {"setting": name, "router": CURVE[name].options["router"], "overlap": x}
+        rows.append(row | {"score": float(np.mean(values))})
         rows[-1] |= {"low": low, "high": high, "seeds": len(values)}
         rows[-1] |= {"diverged": len(scores) - len(values)}
     frame = pd.DataFrame(rows)
     core = frame.setting.str.startswith("core ") | (frame.setting == "SharedCore")
     line = frame[core].sort_values("overlap")
-    shared = {"color": "#009E73", "marker": "p", "linestyle": "-"}
+    others = frame[~core]
+    shared, *looks = lines(["SharedCore", *others.router])
     if len(line):
         ax.plot(line.overlap, line.score, label="SharedCore, six cores", zorder=3, **shared)
-        _whiskers(ax, line, "#009E73")
-    for row in frame[~core].itertuples():
-        marker, color = LABELLED[row.setting]
-        ax.plot(row.overlap, row.score, marker, color=color, label=row.setting, zorder=4)
-    _whiskers(ax, frame[~core], "0.4")
+        _whiskers(ax, line, shared["color"])
+    for row, look in zip(others.itertuples(), looks, strict=True):
+        ax.plot(row.overlap, row.score, **look | {"linestyle": ""}, label=row.setting, zorder=4)
+    _whiskers(ax, others, "0.4")
     log_ticks(ax)
     ax.xaxis.set_major_locator(MultipleLocator(0.05))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
@@ -170,7 +158,7 @@ def overlap(curve: Curve) -> Drawing:
     return Drawing(figure, frame)
 
 
-def _whiskers(ax: Axes, frame: pd.DataFrame, color: str) -> None:
+def _whiskers(ax: Axes, frame: pd.DataFrame, color: Any) -> None:
     bounds = frame[frame.low > 0]
     ax.vlines(bounds.overlap, bounds.low, bounds.high, color=color, linewidth=0.8, zorder=2)
 
@@ -258,9 +246,9 @@ def eighths(judged: Sequence[Judged]) -> Drawing:
         panels.setdefault(comparison.data.name, {}).setdefault(comparison.label, []).append(each)
     figure = new_figure(min(WIDE, 2.6 * len(panels) + 0.4), 2.4)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (data, lines) in zip(axes, panels.items(), strict=True):
-        for i, (label, parts) in enumerate(lines.items()):
-            x = np.arange(len(parts)) + 0.5 + 0.16 * (i - 0.5 * (len(lines) - 1))
+    for ax, (data, compared) in zip(axes, panels.items(), strict=True):
+        for i, (label, parts) in enumerate(compared.items()):
+            x = np.arange(len(parts)) + 0.5 + 0.16 * (i - 0.5 * (len(compared) - 1))
             bars = np.array([_bars(each) or [[0], [0]] for each in parts])[..., 0].T
             router = "RTR" if label.startswith("R-TR") else "DTR"
             style = line_style(router) | {"linestyle": "none", "capsize": 2}

@@ -1,6 +1,6 @@
 """From runs to a verdict, by the rules that docs/findings.md registered."""
 
-__all__ = ["Judged", "differences", "judge"]
+__all__ = ["Judged", "differences", "effect", "judge"]
 
 import math
 from collections import defaultdict
@@ -51,8 +51,7 @@ def differences(comparison: Comparison, archive: Archive) -> tuple[dict[int, flo
     Where a run has no finite number it counts as worse than every run that has one: the numbers of
     all sides are then replaced by their ranks.
     """
-    sides = [(side, sign) for side in comparison.plus for sign in (1,)]
-    sides += [(side, -1) for side in comparison.minus]
+    sides = [(side, 1) for side in comparison.plus] + [(side, -1) for side in comparison.minus]
     table: list[dict[int, float]] = []
     for (sweep, options), _ in sides:
         values = {
@@ -70,7 +69,7 @@ def differences(comparison: Comparison, archive: Archive) -> tuple[dict[int, flo
     return dict(zip(seeds, (signs @ values).tolist(), strict=True)), ranked
 
 
-def measure(comparison: Comparison, archive: Archive) -> Judged:
+def effect(comparison: Comparison, archive: Archive) -> Judged:
     """Returns the effect of a comparison, without a verdict yet."""
     found, ranked = differences(comparison, archive)
     values = list(found.values())
@@ -97,7 +96,7 @@ def judge(comparisons: Sequence[Comparison], archive: Archive) -> list[Judged]:
     p is corrected over all comparisons of one data set and one family of measures; one that was not
     run yet counts as a test with p = 1.
     """
-    judged = [measure(comparison, archive) for comparison in comparisons]
+    judged = [effect(comparison, archive) for comparison in comparisons]
     families = defaultdict(list)
     for i, each in enumerate(judged):
         families[each.comparison.data, each.comparison.measure.family].append(i)

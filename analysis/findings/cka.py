@@ -1,19 +1,18 @@
 """The CKA of the runs that claim 8 compares: measured from their checkpoints, once."""
 
-__all__ = ["measured"]
+__all__ = ["measure_cka"]
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.findings.claims import CLAIMS
-from analysis.measure.probe import Arrays
-from analysis.measure.probe import measured as measured_once
+from analysis.measure.probe import Arrays, measured
 from analysis.probes.cka import CKAConfig, measure
 from analysis.read.runs import Finished
 from dtr_lightning.errors import UserError
 
 
-def measured(sweep: str, runs: Sequence[Finished]) -> dict[Path, Arrays]:
+def measure_cka(sweep: str, runs: Sequence[Finished]) -> dict[Path, Arrays]:
     """Returns {run's path: CKA at 50 timesteps, on 512 images} for the runs that need it.
 
     UserError if one cannot be measured, for instance as its checkpoint is gone.
@@ -29,7 +28,7 @@ def measured(sweep: str, runs: Sequence[Finished]) -> dict[Path, Arrays]:
     chosen = [run for run in runs if any(run.has(side.options) for side in needed)]
     if gone := [run for run in chosen if not run.last.is_file()]:
         raise UserError(f"{gone[0].path} has no checkpoint, which its CKA needs")
-    numbers, failed = measured_once("cka", chosen, CKAConfig(), measure)
+    numbers, failed = measured("cka", chosen, CKAConfig(), measure)
     if failed:
         raise UserError(failed[0])
     return numbers
