@@ -6,6 +6,9 @@ data sets by its name (Digits); one of torchvision's (CIFAR10, torchvision:MNIST
 of latents that another program has stored. Options of the images' class are given as in a training,
 such as --data.class_folders false.
 
+With --features NAME the store also keeps what a score with these features needs of its images, so
+that they are decoded once for all runs: give --evaluation.reference as the trainings will.
+
 With --captions FILE --clip DIR the store also holds every image's captions, as CLIP's tokens.
 
 The store is trained from with --data Latents --data.root STORE, PixelStore for --codec pixels, or
@@ -22,24 +25,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtr_lightning.cli.commands import Options, command, loading, stop_on_signals
-from dtr_lightning.errors import UserError, choices
+from dtr_lightning.errors import Stopped, UserError, choices
 
 if TYPE_CHECKING:
     import argparse
+    from threading import Event
 
+    from dtr_lightning.config.evaluation import EvaluationConfig
     from dtr_lightning.data import VAE, Data
     from dtr_lightning.data.store import Manifest
     from dtr_lightning.data.store_writer import Report, Source
+    from dtr_lightning.metrics import Features
 
 # Shipped configs of ten classes of digits by their shape; of latents 4x32x32 by the classes.
 OF_PIXELS = {(1, 8, 8): "configs/digits.yaml", (1, 32, 32): "configs/mnist.yaml"}
 OF_LATENTS = {1: "configs/paper/ffhq256_b2.yaml", 1000: "configs/paper/imagenet256_l2.yaml"}
 LEAST_SIDE = 4  # patches a side of what is small
+SCORE = ("--features", "--evaluation.reference")  # of a training's options
 PROGRAMS = ("fast-dit", "edm2", "repa", "lightning-dit", "u-vit", "mar")
 
 
-def options() -> "tuple[argparse.Namespace, list[str]]":
-    """Returns the command's options, and those of the images' class."""
+def options() -> "tuple[argparse.Namespace, list[str], list[str]]":
+    """Returns the command's options, those of the images' class, and those of a score."""
     parser = Options(__doc__)
     add = parser.add_argument
     add("images", metavar="IMAGES", help="folder of images, or the name of a data set")
@@ -58,9 +65,16 @@ def options() -> "tuple[argparse.Namespace, list[str]]":
     add("--workers", type=int, default=2, help="processes that read images")
     add("--rank", type=int, help="number of this process; default: what started it knows")
     add("--world", type=int, help="how many processes there are")
-    given, rest = parser.parse_known_args()
-    if other := [word for word in rest if word[:2] == "--" and word[:7] != "--data."]:
-        parser.error(f"unrecognized arguments: {' '.join(other)}")
+    given, unknown = parser.parse_known_args()
+    rest: list[str] = []
+    of_score: list[str] = []
+    words = rest
+    for word in unknown:
+        if word.startswith("--"):
+            if not word.startswith(("--data.", *SCORE)):
+                parser.error(f"unrecognized arguments: {word}")
+            words = of_score if word.startswith(SCORE) else rest
+        words.append(word)
     if (given.rank is None) != (given.world is None):
         raise UserError("give --rank and --world together")
     if given.world is not None and not 0 <= given.rank < given.world:
@@ -80,18 +94,21 @@ def options() -> "tuple[argparse.Namespace, list[str]]":
         raise UserError(f"{other} takes no --captions: they go with latents of images")
     if given.program and rest:
         raise UserError(f"--from takes no {rest[0]}: the images are encoded already")
-    return given, rest
+    if of_score and not any(word.partition("=")[0] == "--features" for word in of_score):
+        raise UserError(f"{of_score[0]} needs --features NAME, what a score compares images by")
+    return given, rest, of_score
 
 
 @command
 def main() -> int:
     """Reads the options and writes the store, or this process's share of it."""
-    given, rest = options()
+    given, rest, of_score = options()
     stop = stop_on_signals()
     loading()
 
     import torch
 
+    from dtr_lightning.data import CaptionedLatents, Latents, PixelStore
     from dtr_lightning.data.store_writer import write_store
     from dtr_lightning.training.launch import place
 
@@ -104,12 +121,18 @@ def main() -> int:
         device = f"cuda:{local % torch.cuda.device_count()}"
         torch.backends.cudnn.allow_tf32 = False  # an autoencoder encodes in float32
     source = make_source(given, rest, device, threads)
+    scored = score_options(of_score, source) if of_score else None
     text = "pixels" if source.manifest.codec == "Pixels" else "latents"
     with bars(text, f" of process {rank} of {world}" if world > 1 else "") as report:
         written = write_store(Path(given.out), source, rank, world, report, stop)
     if not written.complete:
         print(f"{given.out}: this process's share is there; that of others is not yet")
         return 0
+    if scored:
+        torch.set_num_threads(threads)
+        kind = PixelStore if written.codec == "Pixels" else Latents
+        kind = CaptionedLatents if written.captions else kind
+        keep_reference(kind(given.out), *scored, device, stop)
     size = sum(path.stat().st_size for path in Path(given.out).glob("*.npy"))
     images = f"{written.train:,} images and {written.val:,} held out"
     if written.captions:
@@ -157,6 +180,45 @@ def bars(text: str, whose: str) -> "Iterator[Report]":
 def gb(size: int) -> str:
     """Returns a size in bytes in words."""
     return f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def score_options(words: Sequence[str], source: "Source") -> "tuple[Features, EvaluationConfig]":
+    """Returns the features of a score, and how it is made; UserError where they do not fit."""
+    import torch
+
+    from dtr_lightning.config.evaluation import EvaluationConfig
+    from dtr_lightning.config.parser import make_parser
+    from dtr_lightning.config.registry import instantiate
+    from dtr_lightning.expect import is_own
+    from dtr_lightning.metrics import Features
+
+    found = make_parser(groups=("features", "evaluation")).parse_args(words).as_dict()
+    features: Features = instantiate(Features, found["features"])
+    if is_own(features):
+        raise UserError("features of your own keep no reference: leave --features out")
+    features(torch.zeros(1, *source.manifest.image_shape, dtype=torch.uint8))
+    return features, EvaluationConfig(**found["evaluation"])
+
+
+def keep_reference(
+    data: "Data", features: "Features", protocol: "EvaluationConfig", device: str, stop: "Event"
+) -> None:
+    """Leaves in a store what scores with these features need of its images, unless it is there."""
+    from dtr_lightning.cli.progress_bar import Bar
+    from dtr_lightning.metrics.scorer import Scorer
+
+    limit = protocol.reference or None
+    scorer = Scorer(features, data, device, limit, split=protocol.reference_split)
+    sizes = [len(data.split(name)) for name in ("train", "val")]
+    with Bar("reference") as bar:
+        count = bar.count(sum(min(size, limit or size) for size in sizes), "reference")
+
+        def report(images: int) -> None:
+            count(images)
+            if stop.is_set():
+                raise Stopped
+
+        scorer.prepare(report)
 
 
 def make_source(

@@ -7,6 +7,7 @@ a score of its own, the floor.
 __all__ = ["Scorer"]
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, distributed
@@ -29,6 +30,7 @@ from dtr_lightning.metrics.reference import (
 from dtr_lightning.metrics.reservoir import LIMIT, BoundedRows
 
 COUNTS = ("n", "copied", "labelled", "right")
+Report = Callable[[int], None]  # how many more images were read
 
 
 class Scorer:
@@ -89,13 +91,21 @@ class Scorer:
             metric.to(self.device)
 
     @torch.no_grad()
+    def prepare(self, report: Report = lambda count: None) -> None:
+        """Reads the images of both splits, or what is stored of them; `update` does it else.
+
+        `report` is called after every batch with its number of images, of this rank.
+        """
+        if self.copies is None:
+            self._prepare(report)
+
+    @torch.no_grad()
     def update(self, images: Tensor, labels: Tensor | None = None) -> None:
         """Takes samples uint8 (N, C, H, W) and, for the accuracy, the classes (N,) they are of."""
         assert images.dtype == torch.uint8
         index = torch.arange(self.next_index, self.next_index + len(images))
         self.next_index += len(images)
-        if self.copies is None:
-            self._prepare()
+        self.prepare()
         images = images.to(self.device)
         features = self._extract(images)
         self.metrics["score"].update(features, real=False)
@@ -157,7 +167,7 @@ class Scorer:
         for metric in self.metrics.values():
             metric.reset()
 
-    def _prepare(self) -> None:
+    def _prepare(self, report: Report) -> None:
         rank, world = 0, 1
         if distributed.is_available() and distributed.is_initialized():
             rank, world = distributed.get_rank(), distributed.get_world_size()
@@ -174,7 +184,7 @@ class Scorer:
             if _all_have(stored, self.device):
                 self._restore(stored, rank, world)
                 return
-        train, val = (self._take(name, rank, world) for name in ("train", "val"))
+        train, val = (self._take(name, rank, world, report) for name in ("train", "val"))
         self.floor = float(self.metrics["score"].compute()) if self.floor_n > 1 else None
         self.metrics["score"].reset()
         self.copies = Copies(train, val)
@@ -211,7 +221,7 @@ class Scorer:
         train, threshold = stored.thumbnails.to(self.device), stored.threshold.to(self.device)
         self.copies = Copies(train, train[:0], threshold)
 
-    def _take(self, split: Split, rank: int, world: int) -> Tensor:
+    def _take(self, split: Split, rank: int, world: int, report: Report) -> Tensor:
         """Takes this rank's training or held-out images: every world-th from its own on.
 
         Returns the thumbnails (N, D) that are kept, of all ranks.
@@ -225,6 +235,7 @@ class Scorer:
             for name in self.kept if real else ():
                 self.metrics[name].update(features, real=True, index=index)
             kept.update(thumbnails(images), index)
+            report(len(images))
         return kept.compute()
 
     def _extract(self, images: Tensor) -> Tensor:

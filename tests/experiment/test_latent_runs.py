@@ -4,6 +4,7 @@ import json
 import sys
 from threading import Event
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from dtr_lightning.data import Digits
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.api import StoredRun
 from dtr_lightning.experiment.fit import Stopped, run
+from dtr_lightning.rundir.arrays import read_arrays
 from dtr_lightning.rundir.run import Run
 from tests.conftest import ROOT, TINY
 from tests.data.stores import contents
@@ -70,6 +72,33 @@ def test_a_run_in_latents_scores_decoded_images(finished):
     protocol = results["protocol"]
     assert protocol["codec"] == "VAE" and protocol["vae"] == digest
     assert protocol["sampler.clip"] is False
+
+
+def test_a_store_with_features_holds_what_a_first_score_leaves(finished, made, command, tmp_path):
+    (left,) = (made / "store").glob("reference-*")
+    given = ["--features", "DigitsFeatures", "--evaluation.reference", 0]
+    code, _, errors = command(*options(made), "--out", tmp_path / "store", *given)
+    assert code == 0 and "100 %  reference" in errors
+    (kept,) = (tmp_path / "store").glob("reference-*")
+    assert kept.name == left.name
+    for name, array in read_arrays(left).items():
+        assert np.array_equal(read_arrays(kept)[name], array)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--features", "MNISTFeatures"], "MNISTFeatures needs 1x32x32 images"),
+        (["--evaluation.reference", 9], "--evaluation.reference needs --features NAME"),
+        (["--features", "DigitsFeatures", "--evaluation.reference", 1], "at least 2; got 1"),
+    ],
+)
+def test_features_that_do_not_fit_are_told_before_anything_is_stored(
+    made, command, tmp_path, given, message
+):
+    code, _, errors = command(*options(made), "--out", tmp_path / "store", *given)
+    assert code == 2 and message in errors
+    assert not (tmp_path / "store").exists()
 
 
 def test_stopped_and_resumed_equals_uninterrupted(finished, tmp_path):
