@@ -177,6 +177,7 @@ def test_commands_from_a_shell_share_the_samples(whole, run):
         assert printed == whole[1]
 
 
+@pytest.mark.slow
 def test_processes_of_a_launcher_draw_their_shares(whole, run):
     both = Meet(2, always=True)
     commands = [Command(run, at=both, RANK=str(r), LOCAL_RANK=str(r), **LAUNCHER) for r in range(2)]
@@ -188,12 +189,14 @@ def test_processes_of_a_launcher_draw_their_shares(whole, run):
     assert not folders(run)
 
 
+@pytest.mark.slow
 def test_the_first_process_draws_what_the_others_leave(whole, run):
     command = Command(run, RANK="0", LOCAL_RANK="0", **LAUNCHER)
     assert command.code() == 0 and command.printed() == whole[1]
     assert command.drawn() == [0, 2, 4, 1, 3, 5]
 
 
+@pytest.mark.slow
 def test_a_later_process_draws_and_leaves(whole, run):
     command = Command(run, RANK="1", LOCAL_RANK="1", **LAUNCHER)
     assert command.code() == 0 and command.printed() == ""
@@ -203,6 +206,7 @@ def test_a_later_process_draws_and_leaves(whole, run):
     assert not folders(run)
 
 
+@pytest.mark.slow
 def test_killed_and_continued(whole, run):
     killed = Command(run, at=Kill(2))
     assert killed.code() == -signal.SIGKILL and killed.drawn() == [0, 1]
@@ -214,6 +218,7 @@ def test_killed_and_continued(whole, run):
     assert again.code() == 0 and (again.printed(), again.drawn()) == (whole[1], [])
 
 
+@pytest.mark.slow
 def test_stopped_and_continued(whole, run):
     stopped = Command(run, at=Kill(2, signal.SIGINT))
     assert stopped.code() == 130 and "go on with: " in stopped.errors()
