@@ -47,10 +47,13 @@ def silent(images: int) -> None:
 def check_guidance(model: Denoiser, guidance: float) -> None:
     """Raises UserError for guidance of a model that knows no null condition."""
     if guidance != 1 and not model.has_null:
+        if model.num_classes == 1 and not model.takes_text:
+            why = "the images have no classes (folders of images: no class folders)"
+        else:
+            why = "train with --model.class_dropout_prob 0.1, say"
         raise UserError(
-            f"guidance {guidance:g} needs a conditional model trained with label dropout "
-            "(class_dropout_prob > 0); this one (images without class folders have no classes) "
-            "allows only --evaluation.guidance 1"
+            f"guidance {guidance:g} needs a conditional model that was trained with label dropout: "
+            f"{why}; without, --evaluation.guidance 1 is valid"
         )
 
 
