@@ -44,7 +44,9 @@ def files(tmp_path):
          "at least 2 training images"),
         ("data=ImageFolder data.root={}/none data.size=8", "does not exist"),
         ("evaluation.guidance=2 model.class_dropout_prob=0", "guidance 2 needs .*: train with"),
-        ("data=ImageFolder data.root={}/two data.size=8", "guidance .* needs .* have no classes"),
+        ("data=ImageFolder data.root={}/two data.size=8 data.batch_size=1 "
+         "features=TimmFeatures features.model=test_resnet features.size=32",
+         "guidance .* needs .* have no classes"),
         ("features=TimmFeatures features.weights={}/none.pth", "weights .*none.pth do not exist"),
         ("features=DINOv2Features features.weights={}/none.pth", "weights .* do not exist"),
         ("features=InceptionFeatures features.weights={}/none.pth", "weights .* do not exist"),

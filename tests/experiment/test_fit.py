@@ -350,7 +350,7 @@ class TestMistakes:
             run(tiny(**{f"module__{key}": value}), tmp_path / "run")
 
     def test_guidance_without_a_null_class(self, tiny, tmp_path):
-        with pytest.raises(UserError, match="guidance 2 needs .*: train with --model.class_dro"):
+        with pytest.raises(UserError, match=r"guidance 2 needs .*: train with --model"):
             run(tiny(model__class_dropout_prob=0, evaluation__guidance=2), tmp_path / "run")
 
     def test_truncated_checkpoint(self, whole, tmp_path):

@@ -237,7 +237,7 @@ class TestRuns:
             ({"model": "DiT", "model__patch_size": 2}, "DiT needs data with class labels"),
             (
                 {"model__class_dropout_prob": 0},
-                "guidance 1.5 needs a conditional model .*: train with",
+                "guidance 1.5 needs .*: train with --model",
             ),
         ],
     )
