@@ -5,6 +5,7 @@ from functools import cache
 from io import StringIO
 
 import pytest
+import yaml
 from rich.console import Console
 
 from analysis.tables import paper_rows
@@ -213,6 +214,15 @@ def test_measured_numbers_stand_beside_the_published_ones():
     console.print(beside(published, "score", {"DTR": [7.5, None, 7.4], "RTR": [12.0]}))
     text = " ".join(console.file.getvalue().split())
     assert "DTR 7.5, 7.4 7.32" in text and "RTR 12 -" in text and "Table 9" in text
+
+
+def test_the_findings_name_sweeps_and_their_hours():
+    words = yaml.safe_load((ROOT / "analysis" / "findings" / "words.yaml").read_text())
+    rows = [line for line in words["settle"].splitlines() if "`paper/" in line]
+    for row in rows:
+        hours = sum(int(PAGE[name][1].replace(",", "")) for name in re.findall(r"`(.+?)`", row))
+        assert row.endswith(f"| {hours} |")
+    assert rows
 
 
 def test_what_sweeps_take_adds_up():
