@@ -85,6 +85,11 @@ def test_links_lead_to_files_and_headings_that_exist(page):
             assert not anchor or anchor in slugs(target), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_no_page_holds_the_marks_of_a_merge(page):
+    assert not re.search(r"^(<{7}|>{7}|={7})( |$)", page.read_text(), re.M)
+
+
 def test_every_page_and_picture_is_linked_and_pictures_are_small():
     linked = {
         (page.parent / link.partition("#")[0]).resolve()

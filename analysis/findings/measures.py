@@ -60,16 +60,16 @@ def _steps(run: Finished, siblings: Siblings) -> float:
     )
 
 
-def _eighth(i: int) -> Callable[[Finished, Siblings], float]:
+def _eighth(i: int) -> Callable[[Finished, Siblings], float | None]:
     """Returns 100 ln of the held-out loss in an eighth of the timeline: its differences are %."""
 
-    def of(run: Finished, siblings: Siblings) -> float:
+    def of(run: Finished, siblings: Siblings) -> float | None:
         for record in reversed(run.records):
             if losses := [
                 value for key, value in sorted(record.items()) if key.startswith("val_tasks/")
             ]:
                 return math.nan if losses[i] is None else 100 * math.log(losses[i])
-        return math.nan
+        return None
 
     return of
 

@@ -185,11 +185,12 @@ def _evaluate(running: _Running, tensorboard: TensorBoard, trainer: Trainer) -> 
     results = _results(experiment, directory, scores, time.perf_counter() - began)
     if leader:
         names = experiment.data.class_names
-        if experiment.networks > 1:
-            for logger in trainer.loggers:
-                logger.log_metrics(losses, steps["steps"])
         every, last = experiment.protocol.every, steps["steps"]
-        if n and (experiment.networks > 1 or not every or last % every):
+        new = experiment.networks > 1 or not every or last % every > 0  # not evaluated on the way
+        if new:
+            for logger in trainer.loggers:
+                logger.log_metrics(losses, last)
+        if n and new:
             grid = image_grid(by_class(images, labels, len(names)), len(names))
             tensorboard.experiment.add_image("samples", grid, last)
         if n:

@@ -276,6 +276,15 @@ def test_tensorboard_after_a_resume_shows_every_step_once(whole, tmp_path):
     assert [e.step for e in events.Images("samples")] == [3, 6]
 
 
+@pytest.mark.parametrize("every", [0, 4, 3])
+def test_the_losses_at_the_end_are_logged_once(tiny, tmp_path, every):
+    results = run(tiny(evaluation__every=every), tmp_path / "run")
+    losses = [r for r in Run(tmp_path / "run").metrics() if r["step"] == 6 and "val/loss" in r]
+    (last,) = losses
+    assert last["val/loss"] == results["loss"]
+    assert len([key for key in last if key.startswith("val_tasks/")]) == 8
+
+
 def test_average_is_the_recursion(tiny, tmp_path):
     """ema <- d ema + (1 - d) theta from the initial weights on, d = min(decay, (1+n)/(10+n))."""
     from lightning.pytorch.callbacks import LambdaCallback

@@ -132,7 +132,8 @@ def test_the_name_of_a_run_fits_a_disk_in_any_script(letter):
 def test_images_may_move(tmp_path, monkeypatch):
     root = draw_images(tmp_path / "here")
     monkeypatch.chdir(tmp_path)
-    run(of_images("here", trainer__max_steps=3), tmp_path / "run")
+    often = {"evaluation__every": 3}
+    run(of_images("here", trainer__max_steps=3, **often), tmp_path / "run")
     assert Run(tmp_path / "run").config["data"]["init_args"]["root"] == str(root)
     moved = root.rename(tmp_path / "there")
     trained = TrainedRun(Run(tmp_path / "run"), other_protocol(Run(tmp_path / "run"), []))
@@ -142,8 +143,8 @@ def test_images_may_move(tmp_path, monkeypatch):
     options = [f"--data.root={moved}", "--evaluation.n=12"]
     config = other_protocol(Run(tmp_path / "run"), options)
     assert TrainedRun(Run(tmp_path / "run"), config).evaluate()["n"] == 12
-    run(of_images(moved), tmp_path / "run")
-    run(of_images(moved), tmp_path / "whole")
+    run(of_images(moved, **often), tmp_path / "run")
+    run(of_images(moved, **often), tmp_path / "whole")
     assert computed(tmp_path / "run") == computed(tmp_path / "whole")
 
 
