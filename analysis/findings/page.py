@@ -16,7 +16,7 @@ from analysis.drawing.style import Drawing, save
 from analysis.findings import figures
 from analysis.findings.archive import SUFFIX, Archive
 from analysis.findings.claims import CLAIMS, DATA, DIGITS, GAINS, MASKS, WHERE, Claim
-from analysis.findings.judge import MISSING, UNDECIDED, VERDICTS, Judged, judge
+from analysis.findings.judge import MISSING, REFUTED, UNDECIDED, VERDICTS, Judged, judge
 from analysis.findings.measures import CKA_ALL, EIGHTHS, LOSS, SCORE
 from analysis.findings.orders import Cost, Curve, Order, cost, overlap_curve, paper_order
 from analysis.tables.text import Text, p_value
@@ -79,6 +79,11 @@ class Findings:
         found: dict[str, list[str]] = {}
         for each in self.effects[claim.number]:
             found.setdefault(each.comparison.data.name, []).append(each.verdict)
+        if claim.number == "11a":  # registered: one difference beyond chance refutes the whole
+            return {
+                data: REFUTED if REFUTED in verdicts else _counted(verdicts)
+                for data, verdicts in found.items()
+            }
         return {data: _counted(verdicts) for data, verdicts in found.items()}
 
 
