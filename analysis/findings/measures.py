@@ -61,7 +61,7 @@ def _steps(run: Finished, siblings: Siblings) -> float:
 
 
 def _eighth(i: int) -> Callable[[Finished, Siblings], float | None]:
-    """Returns 100 ln of the held-out loss in an eighth of the timeline: its differences are %."""
+    """Returns 100 ln of the held-out loss in an eighth of the timeline; small differences are %."""
 
     def of(run: Finished, siblings: Siblings) -> float | None:
         for record in reversed(run.records):
