@@ -87,15 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _findings(given: Namespace) -> int:
     """Archives the sweeps that are named, writes the page, and prints what was written."""
-    from analysis.findings.archive import pack
     from analysis.findings.cka import measure_cka
+    from analysis.findings.collect import collect
     from analysis.findings.page import write_findings
 
     if other := next((o for o in ("only", "out", "report") if getattr(given, o)), None):
         raise UserError(f"--findings takes no --{other}")
     archives = HOME / "results" / "findings"
-    for directory in given.directories:
-        path, runs = pack(Path(directory), archives, measure_cka)
+    for path, runs in collect([*map(Path, given.directories)], archives, measure_cka):
         print(f"{path}: {runs} runs")
     docs = HOME / "docs"
     for path in write_findings(

@@ -48,7 +48,7 @@ SETTINGS = {
         4, 8, 10, 32, 2, 30, {"patch_size": 2, "hidden_size": 96, "depth": 3, "num_heads": 4}
     ),
     "digits": Setting(
-        1, 8, 10, 64, 1, 30, {"patch_size": 2, "hidden_size": 64, "depth": 3, "num_heads": 4}
+        1, 8, 10, 64, 1, 30, {"patch_size": 2, "hidden_size": 64, "depth": 3, "num_heads": 8}
     ),
     "dit_s4": Setting(
         4, 32, 1000, 8, 2, 3, {"patch_size": 4, "hidden_size": 384, "depth": 12, "num_heads": 6}

@@ -37,6 +37,7 @@ from dtr_lightning.rundir.atomic import write_text
 from dtr_lightning.rundir.provenance import provenance
 from dtr_lightning.rundir.run import to_json
 from dtr_lightning.training.ema import EMA
+from dtr_lightning.training.memory import step_memory
 from dtr_lightning.training.module import DiffusionModule
 
 DIGITS = Path(__file__).resolve().parent.parent / "configs" / "digits.yaml"
@@ -82,6 +83,16 @@ def training_step(
         ema.update(module)
 
     return step
+
+
+def counted(setting: Setting, routed: bool) -> dict[str, int]:
+    """Returns the parameters of our network and the bytes of its training step in float32."""
+    with torch.device("meta"):
+        model = DiT(**setting.model_options(), router=DTR() if routed else NoRouting())
+        x = torch.empty(setting.batch_size, setting.channels, setting.size, setting.size)
+        t = y = torch.zeros(setting.batch_size, dtype=torch.long)
+    memory = step_memory(model, (x, t, y), "32-true").total
+    return {"parameters": sum(p.numel() for p in model.parameters()), "memory": memory}
 
 
 def through_trainer(name: str, device: torch.device) -> Callable[[int], float]:
@@ -194,6 +205,7 @@ def main() -> int:
             {"config": name, "threads": threads, "steps": steps, "name": s.name, "mode": s.mode}
             | {"steps_per_second": s.speed._asdict(), "ratio": s.ratio._asdict()}
             | {"ratios": s.ratios}
+            | (counted(SETTINGS[name], "DTR" in s.name) if s.name.startswith("ours") else {})
             for s in summaries
         ]
     if options.json:

@@ -7,9 +7,10 @@ computed, scalars and results; of some also the CKA of its average weights, whic
 __all__ = ["Archive", "cka_of", "pack"]
 
 import io
+import lzma
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,10 +18,10 @@ import numpy as np
 import yaml
 
 from analysis.read.runs import Finished, read
-from dtr_lightning.errors import UserError
+from dtr_lightning.errors import UserError, choices
 from dtr_lightning.rundir.atomic import writing
 from dtr_lightning.rundir.run import find_runs, to_json
-from dtr_lightning.rundir.yaml_values import DUMPER, LOADER
+from dtr_lightning.rundir.yaml_values import DUMPER
 
 SUFFIX = ".tar.xz"
 ELSEWHERE = ("command", "host", "pid", "traceback")  # of meta.json: where the run happened to be
@@ -28,34 +29,21 @@ CKA = "cka.npz"
 
 
 def pack(
-    directory: Path,
-    folder: Path,
-    cka: Callable[[str, Sequence[Finished]], Mapping[Path, Mapping[str, Any]]],
-) -> tuple[Path, int]:
-    """Writes folder/NAME.tar.xz of a sweep's finished runs; returns its path and their number.
+    sweep: str, runs: Sequence[Finished], folder: Path, cka: Mapping[Path, Mapping[str, Any]]
+) -> Path:
+    """Writes folder/SWEEP.tar.xz of finished runs; returns its path.
 
-    NAME is the sweep's. cka takes it and its runs, and returns {run's path: arrays} for those
-    whose CKA is kept. The same
-    runs give the same bytes. UserError if the directory is no sweep, or has no finished run.
+    cka: {run's path: arrays} of the runs whose CKA is kept. The same runs give the same bytes.
     """
-    try:
-        sweep = yaml.load((directory / "sweep.yaml").read_text(), Loader=LOADER)["name"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{directory} is not the directory of a sweep") from error
-    runs = sorted(read(find_runs([directory])).finished, key=lambda run: run.path.name)
-    if not runs:
-        raise UserError(f"no run in {directory} is finished")
-    name = PurePath(sweep).name
-    measured = cka(name, runs)
-    path = folder / f"{name}{SUFFIX}"
+    path = folder / f"{sweep}{SUFFIX}"
     folder.mkdir(parents=True, exist_ok=True)
     with writing(path) as part, tarfile.open(part, "w:xz", format=tarfile.PAX_FORMAT) as tar:
-        for run in runs:
-            for file, content in _files(run, measured.get(run.path)):
+        for run in sorted(runs, key=lambda run: run.path.name):
+            for file, content in _files(run, cka.get(run.path)):
                 entry = tarfile.TarInfo(f"{run.path.name}/{file}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-    return path, len(runs)
+    return path
 
 
 def _files(run: Finished, cka: Mapping[str, Any] | None) -> Iterable[tuple[str, bytes]]:
@@ -76,23 +64,26 @@ def _files(run: Finished, cka: Mapping[str, Any] | None) -> Iterable[tuple[str, 
 
 
 class Archive:
-    """The archived runs of a folder, by sweep; they are unpacked while it is open."""
+    """The archived runs of a folder, by sweep; they are unpacked while it is open.
 
-    def __init__(self, folder: Path) -> None:
+    names: of all sweeps that may be archived. UserError for another archive, or a damaged one.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder = folder
         self.files = {path.name.removesuffix(SUFFIX): path for path in folder.glob(f"*{SUFFIX}")}
+        if unknown := sorted(self.files.keys() - {*names}):
+            raise choices(f"archive in {folder}", unknown[0], names)
         self.sweeps: dict[str, list[Finished]] = {}
 
     def __enter__(self) -> "Archive":
         self.place = tempfile.TemporaryDirectory()
-        for name, file in sorted(self.files.items()):
-            at = Path(self.place.name) / name
-            with tarfile.open(file) as tar:
-                tar.extractall(at, filter="data")
-            reading = read(find_runs([at]))
-            if reading.skipped:
-                raise UserError(f"{file}: {'; '.join(reading.skipped)}")
-            self.sweeps[name] = reading.finished
+        try:
+            for name, file in sorted(self.files.items()):
+                self.sweeps[name] = _unpack(file, Path(self.place.name) / name)
+        except BaseException:
+            self.place.cleanup()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -107,6 +98,18 @@ class Archive:
         if len({run.hash_without("seed") for run in found}) > 1:
             raise ValueError(f"{sweep} has several settings with {options}")
         return {run.seed: run for run in sorted(found, key=lambda run: run.seed)}
+
+
+def _unpack(file: Path, at: Path) -> list[Finished]:
+    try:
+        with tarfile.open(file) as tar:
+            tar.extractall(at, filter="data")
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{file} is damaged; archive its sweep again") from error
+    reading = read(find_runs([at]))
+    if reading.skipped or not reading.finished:
+        raise UserError(f"{file}: {'; '.join(reading.skipped) or 'holds no runs'}")
+    return reading.finished
 
 
 def cka_of(run: Finished) -> dict[str, np.ndarray] | None:

@@ -62,6 +62,11 @@ class Comparison:
     within: float | None = None
     first_seed: int = 0
 
+    @property
+    def seeds(self) -> range:
+        """The registered seeds: no others are judged."""
+        return range(self.first_seed, self.first_seed + self.data.seeds)
+
 
 @dataclass(frozen=True)
 class Claim:

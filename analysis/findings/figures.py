@@ -3,7 +3,8 @@
 __all__ = ["cka_matrices", "effects", "eighths", "gains", "on_the_way", "overlap", "ratios"]
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,16 @@ from analysis.drawing.style import (
 )
 from analysis.findings.archive import cka_of
 from analysis.findings.claims import CURVE
+from analysis.findings.cost import SAME_SPEED, Cost
 from analysis.findings.judge import Judged
 from analysis.findings.measures import evaluations
-from analysis.findings.orders import SAME_SPEED, Cost, Curve
+from analysis.findings.orders import Curve
 from analysis.read.runs import Finished
 from analysis.read.statistics import t_interval
 
 MEAN = {"fmt": "D", "color": "black", "markersize": 4, "capsize": 2.5, "elinewidth": 1, "zorder": 3}
 SEED = {"s": 9, "color": "#0072B2", "alpha": 0.55, "linewidths": 0, "zorder": 2}
+STEP = 0.14  # from one of equal dots to the next, in rows
 WIDE_RANGE, LINEAR = 20, 1.0  # effects this far apart have a scale that is linear to LINEAR alone
 BAND = {"color": "#E69F00", "alpha": 0.18, "linewidth": 0, "zorder": 0}
 
@@ -48,41 +51,71 @@ def effects(judged: Sequence[Judged]) -> Drawing:
     panels: dict[str, list[Judged]] = {}
     for each in judged:
         panels.setdefault(_unit(each), []).append(each)
-    heights = [len(rows) for rows in panels.values()]
-    figure = new_figure(WIDE, 0.55 * len(panels) + 0.24 * sum(heights))
+    pitches = [max(1.0, 0.4 + STEP * max(map(_tallest, rows))) for rows in panels.values()]
+    heights = [p * len(rows) for p, rows in zip(pitches, panels.values(), strict=True)]
+    figure = new_figure(WIDE, 0.55 * len(panels) + 0.3 * sum(heights))
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[h + 0.6 for h in heights])
-    tables = []
-    for ax, (unit, rows) in zip(axes[:, 0], panels.items(), strict=True):
+    for ax, pitch, (unit, rows) in zip(axes[:, 0], pitches, panels.items(), strict=True):
         sizes = [abs(each.effect) for each in rows]
         if max(sizes) > WIDE_RANGE * min(sizes):
             ax.set_xscale("symlog", linthresh=LINEAR)
             ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        for y, each in enumerate(reversed(rows)):
-            values = [*each.differences.values()]
-            ax.scatter(values, np.full(len(values), y), **SEED)
-            ax.errorbar(each.effect, y, xerr=_bars(each), **MEAN)
-            tables.append(_numbers(each))
+        places = pitch * np.arange(len(rows))[::-1]
+        for y, each in zip(places, rows, strict=True):
+            ax.errorbar(each.effect, y - 0.12, xerr=_bars(each), **MEAN)
+            ax.scatter([*each.differences.values()], y + 0.14 + STEP * _stacked(each), **SEED)
         ax.axvline(0, color="0.3", linewidth=0.8, zorder=1)
         if within := rows[0].comparison.within:
             ax.axvspan(-within, within, **BAND)
-        names = [f"{e.comparison.label}  ({e.comparison.data.name})" for e in reversed(rows)]
-        ax.set(yticks=range(len(rows)), yticklabels=names, ylim=(-0.6, len(rows) - 0.4))
+        names = [f"{e.comparison.label}  ({e.comparison.data.name})" for e in rows]
+        ax.set(yticks=places, yticklabels=names, ylim=(-0.5, places[0] + pitch - 0.3))
         scale = f", log scale beyond {LINEAR:g}" if ax.get_xscale() == "symlog" else ""
         ax.set_xlabel(unit + scale)
         ax.grid(False, axis="y")
-    levels = {e.comparison.data.level for e in judged}
-    marks = f"dots: seeds; diamond: mean, with its {100 * min(levels):g} % t interval"
-    marks += f" (MNIST: {100 * max(levels):g} %)" if len(levels) > 1 else ""
+    marks = f"dots: seeds; diamond: mean, with its {_level(judged)} t interval"
+    side = "left of zero: the first is better" if _lower_is_better(judged[0]) else ""
     shade = "shaded: what counts as no difference" if judged[0].comparison.within else ""
-    caption(figure, "; ".join(filter(None, [marks, shade])))
-    return Drawing(figure, pd.concat(tables, ignore_index=True))
+    caption(figure, "; ".join(filter(None, [marks, side, shade])))
+    numbers = [_numbers(each) for rows in panels.values() for each in rows]
+    return Drawing(figure, pd.concat(numbers, ignore_index=True))
+
+
+def _stacked(judged: Judged) -> np.ndarray:
+    """Returns how many dots each seed's stands on: equal differences would hide each other."""
+    seen = Counter()
+    levels = []
+    for value in judged.differences.values():
+        levels.append(seen[value])
+        seen[value] += 1
+    return np.array(levels)
+
+
+def _tallest(judged: Judged) -> int:
+    return 1 + int(_stacked(judged).max())
 
 
 def _unit(judged: Judged) -> str:
-    measure = judged.comparison.measure
+    comparison = judged.comparison
+    sides = len(comparison.plus) + len(comparison.minus)
     if judged.ranked:
-        return f"difference in rank of {measure.name}"
-    return f"difference in {measure.name}"
+        return f"difference in rank of {comparison.measure.name}, among {sides * judged.n} runs"
+    return f"difference in {comparison.measure.name}"
+
+
+def _lower_is_better(judged: Judged) -> bool:
+    comparison = judged.comparison
+    one_of_each = len(comparison.plus) == len(comparison.minus) == 1
+    return one_of_each and comparison.measure.family in ("score", "loss", "steps")
+
+
+def _level(judged: Iterable[Judged]) -> str:
+    """Returns the levels of intervals, of which data sets where there are two."""
+    levels = {
+        each.comparison.data.name.split(",")[0]: each.comparison.data.level for each in judged
+    }
+    if len({*levels.values()}) == 1:
+        return f"{100 * next(iter(levels.values())):g} %"
+    return " or ".join(f"{100 * level:g} % ({name})" for name, level in levels.items())
 
 
 def _bars(judged: Judged) -> list[list[float]] | None:
@@ -183,7 +216,8 @@ def gains(points: Mapping[str, Mapping[float, Judged]], label: str) -> Drawing:
     ax.set_ylabel("score of DTR less that of none\nbelow zero DTR is better")
     if len(points) > 1:
         legend(figure)
-    caption(figure, "mean over seeds with its 95 % (digits) or 99 % (MNIST) t interval")
+    shown = [each for effects in points.values() for each in effects.values()]
+    caption(figure, f"mean over seeds with its {_level(shown)} t interval")
     return Drawing(figure, pd.concat(rows, ignore_index=True))
 
 
@@ -262,7 +296,5 @@ def eighths(judged: Sequence[Judged]) -> Drawing:
         ax.set_xlabel("timestep t")
     axes[0].set_ylabel("held-out loss, difference\nin % (100 ln of the ratio)")
     legend(figure)
-    caption(
-        figure, "mean over seeds with its 95 % (digits) or 99 % (MNIST) t interval, uncorrected"
-    )
+    caption(figure, f"mean over seeds with its {_level(judged)} t interval, uncorrected")
     return Drawing(figure, pd.concat(map(_numbers, judged), ignore_index=True))

@@ -57,7 +57,7 @@ def differences(comparison: Comparison, archive: Archive) -> tuple[dict[int, flo
         values = {
             seed: comparison.measure.of(run, archive.sweeps[sweep])
             for seed, run in archive.runs(sweep, options).items()
-            if seed >= comparison.first_seed
+            if seed in comparison.seeds
         }
         table.append({seed: value for seed, value in values.items() if value is not None})
     seeds = sorted(set.intersection(*(set(values) for values in table)))
@@ -113,8 +113,10 @@ def _verdict(judged: Judged) -> str:
         return MISSING
     significant = judged.p_holm <= 0.05
     beyond = not judged.low <= 0 <= judged.high
-    if comparison.data.tested:
-        beyond = significant if judged.ranked else beyond and significant
+    if judged.ranked:  # ranks have no interval
+        beyond = significant
+    elif comparison.data.tested:
+        beyond = beyond and significant
     if comparison.within is not None:
         inside = max(-judged.low, judged.high) <= comparison.within
         return REFUTED if beyond else SUPPORTED if inside else UNDECIDED

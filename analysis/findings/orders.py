@@ -1,22 +1,18 @@
-"""Claims that are no difference of two settings: an order of settings, and what a step costs."""
+"""Orders of settings: by the channels that two tasks share, and by their scores."""
 
-__all__ = ["COST", "Cost", "Curve", "Order", "cost", "overlap_curve", "paper_order"]
+__all__ = ["Curve", "Order", "overlap_curve", "paper_order"]
 
-import json
+import itertools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from analysis.findings.archive import Archive
-from analysis.findings.claims import CORES, CURVE, MASKS, Data
+from analysis.findings.claims import CORES, CURVE, DIGITS, MASKS, Data
 from analysis.findings.judge import MISSING, REFUTED, SUPPORTED, UNDECIDED
-from analysis.read.statistics import t_interval
 
-COST = "step.json"  # of benchmarks/step.py, beside the archives
-SAME_SPEED = 0.02
 DRAWS = 10_000
 # FID on FFHQ with DiT-B/2: Tables 1 (R-TR) and 8.
 PUBLISHED = {"MaxRoaming": 39.90, "R-TR": 11.99, "none": 10.99}
@@ -49,12 +45,12 @@ def overlap_curve(archive: Archive) -> Curve:
     rho: dict[int, float] = {}
     if all(name in points for name in (*CORES, "R-TR")):
         chosen = [points[name] for name in (*CORES, "R-TR")]
-        seeds = sorted(set.intersection(*(set(scores) for _, scores in chosen)))
-        for seed in seeds:
+        seeds = set.intersection(*(set(scores) for _, scores in chosen))
+        for seed in sorted(seeds & {*range(DIGITS.seeds)}):
             scores = [scores[seed] for _, scores in chosen]
             worst = [x if math.isfinite(x) else math.inf for x in scores]
             rho[seed] = float(spearmanr([overlap for overlap, _ in chosen], worst).statistic)
-    if len(rho) < 2:
+    if len(rho) < DIGITS.seeds:
         return Curve(points, rho, MISSING)
     if all(value < 0 for value in rho.values()):
         return Curve(points, rho, SUPPORTED)
@@ -63,12 +59,16 @@ def overlap_curve(archive: Archive) -> Curve:
 
 @dataclass(frozen=True)
 class Order:
-    """Masks from the best to the worst mean score, and the rank correlation with the paper's."""
+    """Masks from the best to the worst mean score, and the rank correlation with the paper's.
+
+    p: the share of all orders of six masks that agree or disagree with the paper's as much.
+    """
 
     means: dict[str, float]
     rho: float
     low: float
     high: float
+    p: float
     n: int
 
 
@@ -81,8 +81,9 @@ def paper_order(archive: Archive, data: Data) -> Order | None:
     for name in PUBLISHED:
         sweep, options = MASKS[data][name]
         table[name] = {seed: run.score for seed, run in archive.runs(sweep, options).items()}
-    seeds = sorted(set.intersection(*(set(scores) for scores in table.values())))
-    if len(seeds) < 2:
+    seeds = set.intersection(*(set(scores) for scores in table.values()))
+    seeds = sorted(seeds & {*range(data.seeds)})
+    if len(seeds) < data.seeds:
         return None
     scores = np.array([[table[name][seed] for seed in seeds] for name in PUBLISHED])
     scores = np.where(np.isfinite(scores), scores, math.inf)
@@ -96,42 +97,11 @@ def paper_order(archive: Archive, data: Data) -> Order | None:
     means = dict(zip(PUBLISHED, scores.mean(1).tolist(), strict=True))
     rho = float(spearmanr(scores.mean(1), theirs).statistic)
     ordered = dict(sorted(means.items(), key=lambda item: item[1]))
-    return Order(ordered, rho, float(low), float(high), len(seeds))
+    return Order(ordered, rho, float(low), float(high), _exact(rho, len(theirs)), len(seeds))
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Steps per second of DTR over those of no routing, round by round, and parameters of both."""
-
-    ratios: list[float]
-    ratio: float
-    low: float
-    high: float
-    parameters: tuple[int, int]
-    machine: str
-    verdict: str
-
-
-def cost(archive: Archive) -> Cost | None:
-    """Returns what DTR costs a training step, from interleaved rounds; None if not measured.
-
-    The interval is that of the mean logarithm over the rounds.
-    """
-    try:
-        measured = json.loads((Path(archive.folder) / COST).read_text())
-    except FileNotFoundError:
-        return None
-    row = next(row for row in measured["rows"] if row["name"] == "ours DTR")
-    ratios = row["ratios"]
-    low, high = (math.exp(x) for x in t_interval(np.log(ratios).tolist()))
-    mean = math.exp(float(np.log(ratios).mean()))
-    inside = 1 - SAME_SPEED <= low and high <= 1 + SAME_SPEED
-    outside = high < 1 - SAME_SPEED
-    sizes = [_parameters(archive, router) for router in ("NoRouting", "DTR")]
-    verdict = SUPPORTED if inside else REFUTED if outside else UNDECIDED
-    return Cost(ratios, mean, low, high, (sizes[0], sizes[1]), measured["machine"], verdict)
-
-
-def _parameters(archive: Archive, router: str) -> int:
-    runs = [r for r in archive.sweeps.get("digits_masks", []) if r.has({"router": router})]
-    return int(runs[0].number("parameters")) if runs else 0
+def _exact(rho: float, n: int) -> float:
+    """Returns the exact two-sided p of a rank correlation of n numbers without ties."""
+    ranks = range(n)
+    orders = [spearmanr(ranks, order).statistic for order in itertools.permutations(ranks)]
+    return float(np.mean(np.abs(orders) >= abs(rho) - 1e-9))

@@ -2,28 +2,35 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from analysis.findings import measures
 from analysis.findings.archive import Archive, pack
-from analysis.findings.claims import CLAIMS, DIGITS, PIXELS, Comparison, Runs
+from analysis.findings.claims import CLAIMS, DIGITS, PIXELS, Claim, Comparison, Runs
+from analysis.findings.found import Findings
 from analysis.findings.judge import judge
 from analysis.findings.orders import overlap_curve, paper_order
-from analysis.findings.page import Findings, summary, verdict_table, write_findings
+from analysis.findings.page import that_fit, write_findings
+from analysis.findings.texts import notes, said, summary, verdict_table
+from analysis.read.runs import read
 from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.atomic import write_text
+from dtr_lightning.rundir.run import find_runs
 from tests.analysis.synthetic_runs import make_run
 
 PLAIN = {"gradients": {"class_path": "Joint", "init_args": {}}, "experts": 1}
 PLAIN |= {"data": {"class_path": "Digits", "init_args": {"batch_size": 64}}}
 
 
-def sweep(path, name, settings, scores):
-    """Makes a sweep's directory: scores {setting: [score of each seed]}; returns it."""
-    path.mkdir(parents=True)
-    write_text(path / "sweep.yaml", f"name: findings/{name}\n")
+NAMES = ["digits_masks", "digits_overlap"]
+
+
+def sweep(path, settings, scores):
+    """Makes runs: scores {setting: [score of each seed]}; returns their directory."""
     for key, values in scores.items():
         router, args, config = settings[key]
         for seed, score in enumerate(values):
@@ -31,6 +38,11 @@ def sweep(path, name, settings, scores):
             if not math.isfinite(score):
                 run.write_results(run.results | {"score": None})
     return path
+
+
+def archive_of(path, name, folder):
+    """Archives the runs below a path and returns the file."""
+    return pack(name, read(find_runs([path])).finished, folder, {})
 
 
 BASIC = {
@@ -47,8 +59,8 @@ def archived(tmp_path):
     """Returns a function from {setting: scores} of the masks' sweep to its opened archive."""
 
     def make(scores, settings=BASIC, name="digits_masks"):
-        pack(sweep(tmp_path / name, name, settings, scores), tmp_path / "archive", lambda *_: {})
-        return Archive(tmp_path / "archive")
+        archive_of(sweep(tmp_path / name, settings, scores), name, tmp_path / "archive")
+        return Archive(tmp_path / "archive", NAMES)
 
     return make
 
@@ -61,13 +73,13 @@ def compared(plus, minus, **more):
 
 
 def test_an_archive_gives_back_what_was_read_of_the_runs(tmp_path):
-    made = sweep(tmp_path / "runs", "digits_masks", BASIC, {"none": NONE, "dtr": NONE})
-    path, count = pack(made, tmp_path / "archive", lambda *_: {})
+    made = sweep(tmp_path / "runs", BASIC, {"none": NONE, "dtr": NONE})
+    path = archive_of(made, "digits_masks", tmp_path / "archive")
     first = path.read_bytes()
-    assert (path.name, count) == ("digits_masks.tar.xz", 20)
-    pack(made, tmp_path / "archive", lambda *_: {})
+    assert path.name == "digits_masks.tar.xz"
+    archive_of(made, "digits_masks", tmp_path / "archive")
     assert path.read_bytes() == first
-    with Archive(tmp_path / "archive") as archive:
+    with Archive(tmp_path / "archive", NAMES) as archive:
         runs = archive.runs("digits_masks", {"router": "NoRouting"})
         assert {seed: run.score for seed, run in runs.items()} == dict(enumerate(NONE))
         original = make_run(tmp_path / "again", seed=3, score=NONE[3], **PLAIN)
@@ -78,14 +90,31 @@ def test_an_archive_gives_back_what_was_read_of_the_runs(tmp_path):
             archive.runs("digits_masks", {})
 
 
-def test_what_is_no_sweep_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="is not the directory of a sweep"):
-        pack(tmp_path, tmp_path / "archive", lambda *_: {})
-    write_text(tmp_path / "sweep.yaml", "name: findings/digits_masks\n")
-    with pytest.raises(UserError, match=r"no run in .* is finished"):
-        pack(tmp_path, tmp_path / "archive", lambda *_: {})
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "flipped"])
+def test_a_damaged_archive_is_one_line(tmp_path, damage):
+    made = sweep(tmp_path / "runs", BASIC, {"none": NONE})
+    file = archive_of(made, "digits_masks", tmp_path / "archive")
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    file.write_bytes(
+        {
+            "cut": whole[:middle],
+            "empty": b"",
+            "other": b"hello",
+            "flipped": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
+        }[damage]
+    )
+    with pytest.raises(UserError, match=r"digits_masks.tar.xz is damaged"):
+        Archive(tmp_path / "archive", NAMES).__enter__()
+
+
+def test_only_archives_of_registered_sweeps_are_read(tmp_path):
+    made = sweep(tmp_path / "runs", BASIC, {"none": NONE})
+    archive_of(made, "digits_masks_copy", tmp_path / "archive")
+    with pytest.raises(UserError, match=r"unknown archive .*'digits_masks_copy'; valid: digits_m"):
+        Archive(tmp_path / "archive", NAMES)
     with pytest.raises(UserError, match="no archive"):
-        write_findings(tmp_path / "archive", tmp_path / "page.md", tmp_path / "images")
+        write_findings(tmp_path / "none", tmp_path / "page.md", tmp_path / "images")
 
 
 @pytest.mark.parametrize(
@@ -188,19 +217,19 @@ def test_the_order_of_overlap_is_taken_within_a_seed(tmp_path):
     cores = {f"core{value}": core(value) for value in (0.2, 0.4, 0.55, 0.65, 0.8)}
     first = {"rtr": BASIC["rtr"], "plain": core(0.72)}
     for name, settings in (("digits_overlap", cores), ("digits_masks", first)):
-        scores = {key: [2.0, 2.0] for key in settings}
-        made = sweep(tmp_path / name, name, settings, scores)
+        scores = {key: [2.0] * 10 for key in settings}
+        made = sweep(tmp_path / name, settings, scores)
         for run in made.glob("*-*"):
             results = json.loads((run / "results.json").read_text())
             shared = {"rtr": 0.1, "plain": 0.72}.get(run.name[:-2])
             shared = shared or float(run.name[4:-2])
-            score = 3 - shared if run.name.endswith("0") else 1 + shared
+            score = 1 + shared if run.name.endswith("1") else 3 - shared
             results |= {"overlap": shared, "score": score}
             write_text(run / "results.json", json.dumps(results))
-        pack(made, tmp_path / "archive", lambda *_: {})
-    with Archive(tmp_path / "archive") as archive:
+        archive_of(made, name, tmp_path / "archive")
+    with Archive(tmp_path / "archive", NAMES) as archive:
         curve = overlap_curve(archive)
-        assert curve.rho == {0: pytest.approx(-1), 1: pytest.approx(1)}
+        assert curve.rho == {i: pytest.approx(1 if i == 1 else -1) for i in range(10)}
         assert curve.verdict == "undecided"
         assert len(curve.points) == 7
         assert paper_order(archive, DIGITS) is None
@@ -208,14 +237,13 @@ def test_the_order_of_overlap_is_taken_within_a_seed(tmp_path):
 
 def test_the_page_has_a_verdict_a_table_and_a_figure_of_every_claim_that_was_run(tmp_path):
     scores = {key: [x + 0.1 * i for x in NONE] for i, key in enumerate(("none", "dtr", "rtr"))}
-    made = sweep(tmp_path / "runs", "digits_masks", BASIC, scores)
-    pack(made, tmp_path / "archive", lambda *_: {})
+    archive_of(sweep(tmp_path / "runs", BASIC, scores), "digits_masks", tmp_path / "archive")
     readme, page = tmp_path / "README.md", tmp_path / "docs" / "findings.md"
     readme.write_text("before\n<!-- findings -->\nold\n<!-- /findings -->\nafter\n")
     page.parent.mkdir()
     written = write_findings(tmp_path / "archive", page, page.parent / "images", readme)
     assert {"claim_1.png", "claim_2.pdf", "claim_1.csv"} <= {path.name for path in written}
-    with Archive(tmp_path / "archive") as archive:
+    with Archive(tmp_path / "archive", NAMES) as archive:
         table, lines = verdict_table(found := Findings.of(archive)), summary(found)
     start, end = "before\n<!-- findings -->", "<!-- /findings -->\nafter\n"
     assert readme.read_text() == f"{start}\n\n{lines}\n\n{end}"
@@ -225,3 +253,63 @@ def test_the_page_has_a_verdict_a_table_and_a_figure_of_every_claim_that_was_run
     assert "| R-TR - none | digits |" in text
     assert "(images/claim_2.png)" in text
     assert "(images/claim_5.png)" not in text
+
+
+def test_a_figure_that_is_no_longer_drawn_is_deleted(tmp_path):
+    archive_of(
+        sweep(tmp_path / "runs", BASIC, {"none": NONE}), "digits_masks", tmp_path / "archive"
+    )
+    images = tmp_path / "images"
+    images.mkdir()
+    stale = [images / "claim_2.png", tmp_path / "archive" / "claim_2.csv"]
+    for path in [*stale, images / "mine.png"]:
+        path.touch()
+    write_findings(tmp_path / "archive", tmp_path / "page.md", images)
+    assert [path.name for path in images.iterdir()] == ["mine.png"]
+    assert not stale[1].exists()
+
+
+def test_words_are_printed_for_the_verdicts_that_they_were_written_for():
+    words = {"verdicts": {"digits": "undecided"}, "text": "It is as it is."}
+    assert that_fit(words, {"digits": "undecided"}) == "It is as it is."
+    assert that_fit(words, {"digits": "supported"}) == that_fit(None, {}) == ""
+
+
+def test_on_mnist_the_verdict_says_that_the_interval_alone_decides():
+    assert said("MNIST, pixels", "supported") == "supported by the interval alone"
+    assert said("MNIST, pixels", "undecided") == "undecided"
+    assert said("digits", "supported") == "supported"
+
+
+def test_scores_that_say_little_are_told_with_the_effect(archived):
+    with archived({"none": NONE, "dtr": [300.0] * 10}) as archive:
+        told = [*notes(Claim("2", "", [compared("dtr", "none", label="DTR - none")]), archive)]
+    (line,) = [each for each in told if "has not learned" in each]
+    assert line.startswith("DTR - none, digits, 10 of 20 runs: ")
+
+
+def test_ranks_are_decided_by_their_test_alone(archived):
+    dtr = [score - 0.3 for score in NONE[:9]] + [math.nan]
+    with archived({"none": NONE, "dtr": dtr}) as archive:
+        (one,) = judge([compared("dtr", "none")], archive)
+        (five,) = judge([compared("dtr", "none", data=DIGITS._replace(seeds=9))], archive)
+        mnist = PIXELS._replace(seeds=10)
+        (six,) = judge([compared("dtr", "none", data=mnist)], archive)
+    assert (one.ranked, one.verdict) == (True, "supported")
+    assert (five.ranked, five.n) == (False, 9)  # the seed that diverged is none of the registered
+    assert six.verdict == "supported"
+
+
+@pytest.mark.slow
+def test_the_page_and_the_readme_are_those_of_the_archives(tmp_path):
+    shutil.copytree("results/findings", tmp_path / "archives")
+    shutil.copy("README.md", tmp_path)
+    page = tmp_path / "docs" / "findings.md"
+    page.parent.mkdir()
+    write_findings(
+        tmp_path / "archives", page, page.parent / "images" / "findings", tmp_path / "README.md"
+    )
+    for path in ("docs/findings.md", "README.md"):
+        assert (tmp_path / path).read_text() == Path(path).read_text(), path
+    for path in Path("docs/images/findings").glob("*.png"):
+        assert (page.parent / "images" / "findings" / path.name).is_file(), path

@@ -11,6 +11,7 @@ from benchmarks import interleaved, metrics, step
 from benchmarks.interleaved import Row, compare
 from benchmarks.peer import NEEDED, Peer
 from benchmarks.settings import SETTINGS
+from dtr_lightning.config.parser import resolve
 from dtr_lightning.errors import UserError
 
 
@@ -40,6 +41,8 @@ def test_one_short_round_prints_and_stores_ratios(benchmark, tmp_path):
     assert [row["name"] for row in rows[:2]] == ["ours none", "ours DTR"]
     assert rows[0]["ratio"]["median"] == 1 and rows[0]["steps_per_second"]["median"] > 0
     assert f"{rows[1]['ratio']['median']:.2f}" in printed
+    assert rows[0]["parameters"] == rows[1]["parameters"] > 0
+    assert rows[1]["memory"] > rows[0]["memory"] > 4 * rows[0]["parameters"]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,13 @@ def test_ratios_are_of_the_same_round_so_a_slow_machine_cancels():
     assert first.ratio == (1, 1, 1)
     assert second.ratio == pytest.approx((4, 4, 4))
     assert first.speed.median == pytest.approx(1 / 2 / 2)
+
+
+def test_the_digits_are_measured_on_their_own_network():
+    setting, config = SETTINGS["digits"], resolve("configs/digits.yaml")
+    options = config["model"]["init_args"]
+    assert {key: options[key] for key in setting.network} == setting.network
+    assert setting.batch_size == config["data"]["init_args"]["batch_size"]
 
 
 def test_quartiles():
