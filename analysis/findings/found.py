@@ -11,7 +11,7 @@ from analysis.findings.claims import CLAIMS, DIGITS, GAINS, MASKS, WHERE, Claim
 from analysis.findings.cost import Cost, read_cost
 from analysis.findings.judge import MISSING, REFUTED, Judged, judge
 from analysis.findings.measures import EIGHTHS, LOSS, SCORE
-from analysis.findings.orders import Curve, Order, overlap_curve, paper_order
+from analysis.findings.orders import Curve, Order, Searched, overlap_curve, paper_order, searched
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Findings:
     curve: Curve
     cost: Cost | None
     orders: dict[str, Order | None]
+    searched: Searched | None
 
     @classmethod
     def of(cls, archive: Archive) -> "Findings":
@@ -54,6 +55,7 @@ class Findings:
             overlap_curve(archive),
             read_cost(archive.folder),
             {data.name: paper_order(archive, data) for data in MASKS},
+            searched(archive),
         )
 
     def verdicts(self, claim: Claim) -> dict[str, str]:

@@ -1,10 +1,12 @@
 """Orders of settings: by the channels that two tasks share, and by their scores."""
 
-__all__ = ["Curve", "Order", "overlap_curve", "paper_order"]
+__all__ = ["Curve", "Order", "Searched", "overlap_curve", "paper_order", "searched"]
 
 import itertools
 import math
+from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -12,8 +14,11 @@ from scipy.stats import spearmanr
 from analysis.findings.archive import Archive
 from analysis.findings.claims import CORES, CURVE, DIGITS, MASKS, Data
 from analysis.findings.judge import MISSING, REFUTED, SUPPORTED, UNDECIDED
+from analysis.read.runs import Finished
 
 DRAWS = 10_000
+SEARCH = "digits_window"
+EVEN = [0, 0.25, 0.5, 0.75, 1.0]  # the knots of DTR's window
 # FID on FFHQ with DiT-B/2: Tables 1 (R-TR) and 8.
 PUBLISHED = {"MaxRoaming": 39.90, "R-TR": 11.99, "none": 10.99}
 PUBLISHED |= {"ERCDT": 10.13, "CDTR": 9.61, "DTR": 7.32}
@@ -98,6 +103,42 @@ def paper_order(archive: Archive, data: Data) -> Order | None:
     rho = float(spearmanr(scores.mean(1), theirs).statistic)
     ordered = dict(sorted(means.items(), key=lambda item: item[1]))
     return Order(ordered, rho, float(low), float(high), _exact(rho, len(theirs)), len(seeds))
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search found: its best setting by the mean score over seeds, and DTR's own window.
+
+    router: the options of the best. place: that of DTR's window among all settings, from 1.
+    """
+
+    router: dict[str, Any]
+    best: float
+    dtr: float
+    place: int
+    settings: int
+
+
+def searched(archive: Archive) -> Searched | None:
+    """Returns what the search of claim 12 found; None if it was not run.
+
+    DTR's window is the setting of even knots that the search starts with.
+    """
+    settings: dict[str, list[Finished]] = defaultdict(list)
+    for run in archive.sweeps.get(SEARCH, []):
+        settings[run.hash_without("seed")].append(run)
+    if not settings:
+        return None
+    ordered = sorted(settings.values(), key=_mean)
+    even = [i for i, runs in enumerate(ordered) if runs[0].flat["router.knots"] == EVEN]
+    best, (place,) = ordered[0], even
+    router = best[0].config["router"]["init_args"]
+    return Searched(router, _mean(best), _mean(ordered[place]), place + 1, len(ordered))
+
+
+def _mean(runs: list[Finished]) -> float:
+    scores = [run.score for run in runs]
+    return float(np.mean(scores)) if all(map(math.isfinite, scores)) else math.inf
 
 
 def _exact(rho: float, n: int) -> float:

@@ -1,11 +1,14 @@
 """Laws of the findings' archives: only a registered sweep, whole, becomes one; else none does."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 
+from analysis.findings.archive import Archive
 from analysis.findings.collect import Registered, collect, names, whole
+from analysis.findings.orders import searched
 from analysis.read.runs import read
 from dtr_lightning.config.parser import resolve
 from dtr_lightning.errors import UserError
@@ -120,3 +123,11 @@ def test_a_search_may_try_what_it_likes_in_its_space_alone(tmp_path):
     assert search.count([inside]) == 1
     with pytest.raises(UserError, match="max_steps is 2000"):
         search.count([outside])
+
+
+def test_the_tested_window_is_the_one_that_the_search_found():
+    with Archive(Path("results/findings"), names()) as archive:
+        found = searched(archive).router
+    settings = Registered.of("digits_window_test").settings
+    (window,) = [each for each in settings if each["router"] == "FreeWindow"]
+    assert {key: window[f"router.{key}"] for key in found} == found
