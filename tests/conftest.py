@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import sys
 from functools import wraps
@@ -55,6 +56,14 @@ def pytest_configure(config):
             raise pytest.UsageError("--device cuda: PyTorch sees no CUDA GPU here; leave it out")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or matmuls are not repeatable
         TINY["trainer.deterministic"] = "warn"
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Gives every test the same random numbers, whichever ran before it in this process."""
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
 
 
 @pytest.fixture(scope="session")

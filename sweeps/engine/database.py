@@ -88,10 +88,12 @@ class Database:
         arguments: dict[str, Any] = {"pool_pre_ping": True}
         if self.backend == "sqlite":
             arguments = {"connect_args": {"timeout": 60}}
-            with contextlib.closing(sqlite3.connect(make_url(self.url).database)) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.folder.lock())
+            if self.backend == "sqlite":  # two that change the mode at once do not wait for it
+                connection = sqlite3.connect(make_url(self.url).database)
+                with contextlib.closing(connection):
+                    connection.execute("PRAGMA journal_mode=WAL")
             if self.backend == "postgresql":  # sweeps of other directories may begin now too
                 engine = create_engine(self.url)
                 stack.callback(engine.dispose)

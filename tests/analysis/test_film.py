@@ -104,6 +104,7 @@ def test_gif_still_and_numbers_of_the_dtr_run(runs, tmp_path, monkeypatch):
         assert (row.active, row.first, row.last) == (len(active), active[0], active[-1])
 
 
+@pytest.mark.slow
 def test_a_frame_shows_its_moment(runs, monkeypatch):
     monkeypatch.setattr(film, "FRAMES", 4)
     shown = film.draw(finished(runs)).film
@@ -117,6 +118,7 @@ def test_a_frame_shows_its_moment(runs, monkeypatch):
     assert shown.frames == [0, 1, 2, 3] + [3] * film.HELD
 
 
+@pytest.mark.slow
 def test_what_cannot_be_filmed_is_told(runs, tmp_path):
     none = [run for run in finished(runs) if run.path.name == "NoRouting"]
     assert "table of masks" in film.needs(none)
@@ -145,6 +147,7 @@ def test_without_ffmpeg_there_is_no_mp4_and_with_it_there_is_one(tmp_path, monke
         assert [path.suffix for path in paths] == suffixes and all(p.is_file() for p in paths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_a_still_tells_its_guess_and_fills_its_page(count):
     x = torch.zeros(6, count, 3, 8, 8, dtype=torch.uint8)

@@ -235,6 +235,7 @@ def test_the_order_of_overlap_is_taken_within_a_seed(tmp_path):
         assert paper_order(archive, DIGITS) is None
 
 
+@pytest.mark.slow
 def test_the_page_has_a_verdict_a_table_and_a_figure_of_every_claim_that_was_run(tmp_path):
     scores = {key: [x + 0.1 * i for x in NONE] for i, key in enumerate(("none", "dtr", "rtr"))}
     archive_of(sweep(tmp_path / "runs", BASIC, scores), "digits_masks", tmp_path / "archive")

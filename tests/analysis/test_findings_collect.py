@@ -125,6 +125,7 @@ def test_a_search_may_try_what_it_likes_in_its_space_alone(tmp_path):
         search.count([outside])
 
 
+@pytest.mark.slow
 def test_the_tested_window_is_the_one_that_the_search_found():
     with Archive(Path("results/findings"), names()) as archive:
         found = searched(archive).router

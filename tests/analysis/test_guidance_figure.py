@@ -146,6 +146,7 @@ def test_a_run_is_sampled_once_per_scale_and_interrupted_goes_on(tiny, tmp_path,
     pd.testing.assert_frame_equal(guidance.draw(runs, GuidanceConfig(n=8)).numbers, table)
 
 
+@pytest.mark.slow
 def test_scores_of_an_older_version_are_measured_again(tiny, tmp_path):
     fit.run(tiny(router="DTR", trainer__max_steps=2, evaluation__every=0), tmp_path / "run")
     (run,) = finished(tmp_path)

@@ -133,6 +133,7 @@ def test_without_a_finished_run_there_is_no_report(tmp_path):
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BROWSER, reason="no Chromium here")
 @pytest.mark.parametrize("width", slow_except([500, 1400], 500))
 def test_nothing_overflows_in_a_browser(page, tmp_path, width):
@@ -149,6 +150,7 @@ def test_nothing_overflows_in_a_browser(page, tmp_path, width):
     assert 'aria-sort="ascending"' in shown  # a click on a heading sorts
 
 
+@pytest.mark.slow
 def test_the_files_of_numbers_are_where_it_says(tmp_path):
     synthetic_runs.make_sweep(tmp_path / "sweep")
     for out in (None, tmp_path / "elsewhere"):

@@ -70,6 +70,7 @@ def test_ablation_and_heatmap_have_the_t_intervals_of_the_seeds(grid):
         assert (row.low, row.high) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("points, seeds", [(FOUR, (0,)), (GRID, (0, 1))], ids=["broken", "grid"])
 def test_a_long_score_name_stays_on_the_page(points, seeds, tmp_path):
     for path in make_sweep(tmp_path, points, seeds).iterdir():
@@ -152,6 +153,7 @@ def test_heatmap_tells_every_cell_and_the_baseline(grid):
     assert "no routing: 18.4" in ax.get_title()
 
 
+@pytest.mark.slow
 def test_heatmap_and_sizes_are_written(grid, tmp_path):
     for width in (32, 64):
         model = {"class_path": "DiT", "init_args": {"hidden_size": width}}

@@ -69,6 +69,7 @@ def test_sign_flip_is_symmetric_and_ignores_order_and_scale():
         assert sign_flip(other) == p
 
 
+@pytest.mark.slow
 def test_many_pairs_are_flipped_at_random_but_always_alike(monkeypatch):
     values = RNG.normal(0.4, 1, 17)  # of more flips than are drawn
     exact = sign_flip(values)

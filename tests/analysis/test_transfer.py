@@ -47,6 +47,7 @@ def test_gaps_are_stored_and_a_range_of_the_joint_model_has_none(runs, monkeypat
         transfer.draw(both, transfer.TransferConfig(n=12))
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_told(runs, tmp_path):
     shutil.copytree(runs, tmp_path / "runs")
     Run(tmp_path / "runs" / "experts").expert((250, 1000)).last.unlink()

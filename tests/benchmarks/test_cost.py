@@ -54,6 +54,7 @@ def test_dtr_adds_nothing_but_masking(name):
     assert routed == plain._replace(masking=3 * 256 * width * depth) and plain.masking == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, stored, active, added", [
     ("S/2", 38.3, 36, 0.91), ("B/2", 151.8, 144, 3.62), ("L/2", 533.7, 508, None),
     ("XL/2", 786.8, 749, 19.03),
@@ -66,6 +67,7 @@ def test_switch_dit_has_the_stored_and_active_sizes(name, stored, active, added)
     assert plain.macs < found.macs < found.one_by_one
 
 
+@pytest.mark.slow
 def test_adm_is_that_of_imagenet_64():
     plain, routed = cost("ADM-64", "NoRouting"), cost("ADM-64", "DTR")
     assert round(plain.parameters / 1e6, 1) == 295.9
@@ -84,6 +86,7 @@ def test_masking_counts_what_blocks_read(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_table_has_published_numbers_in_their_own_columns():
     frame = costs(["S/2", "ADM-64"], ["NoRouting", "Switch"])
     assert frame.model.tolist() == ["S/2", "S/2", "ADM-64"]

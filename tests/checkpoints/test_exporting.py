@@ -111,6 +111,7 @@ def test_sit_comes_back_with_its_own_sign(tmp_path):
     assert torch.equal(outputs(again.run), outputs(made.run))
 
 
+@pytest.mark.slow
 def test_a_file_of_fixed_masks_goes_with_the_weights(tmp_path):
     a, state = arrays("dit/dit_cond4"), weights("dit/dit_cond4")
     for i, table in enumerate(a["masks_rtr"]):
@@ -126,6 +127,7 @@ def test_a_file_of_fixed_masks_goes_with_the_weights(tmp_path):
         import_checkpoint(files[0], tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_diffusers_folder_is_diffusers_network(tmp_path, tiny):
     """Its own outputs, once the two constants that differ are the official ones."""
     train(tiny(evaluation__every=0), tmp_path / "run")
@@ -150,6 +152,7 @@ def test_diffusers_folder_is_diffusers_network(tmp_path, tiny):
     assert max_relative(out, outputs(run)) < 2e-6
 
 
+@pytest.mark.slow
 def test_diffusers_without_a_null_class_comes_back_without(tmp_path, tiny):
     options = {"model__class_dropout_prob": 0, "evaluation__guidance": 1, "evaluation__every": 0}
     train(tiny(**options), tmp_path / "run")
@@ -158,6 +161,7 @@ def test_diffusers_without_a_null_class_comes_back_without(tmp_path, tiny):
     assert not network(made.run).has_null
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "options", "says"),
     [

@@ -47,6 +47,7 @@ class TestOfficialOutputs:
         model, _ = made
         assert max_relative(outputs(model, a), a[key]) < tolerance
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("zipped", [True, False])
     def test_of_a_bare_state_dict(self, tmp_path, dit, expected, zipped):
         file = tmp_path / "DiT.pt"
@@ -74,6 +75,7 @@ class TestOfficialOutputs:
         assert made[1].experiment.config["diffusion"]["init_args"]["variance"] == "fixed_large"
         assert made[1].experiment.config["sampler"]["init_args"]["clip"] is True
 
+    @pytest.mark.slow
     def test_of_a_training_checkpoint(self, tmp_path, dit, expected):
         """Its average, under the names of DDP and torch.compile; steps are the optimiser's."""
         raw = {f"_orig_mod.module.{name}": torch.zeros_like(w) for name, w in dit.items()}
@@ -125,6 +127,7 @@ class TestOfficialOutputs:
         assert isinstance(made[0].router, Switch)
         assert (made[0].router.experts, made[0].router.k) == (3, 2)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("named", ["SiT-XL-2.pt", "a.pt", "0400000.pt"])
     def test_of_sit(self, tmp_path, dit, named):
         """Its velocity points from noise to data and its time is 1 at the data: we have neither."""
@@ -168,6 +171,7 @@ class TestOfficialOutputs:
             self.check(made, expected, tolerance=2e-6)
 
 
+@pytest.mark.slow
 def test_published_sizes_are_chosen_by_their_names(tmp_path):
     """Of DiT-S/2 the number of heads is known; weights are zero, shapes are what counts."""
     shapes = json.loads((ROOT / "tests/golden/adm/imagenet64.json").read_text())["shapes"]
@@ -189,6 +193,7 @@ def test_published_sizes_are_chosen_by_their_names(tmp_path):
     assert options["model.resblock_updown"] and options["model.use_scale_shift_norm"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "says"),
     [

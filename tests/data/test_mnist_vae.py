@@ -23,6 +23,7 @@ def vae():
     ).eval()
 
 
+@pytest.mark.slow
 def test_the_card_tells_the_truth(vae):
     images = MNIST().split("val").tensors[0]
     assert CARD["held_out_images"] == len(images) and CARD["recipe"] == RECIPE

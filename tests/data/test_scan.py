@@ -287,6 +287,7 @@ def test_paths_are_held_in_one_buffer():
     assert len(pickle.dumps(paths)) < characters + 9 * len(names)
 
 
+@pytest.mark.slow
 def test_every_command_says_once_what_it_reads(tmp_path, tiny, capsys):
     write(tmp_path / "train" / "a", tmp_path / "val" / "a", many=2)
     (tmp_path / "readme.txt").touch()

@@ -85,6 +85,7 @@ def test_the_last_checkpoint_is_from_before(tiny, tmp_path):
     assert not list(own.samples.iterdir())
 
 
+@pytest.mark.slow
 def test_a_stop_before_does_not_hide_it(tiny, tmp_path):
     """The loss is noticed at a logged step, and that is the same one for a resumed run."""
     config = tiny(**HUGE)
@@ -123,6 +124,7 @@ def test_one_expert_that_diverges_ends_the_whole_run(tiny, tmp_path, low, step):
     assert run(config, own.path) == strictly(own.results_file)
 
 
+@pytest.mark.slow
 def test_commands(call, tmp_path, capsys):
     options = [f"--{key}={value}" for key, value in (TINY | HUGE).items()]
     config = ROOT / "configs" / "digits.yaml"

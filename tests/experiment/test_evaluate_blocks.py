@@ -26,7 +26,7 @@ from dtr_lightning.experiment.fit import run as train
 from dtr_lightning.experiment.load import TrainedRun, other_protocol
 from dtr_lightning.rundir.naming import protocol
 from dtr_lightning.rundir.run import Run
-from tests.conftest import ROOT, TINY, slow_except
+from tests.conftest import ROOT, TINY
 from tests.metrics.test_adm_protocol import cli, inception  # noqa: F401
 
 N, SIZE = 22, 4
@@ -154,7 +154,8 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("processes", slow_except([2, 3], 2))
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_plain_commands_share_the_samples(processes, whole, run):
     meet = Meet(processes)
     commands = [Command(run, at=meet) for _ in range(processes)]
@@ -259,6 +260,7 @@ def test_a_damaged_block_is_drawn_again(whole, run):
     assert command.errors().count("is damaged; it is drawn again") == 4
 
 
+@pytest.mark.slow
 def test_kept_samples_serve_other_scores(whole, run, cli, tmp_path):  # noqa: F811
     assert cli(evaluate, run, *OPTIONS, "--keep-samples")[1] == whole[1]
     (folder,) = folders(run)
@@ -278,6 +280,7 @@ def test_kept_samples_serve_other_scores(whole, run, cli, tmp_path):  # noqa: F8
     assert np.array_equal(saved, np.concatenate(parts)) and len(saved) == N
 
 
+@pytest.mark.slow
 def test_a_process_tells_how_long_it_will_take(whole, run):
     command = Command(run)
     assert command.code() == 0
@@ -288,6 +291,7 @@ def test_a_process_tells_how_long_it_will_take(whole, run):
     assert _duration(50 * 3600) == "2 d 2 h"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -312,6 +316,7 @@ def test_a_mistake_is_one_line_and_nothing_is_lost(options, told, run):
 
 
 class TestPrecision:
+    @pytest.mark.slow
     def test_it_is_part_of_the_protocol(self, whole, run):
         plain = json.loads(whole[1])
         assert plain["protocol"]["precision"] == "float32"
@@ -347,6 +352,7 @@ class TestPrecision:
             EvaluationConfig(precision="fp8")
 
 
+@pytest.mark.slow
 def test_from_python_it_is_the_same(whole, run):
     trained = TrainedRun(Run(run), other_protocol(Run(run), OPTIONS))
     work = []

@@ -366,6 +366,7 @@ class TestTrained:
         with pytest.raises(UserError, match=r"an expert for \[0, 500\)"):
             TrainedRun(expert, expert.config)
 
+    @pytest.mark.slow
     def test_unfinished_experts(self, whole, tmp_path):
         with pytest.raises(Stopped):
             train(whole[0], tmp_path / "run", stop_at=2)

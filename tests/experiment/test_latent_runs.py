@@ -65,6 +65,7 @@ def finished(made):
     return config, made / "run", run(config, made / "run")
 
 
+@pytest.mark.slow
 def test_a_run_in_latents_scores_decoded_images(finished):
     _, path, results = finished
     assert results["score"] > 0 and results["floor"] > 0 and results["reference_n"] == 64
@@ -101,6 +102,7 @@ def test_features_that_do_not_fit_are_told_before_anything_is_stored(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_equals_uninterrupted(finished, tmp_path):
     config, path, results = finished
     stop = Event()
@@ -167,6 +169,7 @@ def test_two_processes_write_the_same_store(made, command, tmp_path):
     assert contents(tmp_path / "store") == contents(made / "store")
 
 
+@pytest.mark.slow
 def test_torchrun_is_understood(made, command, tmp_path, monkeypatch):
     for rank in (0, 1):
         for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2)):

@@ -76,6 +76,7 @@ def test_a_run_is_scored_by_fixed_prompts(finished):
         assert arrays["labels"].tolist() == [TRAIN + i % VAL for i in range(20)]
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_equals_uninterrupted(finished, tmp_path):
     config, path, results = finished
     stop = Event()
@@ -89,6 +90,7 @@ def test_stopped_and_resumed_equals_uninterrupted(finished, tmp_path):
     assert metrics == others
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_give_the_same_run(finished, made, tmp_path):
     _, _, results = finished
     more = {"trainer.accumulate_grad_batches": 2, "evaluation.guidance": 1.5}
@@ -222,6 +224,7 @@ def test_classes_are_no_prompts(finished, command, arguments, message):
     assert code == 2 and message in errors
 
 
+@pytest.mark.slow
 def test_captioned_digits_take_prompts_of_their_words(command, tmp_path):
     config = resolve(ROOT / "configs" / "backbones" / "text_dit.yaml", TINY)
     run(config, tmp_path / "run")

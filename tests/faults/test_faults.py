@@ -78,6 +78,7 @@ def test_a_machine_that_vanishes_is_replaced_after_thirty_seconds_of_grace(tmp_p
     assert observer.end() == 0 and (run.path / "ends").read_text() == "x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hours", [1, -1])
 def test_a_clock_that_jumps_by_an_hour_changes_nothing(light, tmp_path, monkeypatch, hours):
     sweep = plan.resolve_all(recipe.read(write(tmp_path)))

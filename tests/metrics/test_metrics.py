@@ -177,6 +177,7 @@ def test_the_shipped_card_tells_the_truth(cls, source, least):
     assert card["features"] == features.num_features == features(images).shape[1]
 
 
+@pytest.mark.slow
 @CLASSIFIERS
 def test_the_features_of_shipped_classifiers_are_standardised(cls, source, least):
     features = cls()(source().split("train").tensors[0])
@@ -333,6 +334,7 @@ def held(thing, seen=None):
     return sum(held(x, seen) for x in values) if isinstance(parts, (dict, list, tuple, set)) else 0
 
 
+@pytest.mark.slow
 def test_memory_of_a_score_does_not_grow_with_the_images(monkeypatch):
     """All metrics: sums, or as many rows as their limit; here 300, of copies 500."""
     monkeypatch.setattr(BoundedRows.__init__, "__defaults__", (300, 0))

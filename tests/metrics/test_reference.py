@@ -69,6 +69,7 @@ def test_features_of_a_persons_own_keep_nothing(tmp_path):
 DAMAGES = ["cut", "flipped", "text", "version", "key"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_reference_that_is_damaged_or_older_is_computed_again(damage, tmp_path, caplog):
     computed, _ = scores(tmp_path)

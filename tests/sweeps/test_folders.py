@@ -59,6 +59,7 @@ def test_a_mistake_in_the_last_sweep_is_told_before_the_first_trains(sweeps, mis
     assert sorted(sweeps.out.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_trained_longer_already_is_told_before_another_trains(sweeps, capsys):
     assert sweeps("--set", "trainer.max_steps=20", sweep="mine/b") == 0
     capsys.readouterr()
@@ -67,6 +68,7 @@ def test_a_sweep_that_is_trained_longer_already_is_told_before_another_trains(sw
     assert not (sweeps.out / "a").exists()
 
 
+@pytest.mark.slow
 def test_all_sweeps_of_a_folder_are_trained_shown_and_stopped(sweeps, capsys):
     assert sweeps("--status") == 2
     told = capsys.readouterr().err

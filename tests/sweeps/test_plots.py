@@ -56,6 +56,7 @@ def kept(monkeypatch):
     return figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objectives", "names"),
     [
@@ -127,6 +128,7 @@ def test_every_picture_has_the_csv_of_its_own_numbers(tmp_path):
     assert numbers(tmp_path / "max", "history").best_so_far.tolist() == [1, 2, 3] + [4] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", slow_except([2, 3], 3))
 def test_the_front_is_what_no_trial_beats(count, kept, tmp_path):
     rng = np.random.default_rng(count)

@@ -83,6 +83,7 @@ def test_every_setting_is_trained_with_every_seed_and_seeds_can_be_added(tmp_pat
     assert len(params) == 3  # Optuna sees the seeds of a setting as the same setting
 
 
+@pytest.mark.slow
 def test_hours_are_of_training(tmp_path):
     text = SEARCH.replace("trials: 6", "hours: 0.0001").replace("NoRouting, DTR", "DTR")
     outcome, _ = run(write(tmp_path, text), tmp_path / "out", workers=1)
@@ -100,6 +101,7 @@ def test_a_space_that_is_exhausted_ends_the_search(tmp_path):
     assert again == outcome
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", slow_except(["nsga2", "random"], "nsga2"))
 def test_several_objectives(tmp_path, kind):
     text = SEARCH.replace("tpe", kind) + "metric: {score: minimize, seconds: minimize}"

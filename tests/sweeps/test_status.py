@@ -73,6 +73,7 @@ def test_a_database_of_somebody_else_is_told_at_once(light, tmp_path, monkeypatc
         run(path, out)
 
 
+@pytest.mark.slow
 def test_status_imports_nothing_heavy(light, tmp_path):
     path, out = write(tmp_path), tmp_path / "out"
     run(path, out)
@@ -114,7 +115,7 @@ SENT = [(send, n) for send in (os.kill, os.killpg) for n in STOPS]
 
 @pytest.mark.parametrize(
     ("send", "number"),
-    slow_except(SENT, (os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)),
+    slow_except(SENT, (os.kill, signal.SIGTERM)),
     ids=[f"{send.__name__}-{n.name}" for send, n in SENT],
 )
 def test_the_signal_of_a_scheduler_saves_and_gives_back(tmp_path, send, number):

@@ -18,7 +18,7 @@ from PIL import Image
 from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.run import Run
 from dtr_lightning.training.launch import forget_launcher, is_leader, make_trainer
-from tests.conftest import ROOT, TINY, slow_except
+from tests.conftest import ROOT, TINY
 
 ONE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "accelerator": "cpu"}
 WORKER = {"data": "ImageFolder", "data.root": "{path}/images", "data.size": 8, "data.workers": 1}
@@ -148,7 +148,8 @@ def interrupted(out, ranks, number, group, delay, **more):
 SENT = [(1, signal.SIGUSR1), (2, signal.SIGTERM)]
 
 
-@pytest.mark.parametrize(("ranks", "number"), slow_except(SENT, SENT[0]), ids=["one", "two"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "number"), SENT, ids=["one", "two"])
 def test_a_signal_saves_in_all_processes(tmp_path, ranks, number):
     assert interrupted(tmp_path, ranks, number, group=ranks == 1, delay=0.1) == 130
     step = torch.load(Run(tmp_path).last, weights_only=True)["global_step"]

@@ -20,6 +20,7 @@ def test_warm_up_then_half_a_cosine(tiny):
     assert Experiment(tiny()).module.lr_factor(10**6) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradients", slow_except(["Joint", "PCGrad"], "Joint"))
 def test_every_step_has_its_rate_and_a_resumed_run_goes_on(tiny, tmp_path, gradients):
     def config(steps):
