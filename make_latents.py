@@ -17,6 +17,7 @@ The same command goes on where it stopped, and several processes share the image
 srun, or one command each with --rank R --world N.
 """
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -271,7 +272,7 @@ def find_images(
     """
     from dtr_lightning.config.parser import make_parser, valid_choices
     from dtr_lightning.config.registry import instantiate
-    from dtr_lightning.data import Data
+    from dtr_lightning.data import Data, ImageFolder
     from dtr_lightning.data.image_sources import hub_images, torchvision_images, torchvision_names
 
     channels = given.channels or (3 if vae is None else int(vae.network.config.in_channels))
@@ -297,6 +298,8 @@ def find_images(
         raise choices("folder or data set", given.images, named)
     found = make_parser(groups=("data",)).parse_args([*chosen, *rest])
     data: Data = instantiate(Data, found.as_dict()["data"])
+    if isinstance(data, ImageFolder):
+        data.patience = math.inf  # a store needs them all
     if given.size not in (None, data.image_size):
         raise UserError(f"--size {given.size}: {given.images} has {data.image_size} pixels a side")
     return data, crop
