@@ -25,6 +25,9 @@ def test_the_config_that_is_named_fits_the_store(monkeypatch, codec, shape, imag
     words = shlex.split(f"--config {make_latents.fitting(store)} --data.root DIR")
     config = parse(make_parser(), words).config
     assert config["data"]["class_path"] == ("PixelStore" if codec == "Pixels" else "Latents")
+    published = words[1].startswith("configs/paper/")
+    schedule = "linear" if codec == "VAE" and not published else "cosine"
+    assert config["diffusion"]["init_args"]["schedule"] == schedule
     model, features = config["model"]["init_args"], config["features"]["class_path"]
     assert shape[-1] % model["patch_size"] == 0
     side = {"DigitsFeatures": 8, "MNISTFeatures": 32}.get(features)
