@@ -17,6 +17,7 @@ The same command goes on where it stopped, and several processes share the image
 srun, or one command each with --rank R --world N.
 """
 
+import json
 import math
 import shlex
 import sys
@@ -139,7 +140,9 @@ def main() -> int:
     if written.captions:
         images += f", {written.captions:,} captions"
     print(f"{given.out}: {images}, {gb(size)}")
-    print(f"python train.py --config {fitting(written)} --data.root {shlex.quote(given.out)}")
+    words = [*shlex.split(fitting(written)), "--data.root", given.out]
+    words += scoring(words[0], of_score) if of_score else []
+    print(f"python train.py --config {shlex.join(words)}")
     return 0
 
 
@@ -221,6 +224,26 @@ def keep_reference(
                 raise Stopped
 
         scorer.prepare(report)
+
+
+def scoring(config: str, words: Sequence[str]) -> list[str]:
+    """Returns the options with which a training on a config scores by the reference kept.
+
+    They are those given, and what the config else says otherwise.
+    """
+    from dtr_lightning.config.parser import make_parser, parse
+
+    kept = make_parser(groups=("features", "evaluation")).parse_args([*words]).as_dict()
+    base = ["--config", str(Path(__file__).parent / config)]
+    scored = parse(make_parser(), [*base, *words]).config
+    more = []
+    for key, value in kept["features"].get("init_args", {}).items():
+        if scored["features"]["init_args"][key] != value:
+            more += [f"--features.{key}", value if isinstance(value, str) else json.dumps(value)]
+    for key in ("reference", "reference_split"):
+        if scored["evaluation"][key] != kept["evaluation"][key]:
+            more += [f"--evaluation.{key}", str(kept["evaluation"][key])]
+    return [*words, *more]
 
 
 def make_source(

@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -59,6 +60,8 @@ def reference_key(
     """
     if is_own(features):
         return None
+    if limit is not None and limit >= max(len(data.split(name)) for name in get_args(Split)):
+        limit = None  # all
     parts = [features.name, features.describe(), limit, data.digest(), data.codec.describe()]
     if split != "train":
         parts.append(split)

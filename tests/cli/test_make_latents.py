@@ -34,6 +34,27 @@ def test_the_config_that_is_named_fits_the_store(monkeypatch, codec, shape, imag
     assert side is None or (image_shape == (1, side, side) and classes == 10)
 
 
+@pytest.mark.parametrize("config", ["images_small", "images", "mnist_latents"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--features", "TimmFeatures"],
+        ["--features=TimmFeatures", "--features.size=96", "--evaluation.reference", "500"],
+        ["--features", "InceptionFeatures", "--evaluation.reference_split", "val"],
+    ],
+)
+def test_the_command_scores_as_the_reference_was_kept(monkeypatch, config, words):
+    monkeypatch.chdir(ROOT)
+    config = f"configs/{config}.yaml"
+    kept = make_parser(groups=("features", "evaluation")).parse_args(words).as_dict()
+    printed = make_latents.scoring(config, words)
+    scored = parse(make_parser(), ["--config", config, *printed]).config
+    assert printed[: len(words)] == words
+    assert scored["features"]["init_args"] == kept["features"].get("init_args", {})
+    for key in ("reference", "reference_split"):
+        assert scored["evaluation"][key] == kept["evaluation"][key]
+
+
 def test_captions_go_with_a_network_that_reads_them(monkeypatch):
     store = Manifest("VAE", (4, 32, 32), (3, 256, 256), 9, 9, False, ("",), 64, captions=5)
     monkeypatch.chdir(ROOT)

@@ -77,8 +77,9 @@ def test_a_run_in_latents_scores_decoded_images(finished):
 def test_a_store_with_features_holds_what_a_first_score_leaves(finished, made, command, tmp_path):
     (left,) = (made / "store").glob("reference-*")
     given = ["--features", "DigitsFeatures", "--evaluation.reference", 0]
-    code, _, errors = command(*options(made), "--out", tmp_path / "store", *given)
+    code, out, errors = command(*options(made), "--out", tmp_path / "store", *given)
     assert code == 0 and "100 %  reference" in errors
+    assert out.rstrip().endswith("--features DigitsFeatures --evaluation.reference 0")
     (kept,) = (tmp_path / "store").glob("reference-*")
     assert kept.name == left.name
     for name, array in read_arrays(left).items():
