@@ -17,6 +17,8 @@ The same command goes on where it stopped, and several processes share the image
 srun, or one command each with --rank R --world N.
 """
 
+import json
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -138,7 +140,9 @@ def main() -> int:
     if written.captions:
         images += f", {written.captions:,} captions"
     print(f"{given.out}: {images}, {gb(size)}")
-    print(f"python train.py --config {fitting(written)} --data.root {shlex.quote(given.out)}")
+    words = [*shlex.split(fitting(written)), "--data.root", given.out]
+    words += scoring(words[0], of_score) if of_score else []
+    print(f"python train.py --config {shlex.join(words)}")
     return 0
 
 
@@ -156,7 +160,8 @@ def fitting(store: "Manifest") -> str:
         return OF_LATENTS[classes]
     config = "images_small" if side < (64 if pixels else 32) else "images"
     patch = next(p for p in (4, 2, 1) if (side % p == 0 and side // p >= LEAST_SIDE) or p == 1)
-    return f"configs/{config}.yaml {data}" + f" --model.patch_size {patch}" * (patch != 4)
+    schedule = " --diffusion.schedule linear" * (not pixels)  # cosine's end is too noisy for them
+    return f"configs/{config}.yaml {data}{schedule}" + f" --model.patch_size {patch}" * (patch != 4)
 
 
 @contextmanager
@@ -221,6 +226,26 @@ def keep_reference(
         scorer.prepare(report)
 
 
+def scoring(config: str, words: Sequence[str]) -> list[str]:
+    """Returns the options with which a training on a config scores by the reference kept.
+
+    They are those given, and what the config else says otherwise.
+    """
+    from dtr_lightning.config.parser import make_parser, parse
+
+    kept = make_parser(groups=("features", "evaluation")).parse_args([*words]).as_dict()
+    base = ["--config", str(Path(__file__).parent / config)]
+    scored = parse(make_parser(), [*base, *words]).config
+    more = []
+    for key, value in kept["features"].get("init_args", {}).items():
+        if scored["features"]["init_args"][key] != value:
+            more += [f"--features.{key}", value if isinstance(value, str) else json.dumps(value)]
+    for key in ("reference", "reference_split"):
+        if scored["evaluation"][key] != kept["evaluation"][key]:
+            more += [f"--evaluation.{key}", str(kept["evaluation"][key])]
+    return [*words, *more]
+
+
 def make_source(
     given: "argparse.Namespace", rest: list[str], device: str, threads: int
 ) -> "Source":
@@ -271,7 +296,7 @@ def find_images(
     """
     from dtr_lightning.config.parser import make_parser, valid_choices
     from dtr_lightning.config.registry import instantiate
-    from dtr_lightning.data import Data
+    from dtr_lightning.data import Data, ImageFolder
     from dtr_lightning.data.image_sources import hub_images, torchvision_images, torchvision_names
 
     channels = given.channels or (3 if vae is None else int(vae.network.config.in_channels))
@@ -297,6 +322,8 @@ def find_images(
         raise choices("folder or data set", given.images, named)
     found = make_parser(groups=("data",)).parse_args([*chosen, *rest])
     data: Data = instantiate(Data, found.as_dict()["data"])
+    if isinstance(data, ImageFolder):
+        data.patience = math.inf  # a store needs them all
     if given.size not in (None, data.image_size):
         raise UserError(f"--size {given.size}: {given.images} has {data.image_size} pixels a side")
     return data, crop

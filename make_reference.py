@@ -7,6 +7,7 @@ their paths (arr_0), for precision and recall. ADM's evaluator reads it too.
 """
 
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -84,6 +85,7 @@ def source(path: str, size: int | None, workers: int) -> "tuple[Iterable[Tensor]
         data = ImageFolder(
             path, size, class_folders=False, split_folders=False, flip=False, workers=workers
         )
+        data.patience = math.inf  # all of them count
         parts = [data.image_batches("train"), data.image_batches("val")]
     n = len(data.split("train")) + (len(data.split("val")) if len(parts) > 1 else 0)
     if len(parts) > 1:

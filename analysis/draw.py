@@ -78,7 +78,7 @@ def draw_all(
         else:
             left_out.append(("tables", "not written: no run is finished"))
     if report:
-        written.append(write_report(for_tables, for_figures, reading, left_out))
+        written.append(write_report(directories, for_tables, for_figures, reading, left_out))
     return Drawn(written, left_out)
 
 

@@ -3,6 +3,7 @@
 __all__ = [
     "Diverged",
     "Stopped",
+    "Unreadable",
     "UserError",
     "choices",
     "is_utf8",
@@ -22,6 +23,10 @@ class UserError(ValueError):
     The message names what is wrong and the valid choices. Anything else that is raised is a bug
     of ours and keeps its traceback.
     """
+
+
+class Unreadable(UserError):
+    """An image file that cannot be read, or several."""
 
 
 class Stopped(Exception):

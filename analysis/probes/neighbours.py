@@ -174,6 +174,7 @@ def _block(ax: Axes, setting: Setting, reference: Reference, nearest: Nearest) -
     share = f"{int(copied.sum())} of {len(images)} samples copy, threshold {threshold:.1f}"
     ax.set_title(f"{fill(short(setting.label, 72), 36)}\n{rows}\n{share}", fontsize=7)
     ax.set_axis_off()
+    ax.set_anchor("N")  # where a panel is lower than its place the title has its room above it
     row = {"run": run.path.name, "setting": setting.label, "seed": run.seed}
     return pd.DataFrame([row | one for one in numbers])
 

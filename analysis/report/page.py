@@ -26,6 +26,7 @@ from dtr_lightning.rundir.atomic import writing
 from dtr_lightning.rundir.yaml_values import LOADER
 
 HERE = Path(__file__).parent
+CLONE = HERE.parent.parent
 DPI, PIXELS = 300, 150  # of the PNGs; CSS pixels for an inch
 
 
@@ -57,9 +58,13 @@ class Shown(NamedTuple):
 
 
 def write_report(
-    directory: Path, figures: Path, reading: Reading, left_out: Sequence[tuple[str, str]]
+    sources: Sequence[str | Path],
+    directory: Path,
+    figures: Path,
+    reading: Reading,
+    left_out: Sequence[tuple[str, str]],
 ) -> Path:
-    """Writes DIR/report.html from the runs and the figures that are there; returns its path.
+    """Writes DIR/report.html from runs of `sources` and the figures there; returns its path.
 
     Everything is in the one file: nothing is loaded from a network. UserError if no run is done or
     the file cannot be written.
@@ -74,8 +79,8 @@ def write_report(
     )
     tables = [Shown.of(label, part) for label, part in parts(frame)]
     page = environment.get_template("report.html.j2").render(
-        title=directory.resolve().name,
-        question=_question(directory),
+        title=_first([Path(source).resolve().name for source in sources]),
+        question=_question(sources),
         settings=_common(reading.finished),
         protocols=[
             (f": {shown.label}" if shown.label else "", _protocol(group.finished[0]))
@@ -94,11 +99,12 @@ def write_report(
     return path
 
 
-def _question(directory: Path) -> str:
+def _question(sources: Sequence[str | Path]) -> str:
     """Returns the first line of a shipped sweep's YAML: the question that it asks."""
     try:
-        name = yaml.load((directory / "sweep.yaml").read_text(), Loader=LOADER)["name"]
-        lines = (HERE.parent.parent / "sweeps" / f"{name}.yaml").read_text().splitlines()
+        (source,) = sources
+        name = yaml.load((Path(source) / "sweep.yaml").read_text(), Loader=LOADER)["name"]
+        lines = (CLONE / "sweeps" / f"{name}.yaml").read_text().splitlines()
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return "Runs compared, each with those of its data and protocol."
     return lines[0].lstrip("# ")
@@ -162,10 +168,11 @@ def _in_order(runs: Sequence[Any], frame: pd.DataFrame) -> tuple[list[Any], list
 
 
 def _run_row(run: Any, row: Any) -> dict[str, str]:
-    """Returns the row of one run, with the command that computes it again."""
+    """Returns the row of one run, with the command that computes it again from the clone."""
     meta, place = run.meta, row.run
-    again = ["python", "train.py", "--config", f"{place}/{run.config_file.name}"]
-    again += ["--out", f"runs/again/{run.path.name}"]
+    config = Path(os.path.abspath(run.config_file))
+    config = config.relative_to(CLONE) if config.is_relative_to(CLONE) else config
+    again = ["python", "train.py", "--config", str(config), "--out", f"runs/again/{place}"]
     return {
         "run": place,
         "status": row.status,

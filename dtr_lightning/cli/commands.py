@@ -66,11 +66,14 @@ class Options(argparse.ArgumentParser):
         """Returns the options, and the words that are none; UserError for words without a text."""
         words = sys.argv[1:] if args is None else list(args)
         check_utf8(words)
+        same = {option.replace("_", "-"): option for option in self._option_string_actions}
         option = None
         for word in words:
             equals, value = "", word
             if word.startswith("--"):
                 option, equals, value = word.partition("=")
+                if (right := same.get(option.replace("_", "-"), option)) != option:
+                    raise UserError(f"unknown option {option!r}; write {right}")
             if not value and (equals or not word) and option not in self.may_be_empty:
                 name = option or "an argument"
                 raise UserError(f"{name} is empty; give a value, or leave it out")

@@ -99,8 +99,9 @@ def _name(given: str) -> str:
 
 def _unknown_option(given: str, options: Mapping[str, str], axes: Choices) -> str:
     name = _name(given)
-    if name in options:
-        return f"unknown option {given.split()[0]!r}; write --{name}"
+    same = {option.replace("-", "_"): option for option in options}
+    if right := same.get(name.replace("-", "_")):
+        return f"unknown option {given.split()[0]!r}; write --{right}"
     group, _, last = name.rpartition(".")
     valid = [option for option in options if group and option.startswith(f"{group}.")]
     of_choices = {

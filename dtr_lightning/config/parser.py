@@ -99,13 +99,17 @@ class Parser(ArgumentParser):
         """Raises UserError; the parsers of the classes on an axis come here too."""
         shown = (a for a in self._actions if a.help != argparse.SUPPRESS)
         hidden = ("help", "config")
-        options = {a.dest: str(a.help) for a in shown if not a.dest.endswith(hidden)}
+        options = {_written(a): str(a.help) for a in shown if not a.dest.endswith(hidden)}
         for axis, (base, linked) in AXES.items():
             if self.of_choice and issubclass(self.of_choice, base):
                 name = self.of_choice.__name__
                 line = explain_choice(message, list(options), _choices(), axis, name, linked)
                 raise UserError(line) from ex
         raise UserError(explain(message, options, _choices())) from ex
+
+
+def _written(action: argparse.Action) -> str:
+    return action.option_strings[0].lstrip("-") if action.option_strings else action.dest
 
 
 def _choices() -> dict[str, dict[str, set[str]]]:

@@ -240,6 +240,10 @@ class Data(LightningDataModule, ABC):
         if val < world:
             raise UserError(f"{val} held-out images cannot be shared by {world} ranks")
 
+    def explain(self, error: UserError) -> UserError:
+        """Returns the error to raise for a pair that cannot be read; it may name others too."""
+        return error
+
     def train_dataloader(self) -> DataLoader:
         """Returns the endless batches of this rank: as stored (n, ...), and labels int64 (n,).
 
@@ -292,4 +296,4 @@ class Data(LightningDataModule, ABC):
             yield self.codec.restore(stored.to(device)), labels
 
     def _loader(self, name: Split, draws: Iterable[Draw], persistent: bool = False) -> DataLoader:
-        return loader(self.split(name), draws, self.workers, persistent)
+        return loader(self.split(name), draws, self.workers, persistent, self.explain)

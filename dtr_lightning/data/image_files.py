@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from dtr_lightning.errors import UserError
+from dtr_lightning.errors import Unreadable
 
 # What Pillow only names, or has other programs draw: what is read must not depend on the machine.
 NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -43,19 +43,19 @@ def _formats() -> list[str]:
 def read_image(path: str | Path, size: int, channels: int = 3) -> Tensor:
     """Returns an image file as uint8 (channels, size, size), of several frames the first.
 
-    UserError names a file that cannot be read.
+    Unreadable names a file that cannot be read.
     """
     try:
         with Image.open(path, formats=_formats()) as file:
             _bound(file, size)
             return prepare(file, size, channels)
     except UnidentifiedImageError as error:
-        raise UserError(
+        raise Unreadable(
             f"cannot read image {path}: not an image that Pillow reads, or damaged"
         ) from error
     except Exception as error:  # whatever a decoder raises, the file is what the person must know
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read image {path}: {reason}") from error
+        raise Unreadable(f"cannot read image {path}: {reason}") from error
 
 
 def prepare(image: Image.Image, size: int, channels: int = 3) -> Tensor:

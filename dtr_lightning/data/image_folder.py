@@ -3,8 +3,10 @@
 __all__ = ["ImageFolder", "centre_crop", "hold_out", "read_image", "to_rgb"]
 
 import os
+import time
 from bisect import bisect_left
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Literal
@@ -17,7 +19,9 @@ from dtr_lightning.data.base import Data, Split
 from dtr_lightning.data.image_files import centre_crop, read_image, to_rgb
 from dtr_lightning.data.scan import Paths, Scan, few, repeated, scan
 from dtr_lightning.data.splits import Splits, find_splits
-from dtr_lightning.errors import UserError
+from dtr_lightning.errors import Unreadable, UserError
+
+TOGETHER = 64  # files that are looked through before the time is
 
 
 class ImageFolder(Data):
@@ -26,9 +30,9 @@ class ImageFolder(Data):
     Where `root` holds folders of splits (`train` with `val` or, without it, `test`; in any case,
     and under other usual names), these are the splits; else `held_out` decides. Every format that
     Pillow opens is read; of several frames the first. An image counts once, whatever links lead to
-    it; `describe` tells what was passed over. A file that cannot be read raises UserError with its
-    path when its turn comes: a check of a million files at the start would take longer than many a
-    run.
+    it; `describe` tells what was passed over. A file that cannot be read raises UserError when its
+    turn comes: a check of a million files at the start would take longer than many a run. It names
+    the others that half a minute finds.
 
     Args:
         root: the folder.
@@ -41,6 +45,8 @@ class ImageFolder(Data):
         flip: whether half of the images are mirrored, left to right.
         workers: processes that read images.
     """
+
+    patience: float = 30.0  # seconds to look for further unreadable files; a store needs them all
 
     def __init__(
         self,
@@ -109,6 +115,26 @@ class ImageFolder(Data):
         """Returns how many training images each class has."""
         return np.bincount(self.files["train"].labels, minlength=self.num_classes).tolist()
 
+    def explain(self, error: UserError) -> UserError:
+        """Returns the error that names all unreadable files, as far as `patience` goes."""
+        if not isinstance(error, Unreadable):
+            return error
+        parts = [(files, i) for files in self.files.values() for i in range(len(files))]
+        end, done, broken = time.monotonic() + self.patience, 0, []
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+            while done < len(parts) and time.monotonic() < end:
+                looked = parts[done : done + TOGETHER]
+                found = pool.map(lambda part: part[0].unreadable(part[1]), looked)
+                broken += [path for path in found if path is not None]
+                done += len(looked)
+        if len(broken) < 2:
+            return error
+        seen = "" if done == len(parts) else f" (found among {done:,} of {len(parts):,})"
+        return Unreadable(
+            f"cannot read {len(broken):,} images{seen}: {few(sorted(broken))}; "
+            "replace or remove them"
+        )
+
     def _left_out(self, scanned: Scan, splits: Splits) -> list[str]:
         """Returns what there is besides the images that are read, for `describe`."""
         passed = (
@@ -143,6 +169,14 @@ class _Files(Dataset):
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         path = os.path.join(self.folder, self.paths[i])
         return read_image(path, self.size, self.channels), int(self.labels[i])
+
+    def unreadable(self, i: int) -> str | None:
+        """Returns the path of an image that cannot be read; None for all others."""
+        try:
+            self[i]
+        except Unreadable:
+            return os.path.join(self.folder, self.paths[i])
+        return None
 
 
 def _select(folder: Path, scanned: Scan, *splits: str) -> list[list[str]]:

@@ -6,7 +6,7 @@ import ctypes
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.context import BaseContext
 
 import numpy as np
@@ -25,14 +25,19 @@ Draw = tuple[np.ndarray | None, ...]
 
 
 def loader(
-    pairs: Dataset, draws: Iterable[Draw], workers: int, persistent: bool = False
+    pairs: Dataset,
+    draws: Iterable[Draw],
+    workers: int,
+    persistent: bool = False,
+    explain: Callable[[UserError], UserError] = lambda error: error,
 ) -> DataLoader:
     """Returns the batches of these draws from pairs (image, label), made by `workers` processes.
 
     0 workers: by this one. Persistent ones live on for a second pass. A pair that cannot be read is
-    raised as its UserError; a worker that dies as a RuntimeError, within seconds.
+    raised as its UserError, in the words of `explain`; a worker that dies as a RuntimeError, within
+    seconds.
     """
-    return _Loader(
+    made = _Loader(
         _Batches(pairs),
         sampler=draws,
         batch_size=None,
@@ -44,6 +49,8 @@ def loader(
         persistent_workers=workers > 0 and persistent,
         pin_memory=workers > 0 and torch.cuda.is_available(),
     )
+    made.explain = explain
+    return made
 
 
 class _Batches(Dataset):
@@ -74,6 +81,8 @@ class _Batches(Dataset):
 class _Loader(DataLoader):
     """Raises the UserError that a worker handed over as a batch."""
 
+    explain: Callable[[UserError], UserError]
+
     def __iter__(self) -> Iterator[Batch]:
         # a worker begins with these signals blocked, until `_begin_worker` takes over
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
@@ -88,7 +97,7 @@ class _Loader(DataLoader):
         try:
             for batch in batches:
                 if isinstance(batch, UserError):
-                    raise batch
+                    raise self.explain(batch)
                 yield batch
         except (ConnectionError, EOFError, FileNotFoundError) as error:
             if not self.num_workers:

@@ -9,10 +9,11 @@ them shows nowhere.
 __all__ = ["PART", "Part", "Report", "Source", "write_store"]
 
 import errno
+import logging
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from dtr_lightning.data.store import MANIFEST, SPLITS, TOKENS, Array, Manifest, read_begun
-from dtr_lightning.errors import Stopped, UserError
+from dtr_lightning.errors import Stopped, Unreadable, UserError
 from dtr_lightning.rundir.atomic import leftovers, replacing, write_text
 from dtr_lightning.rundir.claims import Claims
 
@@ -36,6 +37,9 @@ PART = 64  # images that are encoded and written at a time
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What may differ when a store goes on.
 PLACES = ("source", "vae_path", "clip_path", "complete", "content")
+# What differs where unreadable images were removed: the store then begins anew.
+IMAGES = ("train", "val", "class_names", "source_digest", "captions", "captions_digest")
+UNREADABLE = "unreadable"  # beside the markers of blocks: a file of the source was
 
 Report = Callable[[str, int, int], None]  # of "images" or "captions": how many of how many
 
@@ -91,23 +95,21 @@ def write_store(
 
     It is complete if the blocks of all ranks are there. UserError where the folder holds another
     store or other files, where another process writes the same blocks, or the disk is full: the
-    same command then goes on. Stopped when `stop` was set.
+    same command then goes on. Where an image is unreadable, it goes on once that is replaced, and
+    begins anew once it is removed. Stopped when `stop` was set.
     """
     if (begun := read_begun(folder)) is not None and begun.complete:
         return _begin(folder, source)  # which may be on a disk that nobody writes to
     with _room(folder), _claims(folder) as claims:
         with _alone(claims):
-            manifest = _begin(folder, source)
+            manifest = _begin(folder, source, claims)
             if manifest.complete:
                 return manifest
             blocks = list(_blocks(manifest))
             mine = blocks[rank::world]
             waiting = [block for block in mine if not _marker(folder, block).exists()]
             if not all(claims.take(FIRST + block.number) for block in waiting):
-                raise UserError(
-                    f"{folder} is being written by another process: leave it to that one, whose "
-                    "end the same command finds, or share the work with --rank R --world N"
-                )
+                raise _busy(folder)
         for what, splits in (("images", SPLITS), ("captions", (TOKENS,))):
             total, left = (
                 sum(block.stop - block.start for block in part if block.split in splits)
@@ -122,6 +124,9 @@ def write_store(
                     for count in _write_blocks(folder, manifest, source, split, todo, stop):
                         left -= count
                         report(what, total - left, total)
+                except Unreadable as error:
+                    write_text(folder / "blocks" / UNREADABLE, str(error))
+                    raise
                 except FileNotFoundError:  # without locks another may complete the store meanwhile
                     if claims.works or not (now := read_begun(folder)) or not now.complete:
                         raise
@@ -168,14 +173,43 @@ def _room(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _begin(folder: Path, source: Source) -> Manifest:
+def _busy(folder: Path) -> UserError:
+    return UserError(
+        f"{folder} is being written by another process: leave it to that one, whose end the same "
+        "command finds, or share the work with --rank R --world N"
+    )
+
+
+def _forget(folder: Path, begun: Manifest, source: Source, claims: Claims) -> None:
+    """Has a begun store begin anew; UserError where another process writes it."""
+    parts = [FIRST + block.number for block in _blocks(begun)]
+    if not all(claims.take(part) for part in parts):
+        raise _busy(folder)
+    logging.getLogger(__name__).warning(
+        "note: %s begins anew: its images are others since one could not be read", folder
+    )
+    for block in _blocks(begun):
+        _marker(folder, block).unlink(missing_ok=True)
+    for name in source.files():
+        (folder / name).unlink(missing_ok=True)
+    write_text(folder / MANIFEST, source.manifest.text())
+    (folder / "blocks" / UNREADABLE).unlink()
+    for part in parts:
+        claims.free(part)
+
+
+def _begin(folder: Path, source: Source, claims: Claims | None = None) -> Manifest:
     """Returns the manifest of the store that is begun, or was before by the same command."""
     manifest = source.manifest
     begun = read_begun(folder)
     if begun is None:
         write_text(folder / MANIFEST, manifest.text())
-    elif replace(begun, **{key: getattr(manifest, key) for key in PLACES}) != manifest:
+    elif replace(begun, **_of(manifest, PLACES)) != manifest:
         old, new = vars(begun), vars(manifest)
+        same = replace(begun, **_of(manifest, (*PLACES[1:], *IMAGES))) == manifest
+        if claims and same and (folder / "blocks" / UNREADABLE).exists():
+            _forget(folder, begun, source, claims)
+            return _begin(folder, source)
         key = next(key for key in old if key not in PLACES and old[key] != new[key])
         raise UserError(
             f"{folder} is a store of another {key.replace('_', ' ')}: {_short(old[key])}, not "
@@ -193,6 +227,10 @@ def _begin(folder: Path, source: Source) -> Manifest:
                     part.write_bytes(data)
         (folder / "blocks").mkdir(exist_ok=True)
     return manifest
+
+
+def _of(manifest: Manifest, keys: Sequence[str]) -> dict[str, Any]:
+    return {key: getattr(manifest, key) for key in keys}
 
 
 def _short(value: Any) -> str:

@@ -1,12 +1,13 @@
 """What a score keeps of its reference images, as a file: they are read and decoded once."""
 
-__all__ = ["Reference", "read_reference", "reference_key", "write_reference"]
+__all__ = ["Reference", "note_others", "read_reference", "reference_key", "write_reference"]
 
 import json
 import logging
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -59,6 +60,8 @@ def reference_key(
     """
     if is_own(features):
         return None
+    if limit is not None and limit >= max(len(data.split(name)) for name in get_args(Split)):
+        limit = None  # all
     parts = [features.name, features.describe(), limit, data.digest(), data.codec.describe()]
     if split != "train":
         parts.append(split)
@@ -77,6 +80,16 @@ def write_reference(path: Path, key: str, reference: Reference) -> None:
             "note: the reference is not kept at %s (%s): the next score computes it again",
             path,
             error.strerror,
+        )
+
+
+def note_others(path: Path) -> None:
+    """Says so where a reference is not there, but references of other scores are."""
+    if not path.exists() and any(path.parent.glob("reference-*")):
+        logging.getLogger(__name__).warning(
+            "note: the references that %s keeps are of other features or another "
+            "--evaluation.reference; this one is computed, and kept too",
+            path.parent,
         )
 
 

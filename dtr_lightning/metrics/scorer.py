@@ -23,6 +23,7 @@ from dtr_lightning.metrics.features import Features
 from dtr_lightning.metrics.precision import PrecisionRecall
 from dtr_lightning.metrics.reference import (
     Reference,
+    note_others,
     read_reference,
     reference_key,
     write_reference,
@@ -184,6 +185,8 @@ class Scorer:
             if _all_have(stored, self.device):
                 self._restore(stored, rank, world)
                 return
+            if rank == 0:
+                note_others(path)
         train, val = (self._take(name, rank, world, report) for name in ("train", "val"))
         self.floor = float(self.metrics["score"].compute()) if self.floor_n > 1 else None
         self.metrics["score"].reset()

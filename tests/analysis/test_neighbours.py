@@ -87,6 +87,9 @@ def test_copies_come_first_and_are_framed(tmp_path, reference):
     framed = int(first["copy"].sum()) + int((numbers.rms_grey <= numbers.threshold_rms_grey).sum())
     assert len(figure.axes[0].patches) == framed >= 4
     assert figure.get_figwidth() == pytest.approx(WIDE / 3) and len(figure.axes) == 1
+    figure.canvas.draw()
+    top = figure.axes[0].title.get_window_extent().y1
+    assert figure.bbox.y1 - 20 < top < figure.bbox.y1
     train = reference.data.split("train")
     assert all(int(train[r.train_index][1]) == r.train_label for r in numbers.itertuples())
 

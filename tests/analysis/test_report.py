@@ -40,11 +40,39 @@ def test_it_says_what_was_run_and_names_every_run(page):
     for run in directory.glob("*/config.yaml"):
         if Run(run.parent).results is not None:
             name = run.parent.name
-            assert f"--config {name}/config.yaml --out runs/again/{name}<" in text
-    assert str(directory) not in text
+            assert f"--config {run} --out runs/again/{name}<" in text
+    assert text.count(str(directory)) == text.count("--config ")
     assert text.count("<figure>") == len(list((directory / "figures").glob("*.png")))
     assert "it is not FID" in text
     assert "The setting with the fewest seeds has 1: with fewer than 6" in text
+
+
+def again_of(text):
+    """The paths of config and directory in the commands that compute runs again."""
+    return re.findall(r"train\.py --config (\S+) --out (\S+?)<", text)
+
+
+def test_a_report_elsewhere_has_the_name_and_the_commands_of_the_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "first", "DTR", 4.0)
+    make(tmp_path / "second", "RTR", 6.0)
+    draw_all(["first"], out="shown", only=["tables"], report=True)
+    text = (tmp_path / "shown" / "report.html").read_text()
+    assert "<title>first</title>" in text
+    run = f"{tmp_path}/first/DTR/config.yaml"
+    assert again_of(text) == [(run, "runs/again/DTR")]
+    draw_all(["first", "second"], out="shown", only=["tables"], report=True)
+    text = (tmp_path / "shown" / "report.html").read_text()
+    assert "<title>first, second</title>" in text
+    assert {out for _, out in again_of(text)} == {
+        "runs/again/first/DTR",
+        "runs/again/second/RTR",
+    }
+    monkeypatch.setattr("analysis.report.page.CLONE", tmp_path)
+    draw_all(["first"], only=["tables"], report=True)
+    assert (
+        again_of((tmp_path / "first" / "report.html").read_text())[0][0] == "first/DTR/config.yaml"
+    )
 
 
 def test_markup_in_a_name_is_text(tmp_path):

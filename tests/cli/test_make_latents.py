@@ -25,10 +25,34 @@ def test_the_config_that_is_named_fits_the_store(monkeypatch, codec, shape, imag
     words = shlex.split(f"--config {make_latents.fitting(store)} --data.root DIR")
     config = parse(make_parser(), words).config
     assert config["data"]["class_path"] == ("PixelStore" if codec == "Pixels" else "Latents")
+    published = words[1].startswith("configs/paper/")
+    schedule = "linear" if codec == "VAE" and not published else "cosine"
+    assert config["diffusion"]["init_args"]["schedule"] == schedule
     model, features = config["model"]["init_args"], config["features"]["class_path"]
     assert shape[-1] % model["patch_size"] == 0
     side = {"DigitsFeatures": 8, "MNISTFeatures": 32}.get(features)
     assert side is None or (image_shape == (1, side, side) and classes == 10)
+
+
+@pytest.mark.parametrize("config", ["images_small", "images", "mnist_latents"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--features", "TimmFeatures"],
+        ["--features=TimmFeatures", "--features.size=96", "--evaluation.reference", "500"],
+        ["--features", "InceptionFeatures", "--evaluation.reference_split", "val"],
+    ],
+)
+def test_the_command_scores_as_the_reference_was_kept(monkeypatch, config, words):
+    monkeypatch.chdir(ROOT)
+    config = f"configs/{config}.yaml"
+    kept = make_parser(groups=("features", "evaluation")).parse_args(words).as_dict()
+    printed = make_latents.scoring(config, words)
+    scored = parse(make_parser(), ["--config", config, *printed]).config
+    assert printed[: len(words)] == words
+    assert scored["features"]["init_args"] == kept["features"].get("init_args", {})
+    for key in ("reference", "reference_split"):
+        assert scored["evaluation"][key] == kept["evaluation"][key]
 
 
 def test_captions_go_with_a_network_that_reads_them(monkeypatch):

@@ -46,6 +46,20 @@ def test_an_empty_place_is_one_line(module, form, monkeypatch, capsys):
     assert f"{option} is empty" in said(module, words, monkeypatch, capsys)
 
 
+@pytest.mark.parametrize(
+    ("module", "given", "right"),
+    [
+        ("train", "--fast_dev_run", "--fast-dev-run"),
+        ("train", "--init-partial=true", "--init_partial"),
+        ("sweep", "--dry_run", "--dry-run"),
+        ("evaluate", "--save_samples=x.npz", "--save-samples"),
+        ("make_latents", "--held-out=0.1", "--held_out"),
+    ],
+)
+def test_a_hyphen_in_place_of_an_underscore_is_told(module, given, right, monkeypatch, capsys):
+    assert said(module, [*OUT[module], given], monkeypatch, capsys).endswith(f"; write {right}")
+
+
 @pytest.mark.parametrize("module", OUT)
 def test_bytes_that_are_no_utf8_are_one_line(module, monkeypatch, capsys):
     word = os.fsdecode(b"caf\xe9")

@@ -103,6 +103,23 @@ def test_an_unreadable_image_is_named_in_one_line(tmp_path, workers):
     assert not active_children()  # a worker that outlived its reader would keep us from exiting
 
 
+def test_all_unreadable_images_are_named_together(tmp_path):
+    for i in range(40):
+        write(tmp_path / f"{i:02}.png", i)
+    bad = [tmp_path / f"{i:02}.png" for i in range(1, 40, 6)]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:40])
+    data = instantiate(tmp_path, held_out=0.5)
+    with pytest.raises(UserError) as caught:
+        [*data.image_batches("val")]
+    names = ", ".join(map(str, bad[:5]))
+    said = f"cannot read 7 images: {names} and 2 more; replace or remove them"
+    assert str(caught.value) == said
+    data.patience = 0.0
+    with pytest.raises(UserError, match=r"^cannot read image .*png: "):
+        [*data.image_batches("train")]
+
+
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
 def test_damaged_files_are_user_errors(tmp_path, content):
     path = tmp_path / "x.png"

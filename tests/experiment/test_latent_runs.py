@@ -11,10 +11,11 @@ from PIL import Image
 
 import make_latents
 from dtr_lightning.config.parser import resolve
-from dtr_lightning.data import Digits
+from dtr_lightning.data import Digits, Latents
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.api import StoredRun
 from dtr_lightning.experiment.fit import Stopped, run
+from dtr_lightning.metrics import DigitsFeatures, Scorer
 from dtr_lightning.rundir.arrays import read_arrays
 from dtr_lightning.rundir.run import Run
 from tests.conftest import ROOT, TINY
@@ -75,15 +76,24 @@ def test_a_run_in_latents_scores_decoded_images(finished):
     assert protocol["sampler.clip"] is False
 
 
-def test_a_store_with_features_holds_what_a_first_score_leaves(finished, made, command, tmp_path):
+def test_a_store_with_features_holds_what_a_first_score_leaves(
+    finished, made, command, tmp_path, caplog
+):
     (left,) = (made / "store").glob("reference-*")
     given = ["--features", "DigitsFeatures", "--evaluation.reference", 0]
-    code, _, errors = command(*options(made), "--out", tmp_path / "store", *given)
+    code, out, errors = command(*options(made), "--out", tmp_path / "store", *given)
     assert code == 0 and "100 %  reference" in errors
+    assert out.rstrip().endswith("--features DigitsFeatures --evaluation.reference 0")
     (kept,) = (tmp_path / "store").glob("reference-*")
     assert kept.name == left.name
     for name, array in read_arrays(left).items():
         assert np.array_equal(read_arrays(kept)[name], array)
+    store = Latents(tmp_path / "store")
+    for limit, computed in ((None, False), (1000, False), (20, True), (20, False)):
+        caplog.clear()
+        Scorer(DigitsFeatures(), store, limit=limit).prepare()
+        said = f"that {tmp_path / 'store'} keeps are of other features" in caplog.text
+        assert said == computed, limit
 
 
 @pytest.mark.parametrize(

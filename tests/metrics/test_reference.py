@@ -149,5 +149,9 @@ def test_a_key_names_features_images_and_limit(tmp_path):
     data = Counted(tmp_path)
     keys = {reference_key(DigitsFeatures(), data, limit) for limit in (None, 300, 400)}
     assert len(keys) == 3
+    largest = len(data.split("train"))
+    keys |= {reference_key(DigitsFeatures(), data, limit) for limit in (largest, 10 * largest)}
+    assert len(keys) == 3  # these are all images
+    assert reference_key(DigitsFeatures(), data, largest - 1) not in keys
     data.digest = lambda: "other"
     assert reference_key(DigitsFeatures(), data, None) not in keys
