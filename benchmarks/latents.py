@@ -137,7 +137,7 @@ def main() -> int:
     console.print(about, soft_wrap=True)
     console.print(shown)
     if options.json:
-        options.json.write_text(to_json({"machine": about, "n": options.n, "rows": numbers}))
+        options.json.write_text(to_json({"machine": about, "n": options.n, "rows": numbers}) + "\n")
     return 0
 
 

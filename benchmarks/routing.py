@@ -158,7 +158,7 @@ def main() -> int:
             "threads": options.threads,
             "device": options.device,
         }
-        write_text(options.json, to_json(about | provenance() | {"rows": rows}))
+        write_text(options.json, to_json(about | provenance() | {"rows": rows}) + "\n")
     return 0
 
 

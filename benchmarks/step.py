@@ -210,7 +210,7 @@ def main() -> int:
         ]
     if options.json:
         stated = {"machine": about, "rounds": options.rounds, "device": options.device}
-        write_text(options.json, to_json(stated | provenance() | {"rows": record}))
+        write_text(options.json, to_json(stated | provenance() | {"rows": record}) + "\n")
     return 0
 
 

@@ -241,7 +241,7 @@ def main() -> int:
         shown.add_row(*row)
     Console().print(shown)
     if options.json:
-        write_text(options.json, to_json({"what": options.what, "rows": rows}))
+        write_text(options.json, to_json({"what": options.what, "rows": rows}) + "\n")
     return 0
 
 

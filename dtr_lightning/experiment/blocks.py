@@ -106,7 +106,7 @@ class Blocks:
         file = self.folder / "protocol.json"
         self.claims.take(SETUP, wait=True)
         if not file.exists():
-            write_text(file, to_json({**self.stated, "batch_size": self.size}))
+            write_text(file, to_json({**self.stated, "batch_size": self.size}) + "\n")
         self.claims.free(SETUP)
         if (size := json.loads(file.read_text())["batch_size"]) != self.size:
             raise UserError(

@@ -228,7 +228,7 @@ class Run:
 
     def update_meta(self, **entries: Any) -> None:
         """Adds entries to meta.json."""
-        write_text(self.meta_file, to_json(self.meta | entries))
+        write_text(self.meta_file, to_json(self.meta | entries) + "\n")
 
     @property
     def results(self) -> dict[str, Any] | None:
@@ -281,13 +281,13 @@ class Run:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Writes the final numbers: from now on the run is done."""
-        write_text(self.results_file, to_json(results))
+        write_text(self.results_file, to_json(results) + "\n")
 
     def write_evaluation(self, name: str, results: Mapping[str, Any]) -> Path:
         """Writes an evaluation under another protocol than the run's own."""
         self.evaluations.mkdir(parents=True, exist_ok=True)
         path = self.evaluations / f"{name}.json"
-        write_text(path, to_json(results))
+        write_text(path, to_json(results) + "\n")
         return path
 
     def evaluation(self, name: str) -> dict[str, Any] | None:

@@ -90,8 +90,12 @@ def _cost(sweep: Sweep, configs: list[dict[str, Any]], workers: Workers) -> list
     hours = steps / rate * evaluated / 3600
     unit = "GPU-hours" if workers.gpus or source != "measured here" else "hours of a worker"
     return [
-        f"about {60 * hours / workers.slots:.1f} min with {workers.slots} workers of "
+        f"about {_time(3600 * hours / workers.slots)} with {workers.slots} workers of "
         f"{workers.threads} threads: {rate:.3g} steps/s, {source}, and {evaluated - 1:.0%} more "
         f"for sampling; {hours:.3g} {unit} in all, and some seconds a run to start and to score",
         f"about {checkpoints / 1e9:.2g} GB of checkpoints in {len(configs)} runs",
     ]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"

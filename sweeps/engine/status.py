@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from dtr_lightning.errors import UserError
-from dtr_lightning.experiment.notes import notes_of
+from dtr_lightning.experiment.notes import MEANINGLESS, notes_of
 from sweeps.engine.database import Database
 from sweeps.engine.driver import default_folder
 from sweeps.engine.folder import Folder
@@ -77,12 +77,14 @@ def status(
     notes: dict[str, None] = {}
     for i, (metric, direction) in enumerate(recipe.objectives.items()):
         done = [t for t in last.values() if t.state == TrialState.COMPLETE and t.values]
-        if done:
-            best = (min if direction == "minimize" else max)(done, key=lambda t: t.values[i])
-            say(f"best {metric} {best.values[i]:.4g}: {_label(best)}")
+        for trial in sorted(done, key=lambda t: t.values[i], reverse=direction == "maximize"):
+            told: dict[str, str] = {}
             with contextlib.suppress(UserError):  # a damaged file matters elsewhere
-                results = folder.run(Point(best.user_attrs["point"], {})).results or {}
-                notes |= dict.fromkeys(notes_of(results).values())
+                told = notes_of(folder.run(Point(trial.user_attrs["point"], {})).results or {})
+            notes |= dict.fromkeys(told.values())
+            if not MEANINGLESS & told.keys():
+                say(f"best {metric} {trial.values[i]:.4g}: {_label(trial)}")
+                break
     for note in notes:
         say(f"note: {note}")
     seconds = [t.user_attrs["seconds"] for t in last.values() if t.user_attrs.get("seconds")]

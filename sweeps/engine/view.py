@@ -10,12 +10,13 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
+from dtr_lightning.experiment.notes import MEANINGLESS, notes_of
 from sweeps.engine.plan import Point, Sweep
 from sweeps.engine.values import finite
 
 
 class View:
-    """Counts finished trials and keeps the best score; prints a line per trial."""
+    """Counts finished trials and keeps the best score that says something; a line per trial."""
 
     def __init__(self, sweep: Sweep, console: Console) -> None:
         self.sweep, self.console = sweep, console
@@ -71,7 +72,7 @@ class View:
 
     def _compare(self, point: Point, results: Mapping[str, Any]) -> None:
         score = results.get(self.sweep.metric)
-        if not finite(score):
+        if not finite(score) or MEANINGLESS & notes_of(results).keys():
             return
         sign = 1 if self.sweep.recipe.direction == "minimize" else -1
         if self.best is None or sign * score < sign * self.best[0]:

@@ -46,7 +46,8 @@ def test_status_counts_what_became_of_every_point(light, tmp_path):
     assert "best score 0.1: NoRouting seed=0" in told and "note:" not in told
     (best,) = (found for found in find_runs([out]) if "norouting" in found.path.name)
     best.write_results(best.results | {"smoke": True})
-    assert "note: a smoke run tests the commands" in seen(path, out, seeds=2)
+    told = seen(path, out, seeds=2)
+    assert "note: a smoke run tests the commands" in told and "best score 0.1: NoR" not in told
     with pytest.raises(UserError, match="holds no sweep"):
         seen(path, tmp_path / "nothing")
 
