@@ -12,12 +12,13 @@ from typing import Any, get_args, get_type_hints
 import docstring_parser
 
 from analysis.catalog import PROBES, figure, valid_names
-from dtr_lightning.cli.commands import INTERRUPTED, Options, loading, quiet
+from dtr_lightning.cli.commands import INTERRUPTED, Options, command, loading
 from dtr_lightning.errors import UserError
 
 HOME = Path(__file__).resolve().parent.parent
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line and prints what was written and left out; returns the exit code."""
     loading()
@@ -59,22 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 metavar=None if words else option.name.upper(),
                 help=f"{about[option.name]} (default: {option.default})".replace("%", "%%"),
             )
-    quiet()
-    try:
-        given = parser.parse_args(arguments)
-        if given.findings:
-            return _findings(given)
-        if not given.directories:
-            raise UserError("name a directory of runs, or give --findings")
-        configs = _configs(vars(given), probes)
-        from analysis.draw import draw_all
+    given = parser.parse_args(arguments)
+    if given.findings:
+        return _findings(given)
+    if not given.directories:
+        raise UserError("name a directory of runs, or give --findings")
+    configs = _configs(vars(given), probes)
+    from analysis.draw import draw_all
 
+    try:
         written, left_out = draw_all(
             given.directories, given.out, given.only, given.report, configs
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the next run", file=sys.stderr)
         return INTERRUPTED

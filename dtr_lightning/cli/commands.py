@@ -134,7 +134,7 @@ def loading(file: TextIO | None = None) -> None:
         print("loading ...", file=file or sys.stdout, flush=True)
 
 
-def command(main: Callable[[], int | None]) -> Callable[[], int | None]:
+def command(main: Callable[..., int | None]) -> Callable[..., int | None]:
     """Wraps a command's main: a person's mistake becomes one line and exit code 2.
 
     What has diverged is one line too, and exit code 1. Ctrl-C says that the same command goes on
@@ -142,12 +142,12 @@ def command(main: Callable[[], int | None]) -> Callable[[], int | None]:
     """
 
     @wraps(main)
-    def wrapped() -> int | None:
+    def wrapped(*arguments: Any) -> int | None:
         quiet()
         if os.getcwd() not in sys.path:  # where a person's own classes are looked for, last
             sys.path.append(os.getcwd())
         try:
-            return main()
+            return main(*arguments)
         except Diverged as error:
             print(f"diverged: {error}", file=sys.stderr)
             return 1
