@@ -5,12 +5,12 @@ difference of two settings has one of each, a difference of differences two.
 """
 
 __all__ = [
-    *("CLAIMS", "CORES", "CURVE", "DATA", "DIGITS", "GAINS", "LATENTS", "MASKS", "PIXELS", "WHERE"),
-    *("Claim", "Comparison", "Data", "Runs"),
+    *("CLAIMS", "CORES", "CURVE", "DATA", "DIGITS", "EXPLORED", "GAINS", "LATENTS", "MASKS"),
+    *("PIXELS", "WHERE", "Claim", "Comparison", "Data", "Runs"),
 ]
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from analysis.findings.measures import (
@@ -322,6 +322,22 @@ GAINS = {
             }
         },
     ),
+}
+# Looked at after the runs, beside a claim: not registered, corrected for nothing.
+EXPLORED = {
+    "9": [
+        replace(comparison, label=f"DTR - none, {size} channels")
+        for effects in GAINS["sizes"][1].values()
+        for size, comparison in effects.items()
+    ],
+    "13": [
+        _against(DIGITS, f"{name} - none, {steps:,} steps", routed, plain, direction)
+        for name, router, direction in (("DTR", "DTR", -1), ("R-TR", "RTR", +1))
+        for steps, routed, plain in (
+            (1000, D[name], D["none"]),
+            (4000, _long(router), _long("NoRouting")),
+        )
+    ],
 }
 # The comparisons whose held-out loss is shown per eighth of the timeline.
 WHERE = [c for claim in CLAIMS[:2] for c in claim.comparisons]

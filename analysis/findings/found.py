@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from analysis.findings.archive import Archive
-from analysis.findings.claims import CLAIMS, DIGITS, GAINS, MASKS, WHERE, Claim
+from analysis.findings.claims import CLAIMS, DIGITS, EXPLORED, GAINS, MASKS, WHERE, Claim
 from analysis.findings.cost import Cost, read_cost
 from analysis.findings.judge import MISSING, REFUTED, Judged, judge
 from analysis.findings.measures import EIGHTHS, LOSS, SCORE
@@ -24,6 +24,7 @@ class Findings:
     gains: dict[str, dict[str, dict[float, Judged]]]
     curve: Curve
     cost: Cost | None
+    explored: dict[str, list[Judged]]
     orders: dict[str, Order | None]
     searched: Searched | None
 
@@ -54,6 +55,7 @@ class Findings:
             alone,
             overlap_curve(archive),
             read_cost(archive.folder),
+            {number: [judge([c], archive)[0] for c in each] for number, each in EXPLORED.items()},
             {data.name: paper_order(archive, data) for data in MASKS},
             searched(archive),
         )

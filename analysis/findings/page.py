@@ -19,7 +19,15 @@ from analysis.findings.cost import BENCHMARK
 from analysis.findings.found import Findings
 from analysis.findings.judge import Judged
 from analysis.findings.measures import CKA_ALL
-from analysis.findings.texts import effects_table, known, notes, said, summary, verdict_table
+from analysis.findings.texts import (
+    effects_table,
+    explored_table,
+    known,
+    notes,
+    said,
+    summary,
+    verdict_table,
+)
 from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.atomic import writing
 
@@ -109,7 +117,8 @@ def _both(effects: Mapping[float, Judged]) -> dict[float, Judged]:
 class Section(NamedTuple):
     """What the page shows of a claim: its verdicts, effects, figures, and what they say.
 
-    pictures: (path, what is to be seen); notes: what makes its scores unreliable.
+    pictures: (path, what is to be seen); notes: what makes its scores unreliable; explored: effects
+    that were not registered.
     """
 
     number: str
@@ -117,6 +126,7 @@ class Section(NamedTuple):
     verdicts: str
     table: str
     notes: list[str]
+    explored: str
     pictures: list[tuple[str, str]]
     words: str
 
@@ -133,6 +143,7 @@ def _section(
         "; ".join(f"{data}: {said(data, verdict)}" for data, verdict in verdicts.items()),
         effects_table(found.effects[claim.number], found.losses.get(claim.number, [])),
         [*notes(claim, archive)],
+        explored_table(found.explored.get(claim.number, [])),
         [(pictures[name], alt) for name, alt in shown.items() if name in pictures],
         that_fit(words, verdicts),
     )

@@ -1,6 +1,6 @@
 """The tables of docs/findings.md, as Markdown, and that of the README."""
 
-__all__ = ["effects_table", "known", "notes", "said", "summary", "verdict_table"]
+__all__ = ["effects_table", "explored_table", "known", "notes", "said", "summary", "verdict_table"]
 
 import math
 from collections import Counter
@@ -76,6 +76,20 @@ def effects_table(judged: Sequence[Judged], losses: Sequence[Judged]) -> str:
         columns["its p, corrected"] = [_corrected(e) for e in same]
     words = ["comparison", "data", "difference in", "verdict"]
     return Text(columns, words, "").markdown().strip()
+
+
+def explored_table(judged: Sequence[Judged]) -> str:
+    """Returns a table of effects without verdicts; empty if none is known."""
+    if not (rows := known(judged)):
+        return ""
+    columns = {
+        "comparison": [e.comparison.label for e in rows],
+        "data": [e.comparison.data.name for e in rows],
+        "seeds": [str(e.n) for e in rows],
+        "difference in score [interval]": [_interval(e) for e in rows],
+        "p": [_p(e.p) for e in rows],
+    }
+    return Text(columns, ["comparison", "data"], "").markdown().strip()
 
 
 def notes(claim: Claim, archive: Archive) -> Iterator[str]:
