@@ -119,7 +119,7 @@ def _measure(pair: Pair, config: TransferConfig, bar: Bar) -> None:
             joint.module.model = RangeExperts(*zip(*parts, strict=True)).to(joint.device)
         scores, *_ = joint.experiment.evaluate(joint.trainer, joint.module, n, 1, add)
         with writing(artifact(pair[0], FILE)) as part:
-            part.write_text(to_json(_stored(pair[0]) | {key: scores["score"]}))
+            part.write_text(to_json(_stored(pair[0]) | {key: scores["score"]}) + "\n")
 
 
 def _scores(pair: Pair, config: TransferConfig) -> list[float]:

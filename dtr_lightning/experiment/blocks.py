@@ -26,9 +26,9 @@ from dtr_lightning.errors import Diverged, UserError
 from dtr_lightning.experiment.evaluation import Report, draw_labels, draws, silent
 from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.rundir.arrays import read_arrays
-from dtr_lightning.rundir.atomic import replacing, write_text
+from dtr_lightning.rundir.atomic import replacing
 from dtr_lightning.rundir.claims import Claims
-from dtr_lightning.rundir.run import to_json
+from dtr_lightning.rundir.run import write_json
 from dtr_lightning.training.launch import ALONE, Place
 from dtr_lightning.training.module import DiffusionModule
 
@@ -107,7 +107,7 @@ class Blocks:
         file = self.folder / "protocol.json"
         self.claims.take(SETUP, wait=True)
         if not file.exists():
-            write_text(file, to_json({**self.stated, "batch_size": self.size}))
+            write_json(file, {**self.stated, "batch_size": self.size})
         self.claims.free(SETUP)
         if (size := json.loads(file.read_text())["batch_size"]) != self.size:
             raise UserError(
