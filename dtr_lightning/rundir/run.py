@@ -94,6 +94,9 @@ class Run:
         self.sample_arrays = self.samples / "samples.npz"
         self.evaluations = self.path / "artifacts" / "evaluations"
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
     @property
     def tensorboard(self) -> Path:
         """Where TensorBoard's events are: in the run itself, in tb/ of an older one."""
