@@ -28,7 +28,7 @@ from dtr_lightning.data.base import ResumableSampler, Split
 from dtr_lightning.data.store import Manifest, StoredSplit
 from dtr_lightning.data.store_writer import Part, Source, write_store
 from dtr_lightning.errors import UserError
-from dtr_lightning.rundir.run import to_json
+from dtr_lightning.rundir.run import write_json
 
 BATCH = 256
 SHAPE = (8, 32, 32)
@@ -137,7 +137,7 @@ def main() -> int:
     console.print(about, soft_wrap=True)
     console.print(shown)
     if options.json:
-        options.json.write_text(to_json({"machine": about, "n": options.n, "rows": numbers}) + "\n")
+        write_json(options.json, {"machine": about, "n": options.n, "rows": numbers})
     return 0
 
 

@@ -29,9 +29,8 @@ from dtr_lightning.errors import UserError, choices
 from dtr_lightning.models import DiT
 from dtr_lightning.objectives import Constant
 from dtr_lightning.routing import FixedMasks, NoRouting, Router
-from dtr_lightning.rundir.atomic import write_text
 from dtr_lightning.rundir.provenance import provenance
-from dtr_lightning.rundir.run import to_json
+from dtr_lightning.rundir.run import write_json
 from dtr_lightning.training.module import DiffusionModule
 
 ROUTERS = {
@@ -158,7 +157,7 @@ def main() -> int:
             "threads": options.threads,
             "device": options.device,
         }
-        write_text(options.json, to_json(about | provenance() | {"rows": rows}) + "\n")
+        write_json(options.json, about | provenance() | {"rows": rows})
     return 0
 
 

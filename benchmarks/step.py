@@ -33,9 +33,8 @@ from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.models import DiT
 from dtr_lightning.objectives import Constant
 from dtr_lightning.routing import DTR, NoRouting
-from dtr_lightning.rundir.atomic import write_text
 from dtr_lightning.rundir.provenance import provenance
-from dtr_lightning.rundir.run import to_json
+from dtr_lightning.rundir.run import write_json
 from dtr_lightning.training.ema import EMA
 from dtr_lightning.training.memory import step_memory
 from dtr_lightning.training.module import DiffusionModule
@@ -210,7 +209,7 @@ def main() -> int:
         ]
     if options.json:
         stated = {"machine": about, "rounds": options.rounds, "device": options.device}
-        write_text(options.json, to_json(stated | provenance() | {"rows": record}) + "\n")
+        write_json(options.json, stated | provenance() | {"rows": record})
     return 0
 
 

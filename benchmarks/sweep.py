@@ -30,8 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import scale
 from dtr_lightning.cli.commands import Options, command
 from dtr_lightning.errors import UserError
-from dtr_lightning.rundir.atomic import write_text
-from dtr_lightning.rundir.run import Run, find_runs, to_json
+from dtr_lightning.rundir.run import Run, find_runs, to_json, write_json
 from sweeps.engine.folder import Folder
 from sweeps.engine.plan import Point, Sweep
 from sweeps.engine.recipe import read
@@ -241,7 +240,7 @@ def main() -> int:
         shown.add_row(*row)
     Console().print(shown)
     if options.json:
-        write_text(options.json, to_json({"what": options.what, "rows": rows}) + "\n")
+        write_json(options.json, {"what": options.what, "rows": rows})
     return 0
 
 

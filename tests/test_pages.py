@@ -250,6 +250,14 @@ def test_the_page_of_options_is_that_of_the_classes(monkeypatch):
             assert f"\n### `{name}`\n" in rest
 
 
+def test_the_first_table_of_the_page_of_options_has_every_choice():
+    rows = re.findall(r"^\| \[`--(\w+)`\].*", OPTIONS.read_text(), re.M)
+    assert rows == [*dict.fromkeys(rows)] and {*rows} == {*AXES}
+    for axis, (base, _) in AXES.items():
+        row = re.search(rf"^\| \[`--{axis}`\]\(\S+\) \|(.*)$", OPTIONS.read_text(), re.M)[1]
+        assert {*re.findall(r"`(\w+)`", row)} == {*shipped(base)}
+
+
 def test_the_page_of_options_names_the_routers_that_keep_a_table_per_block(tmp_path):
     file = tmp_path / "masks.npy"
     np.save(file, np.ones((2, 1000, 24), dtype=bool))

@@ -32,6 +32,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 
 from dtr_lightning.cli.commands import check_utf8
@@ -93,7 +94,11 @@ class Parser(ArgumentParser):
         """Adds the arguments of a class, and remembers the class of a choice on an axis."""
         if not (args or kwargs.get("nested_key")):
             self.of_choice = class_type
-        return super().add_class_arguments(class_type, *args, **kwargs)
+        added = super().add_class_arguments(class_type, *args, **kwargs)
+        if not added:  # what `--router.help NAME` then shows in their place
+            about = docstring_parser.parse(class_type.__doc__ or "").short_description
+            self.epilog = " ".join(filter(None, (about, f"{class_type.__name__} has no options.")))
+        return added
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Raises UserError; the parsers of the classes on an axis come here too."""

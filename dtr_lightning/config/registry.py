@@ -15,9 +15,10 @@ import inspect
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any, get_args, get_type_hints
 
-from dtr_lightning.errors import UserError
+from dtr_lightning.errors import UserError, known_failure
 
 # methods that a person's own class may still have under their old names
 RENAMED = {"build": "bind", "spread": "timesteps_at", "factors": "loss_conversion"}
@@ -34,9 +35,22 @@ def valid_choices(base: type) -> dict[str, type]:
 
 
 def instantiate(base: type, choice: Mapping[str, Any], **linked: Any) -> Any:
-    """Returns the object of a choice {class_path, init_args}, with the linked ones it takes."""
-    linked = {k: value for k, value in linked.items() if k in options(base, choice["class_path"])}
-    return class_of(base, choice["class_path"])(**(choice.get("init_args") or {}), **linked)
+    """Returns the object of a choice {class_path, init_args}, with the linked ones it takes.
+
+    What the constructor of a person's own class raises becomes a UserError that names the place.
+    """
+    path = choice["class_path"]
+    linked = {k: value for k, value in linked.items() if k in options(base, path)}
+    try:
+        return class_of(base, path)(**(choice.get("init_args") or {}), **linked)
+    except UserError:
+        raise
+    except Exception as error:
+        if (file := source_file(path)) is None or known_failure(error):
+            raise
+        lines = [at.lineno for at in extract_tb(error.__traceback__) if at.filename == str(file)]
+        place = f" ({file}, line {lines[-1]})" if lines else ""
+        raise UserError(f"{path} cannot be made: {type(error).__name__}: {error}{place}") from error
 
 
 def options(base: type, path: str) -> set[str]:

@@ -22,8 +22,7 @@ from dtr_lightning.cli.commands import Options, command
 from dtr_lightning.cli.progress_bar import Bar
 from dtr_lightning.data import MNIST, to_float, to_uint8
 from dtr_lightning.errors import UserError
-from dtr_lightning.rundir.atomic import write_text
-from dtr_lightning.rundir.run import to_json
+from dtr_lightning.rundir.run import write_json
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -140,7 +139,7 @@ def main() -> None:
         vae.save_pretrained(part)
         for file in Path(part).iterdir():
             file.replace(out / file.name)
-    write_text(out / "card.json", to_json(card, 2) + "\n")
+    write_json(out / "card.json", card, 2)
     print(f"held-out PSNR {card['held_out_psnr']:.2f} dB, written to {out}")
 
 

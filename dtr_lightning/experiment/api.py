@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dtr_lightning.cli.commands import quiet
 from dtr_lightning.config.evaluation import EvaluationConfig
 from dtr_lightning.config.parser import resolve, run_name
 from dtr_lightning.data import Data
+from dtr_lightning.data.scan import few
 from dtr_lightning.errors import UserError, is_utf8, refuse_diverged
 from dtr_lightning.experiment import fit
 from dtr_lightning.experiment.evaluation import Report, fixed_labels, sample, silent
@@ -37,11 +39,17 @@ class StoredRun:
     def __init__(
         self, path: str | Path, checkpoint: str = "last", options: Sequence[str] = ()
     ) -> None:
+        quiet()
         self.files = Run.existing(path)
+        self.checkpoint = checkpoint
         if checkpoint == "last":
             refuse_diverged(self.files.path, self.files.results)
         config = other_protocol(self.files, options)
         self.trained = TrainedRun(self.files, config, checkpoint)
+
+    def __repr__(self) -> str:
+        milestone = "" if self.checkpoint == "last" else f", {self.checkpoint!r}"
+        return f"StoredRun({str(self.files.path)!r}{milestone})"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -134,6 +142,10 @@ class RunList(Sequence[Run]):
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = list(runs)
 
+    def __repr__(self) -> str:
+        count = "1 run" if len(self) == 1 else f"{len(self):,} runs"
+        return f"<RunList of {count}: {few([str(run.path) for run in self])}>"
+
     def __len__(self) -> int:
         return len(self.runs)
 
@@ -177,6 +189,7 @@ def train(
     """
     resolved = resolve(config, options)
     out = Path(out or Path("runs") / Path(config).stem / run_name(resolved, config))
+    quiet()
     fit.run(resolved, out)
     return load(out)
 

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dtr_lightning.cli.duration import duration
 from dtr_lightning.errors import Diverged, UserError
 from dtr_lightning.experiment.evaluation import Report, draw_labels, draws, silent
 from dtr_lightning.experiment.experiment import Experiment
 from dtr_lightning.rundir.arrays import read_arrays
-from dtr_lightning.rundir.atomic import replacing, write_text
+from dtr_lightning.rundir.atomic import replacing
 from dtr_lightning.rundir.claims import Claims
-from dtr_lightning.rundir.run import to_json
+from dtr_lightning.rundir.run import write_json
 from dtr_lightning.training.launch import ALONE, Place
 from dtr_lightning.training.module import DiffusionModule
 
@@ -106,7 +107,7 @@ class Blocks:
         file = self.folder / "protocol.json"
         self.claims.take(SETUP, wait=True)
         if not file.exists():
-            write_text(file, to_json({**self.stated, "batch_size": self.size}) + "\n")
+            write_json(file, {**self.stated, "batch_size": self.size})
         self.claims.free(SETUP)
         if (size := json.loads(file.read_text())["batch_size"]) != self.size:
             raise UserError(
@@ -178,7 +179,7 @@ class Blocks:
         whole = len(missing) == self.count - 1
         samples = f"{self.n:,} samples" if whole else f"{remaining:,} of {self.n:,} samples left"
         work = self.experiment.sampling_work(self.n if whole else remaining)
-        lasts = _duration(seconds / len(self._span(drawn)) * remaining / world)
+        lasts = duration(seconds / len(self._span(drawn)) * remaining / world)
         processes = "1 process" if world == 1 else f"{world} processes"
         self.tell(f"{samples}, {work:,} network evaluations, about {lasts} on {processes}")
 
@@ -256,14 +257,3 @@ class _Clock:
         if len(steps) < 2:
             return time.monotonic() - start
         return (steps[-1] - steps[0]) / (len(steps) - 1) * len(steps)
-
-
-def _duration(seconds: float) -> str:
-    """Returns a duration in words, of two units at most."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -29,8 +29,8 @@ from dtr_lightning.metrics.classifiers import (
     DigitsFeatures,
     MNISTFeatures,
 )
-from dtr_lightning.rundir.atomic import replacing, write_text
-from dtr_lightning.rundir.run import to_json
+from dtr_lightning.rundir.atomic import replacing
+from dtr_lightning.rundir.run import write_json
 
 Progress = Callable[[int, int, str], None]
 RECIPE = {
@@ -154,7 +154,7 @@ def main() -> None:
         "torch": torch.__version__,
         "license": f"MIT, as the package; trained on {data.terms}",
     }
-    write_text(options.out / f"{features.name}.json", to_json(card, 2) + "\n")
+    write_json(options.out / f"{features.name}.json", card, 2)
     print(f"held-out accuracy {accuracy:.4f}, written to {options.out}")
 
 

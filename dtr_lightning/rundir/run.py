@@ -13,7 +13,17 @@ artifacts/      further evaluations; evaluations/NAME/ holds samples while they 
 results.json    final numbers with their protocol; written last: its presence means done
 """
 
-__all__ = ["LOADER", "NO_LOCKS", "OBJECTIVES", "Run", "find_runs", "finite", "steps_of", "to_json"]
+__all__ = [
+    "LOADER",
+    "NO_LOCKS",
+    "OBJECTIVES",
+    "Run",
+    "find_runs",
+    "finite",
+    "steps_of",
+    "to_json",
+    "write_json",
+]
 
 import contextlib
 import errno
@@ -62,6 +72,11 @@ def to_json(content: Any, indent: int | None = 1) -> str:
     return json.dumps(finite(content), indent=indent, allow_nan=False)
 
 
+def write_json(path: str | Path, content: Any, indent: int = 1) -> None:
+    """Writes plain values as a file of strict JSON, whole or not at all."""
+    write_text(path, to_json(content, indent) + "\n")
+
+
 class Run:
     """A run directory; constructing one touches nothing on the disk."""
 
@@ -78,6 +93,9 @@ class Run:
         self.profile = self.path / "profile"
         self.sample_arrays = self.samples / "samples.npz"
         self.evaluations = self.path / "artifacts" / "evaluations"
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
 
     @property
     def tensorboard(self) -> Path:
@@ -228,7 +246,7 @@ class Run:
 
     def update_meta(self, **entries: Any) -> None:
         """Adds entries to meta.json."""
-        write_text(self.meta_file, to_json(self.meta | entries) + "\n")
+        write_json(self.meta_file, self.meta | entries)
 
     @property
     def results(self) -> dict[str, Any] | None:
@@ -281,13 +299,13 @@ class Run:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Writes the final numbers: from now on the run is done."""
-        write_text(self.results_file, to_json(results) + "\n")
+        write_json(self.results_file, results)
 
     def write_evaluation(self, name: str, results: Mapping[str, Any]) -> Path:
         """Writes an evaluation under another protocol than the run's own."""
         self.evaluations.mkdir(parents=True, exist_ok=True)
         path = self.evaluations / f"{name}.json"
-        write_text(path, to_json(results) + "\n")
+        write_json(path, results)
         return path
 
     def evaluation(self, name: str) -> dict[str, Any] | None:

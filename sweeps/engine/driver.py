@@ -46,6 +46,10 @@ class Outcome(NamedTuple):
     failed: dict[str, str]
     stopped: bool
 
+    def __repr__(self) -> str:
+        ended = f"{len(self.results)} runs, {len(self.failed)} failed" + ", stopped" * self.stopped
+        return f"<Outcome in {self.directory}: {ended}>"
+
 
 class Ready(NamedTuple):
     """A sweep that was checked, and what it is to be trained with."""

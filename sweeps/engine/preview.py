@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dtr_lightning.cli.duration import duration
 from sweeps.engine.costs import Need, bytes_of_checkpoints, need_of
 from sweeps.engine.folder import Folder
 from sweeps.engine.plan import Sweep
@@ -90,12 +91,8 @@ def _cost(sweep: Sweep, configs: list[dict[str, Any]], workers: Workers) -> list
     hours = steps / rate * evaluated / 3600
     unit = "GPU-hours" if workers.gpus or source != "measured here" else "hours of a worker"
     return [
-        f"about {_time(3600 * hours / workers.slots)} with {workers.slots} workers of "
+        f"about {duration(3600 * hours / workers.slots)} with {workers.slots} workers of "
         f"{workers.threads} threads: {rate:.3g} steps/s, {source}, and {evaluated - 1:.0%} more "
         f"for sampling; {hours:.3g} {unit} in all, and some seconds a run to start and to score",
         f"about {checkpoints / 1e9:.2g} GB of checkpoints in {len(configs)} runs",
     ]
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"

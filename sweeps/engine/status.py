@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from dtr_lightning.cli.duration import duration
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.notes import MEANINGLESS, notes_of
 from sweeps.engine.database import Database
@@ -90,7 +91,7 @@ def status(
     seconds = [t.user_attrs["seconds"] for t in last.values() if t.user_attrs.get("seconds")]
     if states["running"] and seconds:
         eta = remaining * sum(seconds) / len(seconds) / states["running"]
-        say(f"about {eta / 60:.0f} min left with {states['running']} at once")
+        say(f"about {duration(eta)} left with {states['running']} at once")
 
 
 def _trials(database: Database, study: str) -> list[FrozenTrial]:

@@ -123,6 +123,16 @@ def test_an_own_class_that_cannot_be_made(tmp_path, monkeypatch, body, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(("doc", "about"), [('"""All.\n\n Much."""', "All. "), ("", "")])
+def test_the_help_of_a_class_without_options_says_so(tmp_path, monkeypatch, capsys, doc, about):
+    text = f"from dtr_lightning.routing import NoRouting\nclass Mine(NoRouting):\n {doc or 'pass'}"
+    write_module(tmp_path, monkeypatch, text)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        parse(make_parser(), ["--router.help", "my_module.Mine"])
+    help_text = capsys.readouterr().out
+    assert help_text.endswith(f"help=my_module.Mine\n\n{about}Mine has no options.\n")
+
+
 def test_a_bug_in_an_own_module_keeps_its_traceback(tmp_path, monkeypatch):
     write_module(tmp_path, monkeypatch, "not_defined")
     with pytest.raises(NameError, match="not_defined"):

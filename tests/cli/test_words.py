@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from dtr_lightning.cli.commands import check_file
+from dtr_lightning.cli.duration import duration
 from dtr_lightning.errors import UserError
 from dtr_lightning.rundir.atomic import replacing
 from tests.conftest import ROOT
@@ -116,3 +117,9 @@ def test_a_file_that_can_be_written_is_written_whatever_its_length(tmp_path, nam
         part.write_text("half")
         raise KeyboardInterrupt
     assert file.read_text() == "whole" and [*tmp_path.iterdir()] == [file]
+
+
+def test_a_duration_is_told_in_units_that_fit():
+    times = {0.1: "1 s", 89: "89 s", 90: "2 min", 11400: "3 h 10 min", 7170: "2 h 0 min"}
+    assert {seconds: duration(seconds) for seconds in times} == times
+    assert duration(50 * 3600) == "2 d 2 h"

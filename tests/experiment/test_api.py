@@ -1,5 +1,7 @@
 """From Python: a run is trained, loaded, sampled from and tabled as the commands do it."""
 
+import logging
+
 import pytest
 import torch
 
@@ -51,6 +53,24 @@ def test_a_table_has_a_row_per_run_with_options_and_scores(trained):
     assert len(dtr.runs(trained)) == len(frame) == 2
     assert sorted(frame["router.alpha"]) == [1, 4] and set(frame.status) == {"done"}
     assert frame.score.notna().all()
+
+
+def test_a_notebook_shows_which_runs_an_object_holds(trained):
+    first, second = (str(trained / name) for name in ("alpha1", "alpha4"))
+    assert repr(dtr.load(first)) == f"StoredRun({first!r})"
+    runs = dtr.runs(trained)
+    assert repr(runs) == f"<RunList of 2 runs: {first}, {second}>"
+    assert repr(runs[:1]) == f"<RunList of 1 run: {first}>" and repr(runs[0]) == f"Run({first!r})"
+
+
+def test_lightning_is_as_quiet_as_in_the_commands(trained, monkeypatch):
+    speaker, levels = logging.getLogger("lightning.pytorch.utilities.rank_zero"), []
+    monkeypatch.setattr(fit, "run", lambda *_: levels.append(speaker.level))
+    speaker.setLevel(logging.INFO)
+    dtr.train(DIGITS, TINY, trained / "alpha4")
+    speaker.setLevel(logging.INFO)
+    dtr.load(trained / "alpha4")
+    assert [*levels, speaker.level] == [logging.WARNING] * 2
 
 
 def test_a_run_that_is_done_is_not_trained_again(trained, monkeypatch):

@@ -25,9 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from dtr_lightning.cli.commands import Options, command
 from dtr_lightning.errors import UserError
-from dtr_lightning.rundir.atomic import write_text
 from dtr_lightning.rundir.provenance import provenance
-from dtr_lightning.rundir.run import to_json
+from dtr_lightning.rundir.run import write_json
 from tests.faults.kills import Tally, campaign, reference
 from tests.faults.mishaps import MISHAPS, eight_starts
 from tests.faults.postgres import Server
@@ -153,7 +152,7 @@ def main() -> int:
     if options.json:
         about = {name: getattr(options, name) for name in ("points", "seed", "postgres", "quick")}
         content = about | provenance() | {"rows": [asdict(row) for row in found]}
-        write_text(options.json, to_json(content))
+        write_json(options.json, content)
     return 1 if wrong else 0
 
 

@@ -194,3 +194,14 @@ def test_a_milestone_is_a_file_of_its_own(tiny, tmp_path):
         for name in ("step=3.ckpt", "step=6.ckpt", "last.ckpt")
     ]
     assert steps == [3, 6, 6]
+
+
+def test_every_json_of_a_run_ends_its_line(tmp_path):
+    directory = Run(tmp_path)
+    directory.update_meta(status="running")
+    directory.write_results({"score": 1.0})
+    directory.write_evaluation("other", {"score": float("inf")})
+    files = sorted(tmp_path.rglob("*.json"))
+    assert [file.name for file in files] == ["other.json", "meta.json", "results.json"]
+    for file in files:
+        assert file.read_text().endswith("\n}\n")

@@ -43,10 +43,8 @@ def test_a_mistake_is_one_line_and_exit_2(arguments, says, capsys, monkeypatch):
     assert printed.err.count("\n") == 1
 
 
-@pytest.mark.slow
-def test_dry_run_writes_nothing_and_knows_what_is_done(light, tmp_path, monkeypatch, capsys):
-    path, out = write(tmp_path), tmp_path / "out"
-    fit = SimpleNamespace(seconds_per_step=lambda config: 6.0)
+def steps_take(seconds, monkeypatch):
+    fit = SimpleNamespace(seconds_per_step=lambda config: seconds)
     work = SimpleNamespace(
         work=lambda: 30, training_work=lambda: 20, parameters=lambda: 10**6, networks=1
     )
@@ -54,13 +52,30 @@ def test_dry_run_writes_nothing_and_knows_what_is_done(light, tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "dtr_lightning.experiment.fit", fit)
     monkeypatch.setitem(sys.modules, "dtr_lightning.experiment.experiment", experiment)
     monkeypatch.setattr(preview, "this_machine", lambda: Machine(2, ()))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "lasts"), [(0.04, "2 s"), (6.0, "4 min"), (600.0, "6 h 15 min")]
+)
+def test_a_look_before_tells_time_in_units_that_fit(light, tmp_path, monkeypatch, seconds, lasts):
+    steps_take(seconds, monkeypatch)
+    sweep = plan.resolve_all(recipe.read(write(tmp_path)))
+    configs = [point.config for point in sweep.points]
+    told, _ = preview._cost(sweep, configs, SimpleNamespace(slots=2, threads=1, gpus=[]))
+    assert told.startswith(f"about {lasts} with 2 workers of 1 threads: ")
+
+
+@pytest.mark.slow
+def test_dry_run_writes_nothing_and_knows_what_is_done(light, tmp_path, monkeypatch, capsys):
+    path, out = write(tmp_path), tmp_path / "out"
+    steps_take(6.0, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["sweep.py", str(path), "--dry-run", "--out", str(out)])
     monkeypatch.chdir(tmp_path)
     assert command.main() == 0
     printed = capsys.readouterr().out
     assert printed.count("waiting ") == 5
     text = " ".join(printed.split())
-    assert "about 3.8 min with 2 workers of 1 threads" in text
+    assert "about 4 min with 2 workers of 1 threads" in text
     assert "0.125 hours of a worker" in text  # 50 steps of 6 s, and a half more for evaluations
     assert "about 0.08 GB of checkpoints in 5 runs" in text  # 5 times 4 copies of 4 MB
     assert [file.name for file in tmp_path.iterdir()] == ["sweep.yaml"]

@@ -34,6 +34,7 @@ def test_again_trains_nothing_and_starts_no_process(light, tmp_path, monkeypatch
     first, text = run(path, out)
     assert text.count("NoRouting seed=0: score") == 1
     assert "[5/5]" in text
+    assert repr(first) == f"<Outcome in {out}: 5 runs, 0 failed>"
     monkeypatch.setattr(Workers, "warm", lambda self: pytest.fail("a server was started"))
     monkeypatch.setattr(Workers, "start", lambda *_: pytest.fail("a trial was started"))
     second, _ = run(path, out)
