@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.interleaved import Row, Spread, Summary, compare, machine, repeated
 from benchmarks.peer import Peer
 from benchmarks.settings import SETTINGS, Setting
-from dtr_lightning.cli.commands import Options, command, whole
+from dtr_lightning.cli.commands import Options, check_file, command, whole
 from dtr_lightning.config.parser import resolve
 from dtr_lightning.diffusion import Diffusion
 from dtr_lightning.errors import UserError
@@ -181,6 +181,8 @@ def main() -> int:
     options = parse()
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here; valid: cpu")
+    if options.json:
+        check_file("--json", str(options.json), ".json")
     device = torch.device(options.device)
     peer = Peer(options.peer) if options.peer else None
     modes = [

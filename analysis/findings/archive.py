@@ -104,7 +104,7 @@ def _unpack(file: Path, at: Path) -> list[Finished]:
     try:
         with tarfile.open(file) as tar:
             tar.extractall(at, filter="data")
-    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
         raise UserError(f"{file} is damaged; archive its sweep again") from error
     reading = read(find_runs([at]))
     if reading.skipped or not reading.finished:

@@ -109,8 +109,10 @@ class Registered:
 
     def count(self, runs: Sequence[Finished]) -> int:
         """Returns how many of the registered runs are there; UserError for a run that is none."""
-        found = {(self._setting(run), run.seed, run.hash_without("seed")) for run in runs}
-        return sum(seed < self.seeds for _, seed, _ in found)
+        for run in runs:
+            if run.seed >= self.seeds:
+                raise UserError(f"{run.path}: seed {run.seed} is none of {self.file}")
+        return len({(self._setting(run), run.seed, run.hash_without("seed")) for run in runs})
 
     def _setting(self, run: Finished) -> int:
         """Returns which setting a run has, or the start of its search."""

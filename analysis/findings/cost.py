@@ -14,8 +14,9 @@ from analysis.read.statistics import t_interval
 from dtr_lightning.errors import UserError
 
 RECORD = "step.json"  # beside the archives
+ROUNDS = 15
 BENCHMARK = (
-    f"python benchmarks/step.py --config digits --rounds 15 --json results/findings/{RECORD}"
+    f"python benchmarks/step.py --config digits --rounds {ROUNDS} --json results/findings/{RECORD}"
 )
 SAME_SPEED = 0.02
 
@@ -59,13 +60,18 @@ def read_cost(folder: Path) -> Cost | None:
         }
         none, dtr = rows["ours none"], rows["ours DTR"]
         # each row has its ratios to the first of the same round, whichever that is
-        ratios = np.array(dtr["ratios"], float) / np.array(none["ratios"], float)
-        counts = [(side["parameters"], side["memory"]) for side in (none, dtr)]
+        above, below = (np.array(side["ratios"]) for side in (dtr, none))
+        counts = [(int(side["parameters"]), int(side["memory"])) for side in (none, dtr)]
         machine = str(measured["machine"])
+        if above.shape != (ROUNDS,) or below.shape != (ROUNDS,) or measured["device"] != "cpu":
+            raise ValueError("not the registered rounds on the CPU")
+        if not (np.isfinite(above / below).all() and min(above.min(), below.min()) > 0):
+            raise ValueError("ratios that are no speeds")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise UserError(f"{file} is not a record of `{BENCHMARK}`") from error
+    ratios = above / below
     low, high = (math.exp(x) for x in t_interval(np.log(ratios).tolist()))
     ratio = math.exp(float(np.log(ratios).mean()))
     parameters, memory = zip(*counts, strict=True)

@@ -43,7 +43,8 @@ def overlap_curve(archive: Archive) -> Curve:
     """
     points = {}
     for name, (sweep, options) in CURVE.items():
-        if runs := archive.runs(sweep, options):
+        found = archive.runs(sweep, options)
+        if runs := {seed: run for seed, run in found.items() if seed in range(DIGITS.seeds)}:
             first = next(iter(runs.values()))
             overlap = 1.0 if first.choice("router") == "NoRouting" else first.number("overlap")
             points[name] = overlap, {seed: run.score for seed, run in runs.items()}
@@ -131,6 +132,8 @@ def searched(archive: Archive) -> Searched | None:
         return None
     ordered = sorted(settings.values(), key=_mean)
     even = [i for i, runs in enumerate(ordered) if runs[0].flat["router.knots"] == EVEN]
+    if len(even) != 1:
+        return None
     best, (place,) = ordered[0], even
     router = best[0].config["router"]["init_args"]
     return Searched(router, _mean(best), _mean(ordered[place]), place + 1, len(ordered))

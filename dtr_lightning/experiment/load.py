@@ -70,6 +70,10 @@ class _StoredData(Data):
             clip = arguments.get("clip")
             self.captions = StoredCaptions.of_record(text, clip, lambda: self.data.table)
 
+    def explain(self, error: UserError) -> UserError:
+        """Returns the error in the words of the data themselves."""
+        return self.data.explain(error)
+
     @property
     def name(self) -> str:
         """The name of the class that reads the images."""

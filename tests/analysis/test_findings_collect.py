@@ -43,6 +43,10 @@ def overlap(tmp_path_factory):
     return make(tmp_path_factory.mktemp("sweep") / "overlap")
 
 
+def another_seed(run):
+    run_of(run.path.with_name("more"), run.config, seed=77)
+
+
 def none_of(name, runs):
     return {}
 
@@ -60,8 +64,9 @@ def test_a_whole_sweep_is_archived(overlap, tmp_path):
         (lambda run: write_text(run.results_file, "{"), "skipped: .*damaged.*goes on"),
         (lambda run: run.write_results(run.results | {"smoke": True}), "is a smoke run"),
         (lambda run: shutil.rmtree(run.path), "49 of 50 runs; .*goes on"),
+        (another_seed, "seed 77 is none of .*digits_overlap.yaml"),
     ],
-    ids=["unfinished", "damaged", "smoke", "fewer"],
+    ids=["unfinished", "damaged", "smoke", "fewer", "seed"],
 )
 def test_one_that_is_not_whole_replaces_nothing(overlap, tmp_path, change, told):
     folder = tmp_path / "archives"
