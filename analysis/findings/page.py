@@ -1,6 +1,6 @@
 """docs/findings.md: verdicts, effects and figures of the registered claims, from archived runs."""
 
-__all__ = ["README_END", "README_START", "that_fit", "write_findings"]
+__all__ = ["README_END", "README_START", "words_for", "write_findings"]
 
 import math
 from collections.abc import Iterator, Mapping
@@ -145,11 +145,11 @@ def _section(
         [*notes(claim, archive)],
         explored_table(found.explored.get(claim.number, [])),
         [(pictures[name], alt) for name, alt in shown.items() if name in pictures],
-        that_fit(words, verdicts),
+        words_for(words, verdicts),
     )
 
 
-def that_fit(words: Mapping[str, Any] | None, verdicts: Mapping[str, str]) -> str:
+def words_for(words: Mapping[str, Any] | None, verdicts: Mapping[str, str]) -> str:
     """Returns the sentences on a claim if its verdicts are still those they were written for."""
     return words["text"] if words and words["verdicts"] == verdicts else ""
 

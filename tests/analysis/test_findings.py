@@ -14,7 +14,7 @@ from analysis.findings.claims import CLAIMS, DIGITS, PIXELS, Claim, Comparison, 
 from analysis.findings.found import Findings
 from analysis.findings.judge import judge
 from analysis.findings.orders import overlap_curve, paper_order
-from analysis.findings.page import that_fit, write_findings
+from analysis.findings.page import words_for, write_findings
 from analysis.findings.texts import notes, said, summary, verdict_table
 from analysis.read.runs import read
 from dtr_lightning.errors import UserError
@@ -272,8 +272,8 @@ def test_a_figure_that_is_no_longer_drawn_is_deleted(tmp_path):
 
 def test_words_are_printed_for_the_verdicts_that_they_were_written_for():
     words = {"verdicts": {"digits": "undecided"}, "text": "It is as it is."}
-    assert that_fit(words, {"digits": "undecided"}) == "It is as it is."
-    assert that_fit(words, {"digits": "supported"}) == that_fit(None, {}) == ""
+    assert words_for(words, {"digits": "undecided"}) == "It is as it is."
+    assert words_for(words, {"digits": "supported"}) == words_for(None, {}) == ""
 
 
 def test_on_mnist_the_verdict_says_that_the_interval_alone_decides():
