@@ -97,7 +97,11 @@ def _masks(sweep: str, **sizes: Any) -> dict[str, Runs]:
 
 D = _masks("digits_masks")
 D["R-TR"] = Runs("digits_masks", D["R-TR"].options | {"router.shared": False})
-P = _masks("mnist")
+P = _masks("mnist_masks") | {
+    name: runs
+    for name, runs in _masks("mnist_alternatives").items()
+    if name in ("MaxRoaming", "ERCDT", "CDTR")
+}
 L = {size: _masks("mnist_latents", **{"model.hidden_size": size}) for size in (48, 96)}
 
 
@@ -213,8 +217,8 @@ CLAIMS = (
             _weights(DIGITS, "digits_weights", loss_weight="UW"),
             _weights(DIGITS, "digits_weights", gradients="PCGrad"),
             _weights(DIGITS, "digits_weights", gradients="NashMTL"),
-            _weights(PIXELS, "mnist", loss_weight="MinSNR"),
-            _weights(PIXELS, "mnist", loss_weight="P2"),
+            _weights(PIXELS, "mnist_weights", loss_weight="MinSNR"),
+            _weights(PIXELS, "mnist_weights", loss_weight="P2"),
         ],
     ),
     Claim(
