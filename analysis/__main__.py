@@ -84,20 +84,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _findings(given: Namespace) -> int:
     """Archives the sweeps that are named, writes the page, and prints what was written."""
+    from analysis.findings.archive import Archive
     from analysis.findings.cka import measure_cka
     from analysis.findings.collect import collect
+    from analysis.findings.cost import read_cost
     from analysis.findings.page import write_findings
 
     if other := next((o for o in ("only", "out", "report") if getattr(given, o)), None):
         raise UserError(f"--findings takes no --{other}")
     archives = HOME / "results" / "findings"
+    read_cost(archives)  # told before anything is written
     for path, runs in collect([*map(Path, given.directories)], archives, measure_cka):
         print(f"{path}: {runs} runs")
     docs = HOME / "docs"
-    for path in write_findings(
-        archives, docs / "findings.md", docs / "images" / "findings", HOME / "README.md"
-    ):
-        print(path)
+    with Archive(archives) as archive:
+        archive.check()
+        for path in write_findings(
+            archive, docs / "findings.md", docs / "images" / "findings", HOME / "README.md"
+        ):
+            print(path)
     return 0
 
 

@@ -10,6 +10,7 @@ import io
 import lzma
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from analysis.findings.registered import Registered, names
 from analysis.read.runs import Finished, read
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.rundir.atomic import writing
@@ -66,14 +68,14 @@ def _files(run: Finished, cka: Mapping[str, Any] | None) -> Iterable[tuple[str, 
 class Archive:
     """The archived runs of a folder, by sweep; they are unpacked while it is open.
 
-    names: of all sweeps that may be archived. UserError for another archive, or a damaged one.
+    UserError for an archive of a sweep that is not registered, or a damaged one.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = {path.name.removesuffix(SUFFIX): path for path in folder.glob(f"*{SUFFIX}")}
-        if unknown := sorted(self.files.keys() - {*names}):
-            raise choices(f"archive in {folder}", unknown[0], names)
+        if unknown := sorted(self.files.keys() - {*names()}):
+            raise choices(f"archive in {folder}", unknown[0], names())
         self.sweeps: dict[str, list[Finished]] = {}
 
     def __enter__(self) -> "Archive":
@@ -88,6 +90,18 @@ class Archive:
 
     def __exit__(self, *error: object) -> None:
         self.place.cleanup()
+
+    def check(self) -> None:
+        """Raises UserError if an archive is not its registered sweep, whole."""
+        for name, runs in self.sweeps.items():
+            registered = Registered.of(name)
+            try:
+                done = registered.count(runs)
+            except UserError as error:
+                line = str(error).replace(f"{self.place.name}/", "")
+                raise UserError(f"{self.files[name]}: {line}") from error
+            if done < registered.runs:
+                raise UserError(f"{self.files[name]} has {done} of {registered.runs} runs")
 
     def runs(self, sweep: str, options: dict[str, Any]) -> dict[int, Finished]:
         """Returns {seed: run} of the runs of a sweep that have these options; empty for none.
@@ -107,18 +121,25 @@ def _unpack(file: Path, at: Path) -> list[Finished]:
     except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
         raise UserError(f"{file} is damaged; archive its sweep again") from error
     reading = read(find_runs([at]))
-    if reading.skipped or not reading.finished:
-        raise UserError(f"{file}: {'; '.join(reading.skipped) or 'holds no runs'}")
+    if (lines := reading.damaged + reading.unfinished) or not reading.finished:
+        line = "; ".join(lines).replace(f"{at}/", "") or "holds no runs"
+        raise UserError(f"{file}: {line}")
     return reading.finished
 
 
 def cka_of(run: Finished) -> dict[str, np.ndarray] | None:
-    """Returns t (m,), block names and CKA float64 [blocks, m, m] of an archived run, or None."""
+    """Returns t (m,), block names and CKA float64 [blocks, m, m] of an archived run, or None.
+
+    UserError if its file is damaged.
+    """
     if not (file := run.path / CKA).is_file():
         return None
-    with np.load(file) as arrays:
-        t, blocks, values = arrays["t"], arrays["blocks"], arrays["cka"].astype(float)
-    table = np.empty((len(blocks), len(t), len(t)))
-    i, j = np.triu_indices(len(t))
-    table[:, i, j] = table[:, j, i] = values
+    try:
+        with np.load(file) as arrays:
+            t, blocks, values = arrays["t"], arrays["blocks"], arrays["cka"].astype(float)
+        table = np.empty((len(blocks), len(t), len(t)))
+        i, j = np.triu_indices(len(t))
+        table[:, i, j] = table[:, j, i] = values
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{run.path.parent.name}: {run.path.name}/{CKA} is damaged") from error
     return {"t": t, "blocks": blocks, "cka": table}

@@ -3,6 +3,7 @@
 __all__ = ["README_END", "README_START", "words_for", "write_findings"]
 
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,6 @@ from analysis.drawing.style import Drawing, save
 from analysis.findings import figures
 from analysis.findings.archive import SUFFIX, Archive
 from analysis.findings.claims import CLAIMS, DIGITS, GAINS, MASKS, Claim
-from analysis.findings.collect import names
 from analysis.findings.cost import BENCHMARK
 from analysis.findings.found import Findings
 from analysis.findings.judge import Judged
@@ -47,24 +47,26 @@ EFFECTS = "the difference of every seed, their mean and its interval"
 
 
 def write_findings(
-    folder: Path, page: Path, images: Path, readme: Path | None = None
+    archive: Archive, page: Path, images: Path, readme: Path | None = None
 ) -> list[Path]:
-    """Writes the page from the archives in a folder, its figures, and the README's table.
+    """Writes the page from an open archive, its figures, and the README's table.
 
     The figures' PDFs and numbers stand beside the archives, their PNGs in `images`; figures that
-    are no longer drawn are deleted. Returns the paths. UserError if there is no archive, or a
-    damaged one.
+    are no longer drawn are deleted. Returns the paths. UserError if there is no run.
     """
-    with Archive(folder, names()) as archive:
-        if not archive.sweeps:
-            raise UserError(f"no archive (NAME{SUFFIX}) in {folder}; name the sweeps' directories")
-        found = Findings.of(archive)
-        drawn = dict(_figures(found, archive))
-        text = _page(found, archive, drawn, images.relative_to(page.parent).as_posix())
-        written = []
-        for name, drawing in drawn.items():
-            pdf, png, table = save(drawing, images, name)
-            written += [png, *(path.replace(folder / path.name) for path in (pdf, table))]
+    folder = archive.folder
+    if not archive.sweeps:
+        raise UserError(f"no archive (NAME{SUFFIX}) in {folder}; name the sweeps' directories")
+    found = Findings.of(archive)
+    drawn = dict(_figures(found, archive))
+    text = _page(found, archive, drawn, images.relative_to(page.parent).as_posix())
+    images.mkdir(parents=True, exist_ok=True)
+    written = []
+    with tempfile.TemporaryDirectory(dir=folder) as apart:  # all figures are replaced, or none
+        saved = [save(drawing, Path(apart), name) for name, drawing in drawn.items()]
+        for path in (each for three in saved for each in three):
+            place = images if path.suffix == ".png" else folder
+            written.append(path.replace(place / path.name))
     for name in _names() - drawn.keys():
         for path in (images / f"{name}.png", folder / f"{name}.pdf", folder / f"{name}.csv"):
             path.unlink(missing_ok=True)

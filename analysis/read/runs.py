@@ -117,14 +117,20 @@ class Finished(Recorded):
 
 @dataclass(frozen=True)
 class Reading:
-    """Finished runs, a line per reason why others are skipped, and pruned runs.
+    """Finished runs, lines on damaged ones and copies, a line on unfinished ones, and pruned runs.
 
-    It unpacks to the first two.
+    It unpacks to the finished runs and all lines.
     """
 
     finished: list[Finished]
-    skipped: list[str]
+    damaged: list[str]
+    unfinished: list[str]
     pruned: list[Pruned]
+
+    @property
+    def skipped(self) -> list[str]:
+        """A line per reason why runs are left out."""
+        return [f"skipped: {line}" for line in self.damaged + self.unfinished]
 
     def __iter__(self) -> Iterator[list]:
         return iter((self.finished, self.skipped))
@@ -135,7 +141,7 @@ def read(runs: Iterable[Run], records: bool = True) -> Reading:
 
     Without `records` metrics.jsonl is not read: tables do without.
     """
-    finished, pruned, skipped, status = {}, [], [], Counter()
+    finished, pruned, damaged, status = {}, [], [], Counter()
     for run in runs:
         try:
             if isinstance(run, Finished) or run.results_file.is_file():
@@ -150,13 +156,12 @@ def read(runs: Iterable[Run], records: bool = True) -> Reading:
             else:
                 status["without its results.json" if state == "done" else state] += 1
         except UserError as error:
-            skipped.append(f"skipped: {' '.join(str(error).split())}")
-    if copies := sum(map(len, finished.values())) - len(finished):
-        skipped.append(f"skipped: {copies} copies of runs that are there already")
-    if status:
-        detail = ", ".join(f"{count} {name}" for name, count in sorted(status.items()))
-        skipped.append(f"skipped: {status.total()} unfinished ({detail})")
-    return Reading([same[0] for same in finished.values()], skipped, pruned)
+            damaged.append(" ".join(str(error).split()))
+    if copies := [run for same in finished.values() for run in same[1:]]:
+        damaged.append(f"copies of other runs: {len(copies)}, such as {copies[0].path}")
+    detail = ", ".join(f"{count} {name}" for name, count in sorted(status.items()))
+    unfinished = [f"{status.total()} unfinished ({detail})"] if status else []
+    return Reading([same[0] for same in finished.values()], damaged, unfinished, pruned)
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,10 @@ def command(main: Callable[..., int | None]) -> Callable[..., int | None]:
 
 def same_command() -> str:
     """Returns the command line that was typed."""
-    return shlex.join([Path(sys.executable).name, *sys.argv])
+    program, *arguments = sys.argv
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m MODULE`
+    named = ["-m", module.name.removesuffix(".__main__")] if module else [program]
+    return shlex.join([Path(sys.executable).name, *named, *arguments])
 
 
 def _fail(message: str) -> int:

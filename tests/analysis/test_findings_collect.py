@@ -3,12 +3,14 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from analysis.findings.archive import Archive
-from analysis.findings.collect import Registered, collect, names, whole
+from analysis.findings.archive import Archive, cka_of, pack
+from analysis.findings.collect import collect, whole
 from analysis.findings.orders import searched
+from analysis.findings.registered import Registered, names
 from analysis.read.runs import read
 from dtr_lightning.config.parser import resolve
 from dtr_lightning.errors import UserError
@@ -61,12 +63,18 @@ def test_a_whole_sweep_is_archived(overlap, tmp_path):
     ("change", "told"),
     [
         (lambda run: run.results_file.unlink(), "1 unfinished .*goes on"),
-        (lambda run: write_text(run.results_file, "{"), "skipped: .*damaged.*goes on"),
+        (lambda run: write_text(run.results_file, "{"), "0.4-3.*damaged.*move that away, then"),
+        (
+            lambda run: shutil.copytree(run.path, run.path.with_name("x")),
+            "copies of other runs: 1, .*/x; move",
+        ),
+        (lambda run: run.meta_file.unlink(), "0.4-3 has no meta.json"),
+        (lambda run: run.metrics_file.unlink(), "0.4-3 has no metrics.jsonl"),
         (lambda run: run.write_results(run.results | {"smoke": True}), "is a smoke run"),
         (lambda run: shutil.rmtree(run.path), "49 of 50 runs; .*goes on"),
         (another_seed, "seed 77 is none of .*digits_overlap.yaml"),
     ],
-    ids=["unfinished", "damaged", "smoke", "fewer", "seed"],
+    ids=["unfinished", "damaged", "copy", "meta", "metrics", "smoke", "fewer", "seed"],
 )
 def test_one_that_is_not_whole_replaces_nothing(overlap, tmp_path, change, told):
     folder = tmp_path / "archives"
@@ -111,6 +119,24 @@ def test_nothing_is_written_if_one_of_several_is_not_whole(overlap, tmp_path):
     assert not (tmp_path / "archives").exists()
 
 
+def test_an_archive_that_is_not_whole_is_told(overlap, tmp_path):
+    runs = read(find_runs([overlap])).finished
+    cka = {"t": np.arange(2), "blocks": ["0"], "images": 2, "unbiased": np.ones((1, 2, 2))}
+    pack("digits_overlap", runs, tmp_path, {runs[0].path: cka})
+    with Archive(tmp_path) as archive:
+        archive.check()
+        (measured,) = [run for run in archive.sweeps["digits_overlap"] if cka_of(run)]
+        write_text(measured.path / "cka.npz", "no arrays")
+        with pytest.raises(UserError, match="digits_overlap: .*/cka.npz is damaged"):
+            cka_of(measured)
+        measured.meta_file.unlink()
+        with pytest.raises(UserError, match=r"overlap.tar.xz: digits_overlap/.* has no meta.json"):
+            archive.check()
+    pack("digits_overlap", runs[:40], tmp_path, {})
+    with Archive(tmp_path) as archive, pytest.raises(UserError, match=r"xz has 40 of 50 runs"):
+        archive.check()
+
+
 def test_every_registered_sweep_is_read():
     for name in names():
         registered = Registered.of(name)
@@ -132,7 +158,7 @@ def test_a_search_may_try_what_it_likes_in_its_space_alone(tmp_path):
 
 @pytest.mark.slow
 def test_the_tested_window_is_the_one_that_the_search_found():
-    with Archive(Path("results/findings"), names()) as archive:
+    with Archive(Path("results/findings")) as archive:
         found = searched(archive).router
     settings = Registered.of("digits_window_test").settings
     (window,) = [each for each in settings if each["router"] == "FreeWindow"]

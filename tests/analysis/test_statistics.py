@@ -184,6 +184,6 @@ def test_a_seed_that_is_there_twice_counts_once(tmp_path):
     config = {key: value for key, value in run.config.items() if key != "seed"}
     bare.config_file.write_text(yaml.safe_dump(config))
     reading = read(find_runs([tmp_path]))
-    assert reading.skipped == ["skipped: 2 copies of runs that are there already"]
+    assert reading.skipped == [f"skipped: copies of other runs: 2, such as {tmp_path / 'b'}"]
     means = over_seeds(table(find_runs([tmp_path])))
     assert (means.seeds.item(), means.score.item()) == (1, 5.0)
