@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MultipleLocator, StrMethodFormatter
+from matplotlib.ticker import MultipleLocator, StrMethodFormatter, SymmetricalLogLocator
 
 from analysis.drawing.style import (
     NARROW,
@@ -59,6 +59,8 @@ def effects(judged: Sequence[Judged]) -> Drawing:
         sizes = [abs(each.effect) for each in rows]
         if max(sizes) > WIDE_RANGE * min(sizes):
             ax.set_xscale("symlog", linthresh=LINEAR)
+            ticks = SymmetricalLogLocator(base=10, linthresh=LINEAR, subs=[1, 2, 5])
+            ax.xaxis.set_major_locator(ticks)
             ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         places = pitch * np.arange(len(rows))[::-1]
         for y, each in zip(places, rows, strict=True):

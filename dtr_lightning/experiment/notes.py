@@ -114,7 +114,7 @@ def _of_its_score(facts: Mapping[str, Any]) -> dict[str, str]:
             else "samples that copy training images have such scores"
         )
     if score is not None and floor and score >= FAR * floor:
-        notes["far"] = f"the score is {FAR} times its floor or more: the network has not learned"
+        notes["far"] = f"the score is {FAR} times its floor or more: samples are far from the data"
     accuracy, chance = facts.get("accuracy"), facts.get("chance", 1.0)
     if n and accuracy is not None and chance < 1:
         # two standard deviations of the share of n samples that are right by chance

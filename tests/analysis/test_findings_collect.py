@@ -127,7 +127,7 @@ def test_an_archive_that_is_not_whole_is_told(overlap, tmp_path):
         archive.check()
         (measured,) = [run for run in archive.sweeps["digits_overlap"] if cka_of(run)]
         write_text(measured.path / "cka.npz", "no arrays")
-        with pytest.raises(UserError, match="digits_overlap: .*/cka.npz is damaged"):
+        with pytest.raises(UserError, match=r"digits_overlap: .*/cka.npz is damaged"):
             cka_of(measured)
         measured.meta_file.unlink()
         with pytest.raises(UserError, match=r"overlap.tar.xz: digits_overlap/.* has no meta.json"):
@@ -140,7 +140,7 @@ def test_an_archive_that_is_not_whole_is_told(overlap, tmp_path):
 def test_every_registered_sweep_is_read():
     for name in names():
         registered = Registered.of(name)
-        assert registered.runs >= 30 and registered.settings, name
+        assert registered.runs >= 15 and registered.settings, name
 
 
 def test_a_search_may_try_what_it_likes_in_its_space_alone(tmp_path):
