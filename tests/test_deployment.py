@@ -18,7 +18,8 @@ from tests.conftest import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 IGNORED = (ROOT / ".dockerignore").read_text().split()
-(JOB,) = yaml.safe_load_all((ROOT / "docs" / "kubernetes.yaml").read_text())
+MANIFEST = (ROOT / "docs" / "kubernetes.yaml").read_text()
+(JOB,) = yaml.safe_load_all(MANIFEST)
 SCRIPTS = sorted(ROOT.glob("sweeps/*.sbatch"))
 
 
@@ -70,9 +71,11 @@ def test_the_kubernetes_job_runs_a_command_that_can_be_given(monkeypatch):
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes
 
 
-def test_the_kubernetes_job_is_valid():
+def test_the_kubernetes_job_is_valid_from_the_version_that_it_names():
     validate = pytest.importorskip("kubernetes_validate")
-    validate.validate(JOB, validate.latest_version(), strict=True)
+    (first,) = re.findall(r"# Kubernetes ([\d.]+) or later", MANIFEST)
+    for version in (first, "1.31", validate.latest_version()):
+        validate.validate(JOB, version, strict=True)
 
 
 def test_the_container_is_as_hadolint_wants_it():

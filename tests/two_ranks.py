@@ -30,10 +30,15 @@ class Later(Event):
 
 
 def train_three_steps(config: Config) -> dict[str, object]:
-    """Returns whether both processes hold the same network and masks."""
+    """Returns whether both processes hold the same network and masks, and how they waited."""
     config = config | {"trainer": config["trainer"] | {"max_steps": 3}}
     experiment = Experiment(config)
-    gradients = []
+    gradients, broadcasts = [], []
+    broadcast = torch.distributed.broadcast
+
+    def note(*arguments: object, **options: object) -> object:
+        broadcasts.append(trainer.global_step)
+        return broadcast(*arguments, **options)
 
     def look(trainer: object, module: torch.nn.Module, *_: object) -> None:
         gradients.append(
@@ -41,7 +46,9 @@ def train_three_steps(config: Config) -> dict[str, object]:
         )
 
     trainer = experiment.trainer([], [LambdaCallback(on_train_batch_end=look)])
+    torch.distributed.broadcast = note
     trainer.fit(experiment.module, datamodule=experiment.data)
+    torch.distributed.broadcast = broadcast
     state = [*experiment.module.parameters(), *experiment.module.model.router.buffers(), *gradients]
     mine = torch.stack([x.detach().double().sum() for x in state])
     both = trainer.strategy.all_gather(mine)
@@ -50,6 +57,7 @@ def train_three_steps(config: Config) -> dict[str, object]:
         "ranks": len(both),
         "steps": trainer.global_step,
         "moved": bool(gradients[-1].any()),
+        "broadcasts in steps": sum(0 < step < 3 for step in broadcasts),
     }
 
 

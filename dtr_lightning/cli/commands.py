@@ -9,6 +9,7 @@ __all__ = [
     "check_file",
     "check_utf8",
     "command",
+    "in_our_words",
     "loading",
     "once",
     "quiet",
@@ -22,6 +23,7 @@ import errno
 import logging
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -44,6 +46,20 @@ MISTAKES = {
 INTERRUPTED = 130
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is SLURM's before the end
 ONCE = 0.5  # seconds in which signals count as one
+# argparse's messages, and ours; an option is named by its last, long form
+OPTION = r"argument (?:.*/)?(\S+): "
+WORDS = (
+    (OPTION + r"ignored explicit argument '(.*)'", "{0} takes no value; got '{1}', give {0} alone"),
+    (OPTION + "expected one argument", "{0} needs a value"),
+    (OPTION + "expected at least one argument", "{0} needs one value or more"),
+    (
+        OPTION + r"invalid choice: '(.*)' \(choose from (.*)\)",
+        "bad value '{1}' for {0}; valid: {2}",
+    ),
+    (OPTION + "invalid (?:int|whole) value: '(.*)'", "{0} must be a whole number; got '{1}'"),
+    (OPTION + "invalid float value: '(.*)'", "{0} must be a number; got '{1}'"),
+    ("the following arguments are required: (.*)", "give {0}"),
+)
 
 
 class Options(argparse.ArgumentParser):
@@ -81,13 +97,22 @@ class Options(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError; of an unknown option, with the valid ones, near ones first."""
-        if message.startswith(("argument ", "the following arguments are required")):
-            raise UserError(message)
+        if (line := in_our_words(message)) is not None:
+            raise UserError(line)
         options = [action.option_strings[-1] for action in self._actions if action.option_strings]
         given = message.partition(": ")[2].split()[:1]
         near = difflib.get_close_matches(given[0], options) if given else []
         options = dict.fromkeys([*near, *options])
         raise UserError(f"{message}; valid options: {', '.join(options)}")
+
+
+def in_our_words(message: str) -> str | None:
+    """Returns argparse's message of one option as a line; None for what is no option at all."""
+    for pattern, line in WORDS:
+        if match := re.fullmatch(pattern, message, re.DOTALL):
+            name, *more = match.groups()
+            return line.format(name, *(text.replace("'", "") for text in more))
+    return message if message.startswith("argument ") else None
 
 
 def whole(text: str) -> int:
@@ -174,11 +199,11 @@ def command(main: Callable[..., int | None]) -> Callable[..., int | None]:
 
 
 def same_command() -> str:
-    """Returns the command line that was typed."""
-    program, *arguments = sys.argv
-    module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m MODULE`
-    named = ["-m", module.name.removesuffix(".__main__")] if module else [program]
-    return shlex.join([Path(sys.executable).name, *named, *arguments])
+    """Returns the command line that was typed; a module of `python -m` by its name."""
+    words, spec = list(sys.argv), getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.origin == words[0]:
+        words[:1] = ["-m", spec.name.removesuffix(".__main__")]
+    return shlex.join([Path(sys.executable).name, *words])
 
 
 def _fail(message: str) -> int:

@@ -7,6 +7,8 @@ import importlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from dtr_lightning.cli.commands import in_our_words
+
 Choices = Mapping[str, Mapping[str, Collection[str]]]  # axis -> choice -> its options
 
 UNKNOWN_OPTION = re.compile(
@@ -44,7 +46,7 @@ def explain(message: str, options: Mapping[str, str], axes: Choices) -> str:
         valid = [option.removeprefix(start) for option in options if option.startswith(start)]
         return f"{key[1]} takes a mapping of its options; valid: {', '.join(valid)}"
     if not (key and given):
-        return " ".join(message.removeprefix("Parser key ").split())
+        return in_our_words(message) or " ".join(message.removeprefix("Parser key ").split())
     name = key[1].rpartition(".")[2]
     details = [line.strip()[2:] for line in message.splitlines() if line.strip()[:2] == "- "]
     for absent in (line.strip("'") for line in details if line[:1] == "'"):
@@ -99,6 +101,8 @@ def _name(given: str) -> str:
 
 def _unknown_option(given: str, options: Mapping[str, str], axes: Choices) -> str:
     name = _name(given)
+    if not given.startswith("-") and "=" not in given.split()[0] and name not in options:
+        return f"{name!r} belongs to no option; give --OPTION VALUE, or --OPTION=VALUE"
     same = {option.replace("-", "_"): option for option in options}
     if right := same.get(name.replace("-", "_")):
         return f"unknown option {given.split()[0]!r}; write --{right}"

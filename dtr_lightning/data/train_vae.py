@@ -7,7 +7,7 @@ PSNR measures, and a small KL. Needs requirements-scale.txt.
 
 __all__ = ["psnr", "train"]
 
-import time
+import sys
 from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dtr_lightning.cli.commands import Options, command
+from dtr_lightning.cli.commands import Options, command, stop_on_signals
 from dtr_lightning.cli.progress_bar import Bar
 from dtr_lightning.data import MNIST, to_float, to_uint8
 from dtr_lightning.errors import UserError
+from dtr_lightning.rundir.resumable import Resumable
 from dtr_lightning.rundir.run import write_json
 
 if TYPE_CHECKING:
@@ -70,10 +71,11 @@ def psnr(vae: "AutoencoderKL", images: Tensor) -> float:
     return (255**2 / (decoded.double() - images).square().mean()).log10().item() * 10
 
 
-def train(progress: Callable[[int, int, str], None]) -> "AutoencoderKL":
+def train(progress: Callable[[int, int, str], None], state: Resumable) -> "AutoencoderKL":
     """Returns the trained autoencoder; leaves the global RNG alone. UserError without diffusers.
 
-    Its scaling_factor is one over the standard deviation of all latents of the training split.
+    It goes on from `state`. Its scaling_factor is one over the standard deviation of all latents
+    of the training split.
     """
     try:
         from diffusers import AutoencoderKL
@@ -90,18 +92,20 @@ def train(progress: Callable[[int, int, str], None]) -> "AutoencoderKL":
     batches = len(images) // RECIPE["batch_size"]
     steps = RECIPE["epochs"] * batches
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE["lr"], total_steps=steps)
-    for epoch in range(RECIPE["epochs"]):
-        order = torch.randperm(len(images), generator=generator)
-        for i, batch in enumerate(order[: batches * RECIPE["batch_size"]].view(batches, -1)):
-            x = shift(images[batch], generator)
-            posterior = vae.encode(x).latent_dist
-            error = (vae.decode(posterior.sample(generator)).sample - x).square().mean()
-            kl = posterior.kl().mean() / posterior.mean[0].numel()  # nats per latent
-            (error + RECIPE["kl_weight"] * kl).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            progress(epoch * batches + i + 1, steps, f"error {error:.4f}, KL {kl:.2f}")
+    parts = {"vae": vae, "optimizer": optimizer, "schedule": schedule}
+    for step in state.steps(steps, generator, parts):
+        if step % batches == 0:
+            state.order = torch.randperm(len(images), generator=generator)
+        first = step % batches * RECIPE["batch_size"]
+        x = shift(images[state.order[first : first + RECIPE["batch_size"]]], generator)
+        posterior = vae.encode(x).latent_dist
+        error = (vae.decode(posterior.sample(generator)).sample - x).square().mean()
+        kl = posterior.kl().mean() / posterior.mean[0].numel()  # nats per latent
+        (error + RECIPE["kl_weight"] * kl).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        progress(step + 1, steps, f"error {error:.4f}, KL {kl:.2f}")
     vae.eval()
     with torch.no_grad():
         posterior = vae.encode(images).latent_dist
@@ -112,14 +116,18 @@ def train(progress: Callable[[int, int, str], None]) -> "AutoencoderKL":
 
 @command
 def main() -> None:
-    """Trains, then writes the folder in diffusers' layout and its card into --out."""
+    """Trains, then writes the folder in diffusers' layout and its card into --out.
+
+    Stopped, the same command goes on.
+    """
     parser = Options(__doc__)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder (default: the shipped)")
     out = parser.parse_args().out
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    state = Resumable(out / "vae.training.pt", RECIPE, stop_on_signals())
     with Bar("training") as bar:
-        vae = train(bar)
+        vae = train(bar, state)
     held_out = MNIST().split("val").tensors[0]
     card = {
         "trained_on": "the 4,000 training images of dtr_lightning.data.MNIST",
@@ -129,7 +137,7 @@ def main() -> None:
         "held_out_psnr": round(psnr(vae, held_out), 3),
         "recipe": RECIPE,
         "command": "python -m dtr_lightning.data.train_vae",
-        "cpu_seconds": round(time.process_time(), 1),
+        "cpu_seconds": round(state.cpu_seconds(), 1),
         "date": date.today().isoformat(),
         "torch": torch.__version__,
         "diffusers": version("diffusers"),
@@ -140,8 +148,9 @@ def main() -> None:
         for file in Path(part).iterdir():
             file.replace(out / file.name)
     write_json(out / "card.json", card, 2)
+    state.end()
     print(f"held-out PSNR {card['held_out_psnr']:.2f} dB, written to {out}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,7 +7,7 @@ the class (9 of 48 directions then hold 98 % of the variance), its distance hard
 
 __all__ = ["augment", "train"]
 
-import time
+import sys
 from collections.abc import Callable
 from datetime import date
 from math import pi
@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dtr_lightning.cli.commands import Options, command
+from dtr_lightning.cli.commands import Options, command, stop_on_signals
 from dtr_lightning.cli.progress_bar import Bar
 from dtr_lightning.data import MNIST, Data, Digits, to_float
 from dtr_lightning.data.base import Split
@@ -30,6 +30,7 @@ from dtr_lightning.metrics.classifiers import (
     MNISTFeatures,
 )
 from dtr_lightning.rundir.atomic import replacing
+from dtr_lightning.rundir.resumable import Resumable
 from dtr_lightning.rundir.run import write_json
 
 Progress = Callable[[int, int, str], None]
@@ -77,9 +78,13 @@ def augment(
 
 
 def train(
-    features: type[ClassifierFeatures], data: Data, recipe: dict[str, Any], progress: Progress
+    features: type[ClassifierFeatures], data: Data, progress: Progress, state: Resumable
 ) -> tuple[ClassifierNet, float]:
-    """Returns the trained classifier and its held-out accuracy; leaves the global RNG alone."""
+    """Returns the trained classifier and its held-out accuracy; leaves the global RNG alone.
+
+    It goes on from `state`, which has the recipe.
+    """
+    recipe = state.recipe
     images, labels = data.split("train").tensors
     images = to_float(images)
     with torch.random.fork_rng(devices=[]):
@@ -91,21 +96,23 @@ def train(
     weights = [*net.parameters(), *decoder.parameters()]
     optimizer = torch.optim.AdamW(weights, recipe["lr"], weight_decay=recipe["weight_decay"])
     batches = len(labels) // recipe["batch_size"]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe["lr"], total_steps=recipe["epochs"] * batches
-    )
-    for epoch in range(recipe["epochs"]):
-        order = torch.randperm(len(labels), generator=generator)
-        for batch in order[: batches * recipe["batch_size"]].view(batches, -1):
-            clean, noisy = augment(images[batch], generator, recipe)
-            rows = net(noisy)
-            drawing = F.mse_loss(decoder(rows).view_as(clean), clean)
-            reading = F.cross_entropy(net.logits(rows), labels[batch])
-            (reading + recipe["decoder_weight"] * drawing).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-        progress(epoch + 1, recipe["epochs"], "training")
+    steps = recipe["epochs"] * batches
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["lr"], total_steps=steps)
+    parts = {"net": net, "decoder": decoder, "optimizer": optimizer, "schedule": schedule}
+    for step in state.steps(steps, generator, parts):
+        if step % batches == 0:
+            state.order = torch.randperm(len(labels), generator=generator)
+        first = step % batches * recipe["batch_size"]
+        batch = state.order[first : first + recipe["batch_size"]]
+        clean, noisy = augment(images[batch], generator, recipe)
+        rows = net(noisy)
+        drawing = F.mse_loss(decoder(rows).view_as(clean), clean)
+        reading = F.cross_entropy(net.logits(rows), labels[batch])
+        (reading + recipe["decoder_weight"] * drawing).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        progress(step + 1, steps, "training")
     net.eval()
     with torch.no_grad():
         _standardise(net, images)
@@ -125,7 +132,10 @@ def _standardise(net: ClassifierNet, images: Tensor) -> None:
 
 @command
 def main() -> None:
-    """Trains, then writes the weights and their JSON into --out (default: this package)."""
+    """Trains, then writes the weights and their JSON into --out (default: this package).
+
+    Stopped, the same command goes on.
+    """
     parser = Options(__doc__)
     parser.add_argument("classifier", choices=CLASSIFIERS, help="whose images it reads")
     own = Path(__file__).parent
@@ -135,8 +145,10 @@ def main() -> None:
     data = data(recipe["batch_size"])
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    file = options.out / f"{features.name}.training.pt"
+    state = Resumable(file, recipe, stop_on_signals())
     with Bar("training") as bar:
-        net, accuracy = train(features, data, recipe, bar)
+        net, accuracy = train(features, data, bar, state)
     options.out.mkdir(parents=True, exist_ok=True)
     with replacing(options.out / f"{features.name}.safetensors") as part:
         part.write_bytes(save(net.state_dict()))
@@ -149,14 +161,15 @@ def main() -> None:
         "held_out_accuracy": round(accuracy, 6),
         "recipe": recipe,
         "command": f"python -m dtr_lightning.metrics.train_classifier {options.classifier}",
-        "cpu_seconds": round(time.process_time(), 1),
+        "cpu_seconds": round(state.cpu_seconds(), 1),
         "date": date.today().isoformat(),
         "torch": torch.__version__,
         "license": f"MIT, as the package; trained on {data.terms}",
     }
     write_json(options.out / f"{features.name}.json", card, 2)
+    state.end()
     print(f"held-out accuracy {accuracy:.4f}, written to {options.out}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

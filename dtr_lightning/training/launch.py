@@ -187,6 +187,8 @@ def make_trainer(options: Mapping[str, Any], stop: Event | None = None, **more: 
     rank_zero_only.rank = trainer.global_rank
     # Lightning's own handlers send a collective from inside a signal, which hangs the ranks
     trainer._signal_connector.register_signal_handlers = lambda: None
+    # and, without them, its broadcast before every part of a batch has nothing to tell
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     return trainer
 
 

@@ -46,6 +46,8 @@ def preview(
         say(f"{done}, in {folder.path}")
     if published:
         say(f"published: {published.table}")
+    elif sweep.recipe.images:  # of a paper
+        say("published: no numbers that are known to us")
     if sweep.recipe.also:
         say(f"runs of the same table: {', '.join(sweep.recipe.also)}")
     for key, axis in sweep.recipe.space.items():

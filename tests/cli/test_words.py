@@ -61,6 +61,33 @@ def test_a_hyphen_in_place_of_an_underscore_is_told(module, given, right, monkey
     assert said(module, [*OUT[module], given], monkeypatch, capsys).endswith(f"; write {right}")
 
 
+@pytest.mark.parametrize(
+    ("module", "words", "says"),
+    [
+        ("train", ["--fast-dev-run=true"], "--fast-dev-run takes no value; got 'true', give"),
+        ("train", ["--fast-dev-run="], "--fast-dev-run takes no value; got '', give"),
+        ("train", ["--fast-dev-run", "true"], "'true' belongs to no option; give --OPTION VALUE"),
+        ("sweep", ["--dry-run=yes"], "--dry-run takes no value; got 'yes', give --dry-run alone"),
+        ("sweep", ["-hx"], "--help takes no value; got 'x'"),
+        ("sweep", ["--workers"], "--workers needs a value"),
+        ("sweep", ["--hours", "x"], "--hours must be a number; got 'x'"),
+        ("sweep", ["--stop=at once"], "bad value 'at once' for --stop; valid: finish, save"),
+        ("make_latents", ["--captions"], "--captions needs one value or more"),
+    ],
+)
+def test_an_option_that_is_typed_wrong_is_told_in_our_words(
+    module, words, says, monkeypatch, capsys
+):
+    assert says in (line := said(module, [*OUT[module], *words], monkeypatch, capsys))
+    assert "argument" not in line
+
+
+def test_what_a_command_needs_is_named(monkeypatch, capsys):
+    assert "give RUN" in said("sample", [], monkeypatch, capsys)
+    line = said("dtr_lightning.metrics.train_classifier", ["x"], monkeypatch, capsys)
+    assert line.endswith("bad value 'x' for classifier; valid: digits, mnist")
+
+
 @pytest.mark.parametrize("module", OUT)
 def test_bytes_that_are_no_utf8_are_one_line(module, monkeypatch, capsys):
     word = os.fsdecode(b"caf\xe9")

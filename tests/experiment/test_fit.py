@@ -24,6 +24,7 @@ from dtr_lightning.experiment.notes import notes_of, print_notes
 from dtr_lightning.routing.masks import dtr, mean_overlap
 from dtr_lightning.rundir.run import OBJECTIVES, Run
 from tests.conftest import ROOT, TINY, slow_except
+from tests.faults.verdict import repeated
 
 
 def train(config, path, stop_at=None):
@@ -85,6 +86,12 @@ def test_stopped_and_resumed_equals_uninterrupted(whole, tmp_path, step):
     assert {k: v for k, v in results.items() if k not in timed} == {
         k: v for k, v in resumed.items() if k not in timed
     }
+
+
+def test_the_benchmark_of_faults_sees_no_record_twice_in_a_whole_run(whole):
+    records = Run(whole[1]).metrics()
+    assert len({record["step"] for record in records}) < len(records)  # train and val, at the end
+    assert not repeated(records) and repeated([*records, records[-1]])
 
 
 @pytest.mark.slow

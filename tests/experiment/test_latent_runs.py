@@ -224,7 +224,7 @@ def test_pixels_of_a_data_set_by_its_name_train_alike(command, tmp_path):
         (["Digits", "--vae", "VAE3"], "takes images of 3 channels, these have 1"),
         (["DigitsCaptions", "--vae", "VAE"], "has captions of its own, which a store"),
         (["IMAGES", "--vae", "VAE", "--size", "8", "--data.held", "1"], "did you mean held_out?"),
-        (["IMAGES", "--vae", "VAE", "--from", "fast"], "invalid choice: 'fast'"),
+        (["IMAGES", "--vae", "VAE", "--from", "fast"], "bad value 'fast' for --from; valid: f"),
         (["IMAGES", "--vae", "VAE", "--from", "mar"], "not as mar writes it"),
         (["none", "--vae", "VAE", "--from", "mar"], "none does not exist"),
     ],

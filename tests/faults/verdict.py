@@ -1,6 +1,6 @@
 """Whether a sweep that was hurt ended as one that was not: every point once, bit for bit."""
 
-__all__ = ["Verdict", "Watch", "judge", "trials", "wait_for"]
+__all__ = ["Verdict", "Watch", "judge", "repeated", "trials", "wait_for"]
 
 import contextlib
 import threading
@@ -74,19 +74,24 @@ def judge(out: Path, storage: str | None, reference: Path, changed: set[str]) ->
     wrong += [f"{name}: only in one of the two sweeps" for name in sorted(extra)]
     for name in names:
         run, count = Run(out / name), states.get(name, Counter())
-        steps = [record["step"] for record in run.metrics()]
         if open_ := count[TrialState.RUNNING] + count[TrialState.WAITING]:
             wrong.append(f"{name}: {open_} trials still run or wait")
         if run.results is None or not count[TrialState.COMPLETE]:
             lost += 1
             wrong.append(f"{name}: lost, with the trials {dict(count)}")
-        if count[TrialState.COMPLETE] > 1 or name in changed or len(set(steps)) < len(steps):
+        if count[TrialState.COMPLETE] > 1 or name in changed or repeated(run.metrics()):
             twice += 1
             wrong.append(f"{name}: twice, with the trials {dict(count)}")
         differs = [what for what, same in _same(run, Run(reference / name)).items() if not same]
         equal += not differs
         wrong += [f"{name}: {what} differs" for what in differs]
     return Verdict(len(names), lost, twice, equal, wrong)
+
+
+def repeated(records: list[dict[str, Any]]) -> bool:
+    """Returns whether two records of a run say the same of the same step."""
+    said = [(record["step"], *sorted(record)) for record in records]
+    return len({*said}) < len(said)
 
 
 def trials(out: Path, storage: str | None = None) -> list[FrozenTrial]:

@@ -118,6 +118,8 @@ def test_a_dry_run_counts_every_point_and_shows_what_was_published(name, plans):
     assert text.count("waiting  ") == need.trainings == len(sweep.points)
     for label in sweep.recipe.published.rows if sweep.recipe.published else ():
         assert sweep.recipe.published.text(label) in text
+    known = "published: no numbers that are known to us" not in text
+    assert known == (sweep.recipe.published is not None)
     assert sweep.recipe.source in text and "GPU-hours" in text and "GiB of each GPU" in text
     assert not folder.path.exists()
     assert (int(need.trainings), f"{need.hours:,.0f}") == PAGE[name]
