@@ -81,6 +81,7 @@ def read_options() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--save-samples", metavar="NPZ", help="also write the run's samples, RGB")
     parser.add_argument("--keep-samples", action="store_true", help="keep the files of samples")
     parser.add_argument("--weights", metavar="PTH", help="local copy of Inception's weights")
+    parser.set_defaults(own=parser.names())
     given, options = parser.parse_known_args()
     if given.protocol is None:
         for name in ADM_ONLY:
@@ -91,7 +92,8 @@ def read_options() -> tuple[argparse.Namespace, list[str]]:
     of_a_run = given.save_samples or given.keep_samples or given.checkpoint != "last"
     if given.samples and (options or of_a_run):
         surplus = options[0] if options else "--save-samples, --keep-samples or --checkpoint"
-        raise UserError(f"{surplus} is no option with --samples: it needs a run")
+        valid = "--samples, --protocol, --reference, --weights"
+        raise UserError(f"{surplus} is no option with --samples, or needs a run; valid: {valid}")
     if given.save_samples:
         check_file("--save-samples", given.save_samples, ".npz")
     if not given.samples:
@@ -116,7 +118,7 @@ def as_configured(
     from dtr_lightning.experiment.load import TrainedRun, other_protocol
 
     run = Run.existing(given.run)
-    config = other_protocol(run, options)
+    config = other_protocol(run, options, given.own)
     if given.checkpoint == "last":
         refuse_diverged(run.path, run.results)
         measuring = {key: value for key, value in config.items() if key != "data"}
@@ -177,7 +179,7 @@ def of_run(
     if given.checkpoint == "last":
         refuse_diverged(run.path, run.results)
     reference, network = adm_parts(given)
-    trained = TrainedRun(run, other_protocol(run, options), given.checkpoint, here)
+    trained = TrainedRun(run, other_protocol(run, options, given.own), given.checkpoint, here)
     experiment = trained.experiment
     data, n = experiment.data, experiment.protocol.n
     if not here.rank:

@@ -17,6 +17,7 @@ The same command goes on where it stopped, and several processes share the image
 srun, or one command each with --rank R --world N.
 """
 
+import difflib
 import json
 import math
 import shlex
@@ -44,6 +45,8 @@ OF_PIXELS = {(1, 8, 8): "configs/digits.yaml", (1, 32, 32): "configs/mnist.yaml"
 OF_LATENTS = {1: "configs/paper/ffhq256_b2.yaml", 1000: "configs/paper/imagenet256_l2.yaml"}
 LEAST_SIDE = 4  # patches a side of what is small
 SCORE = ("--features", "--evaluation.reference")  # of a training's options
+# Data sets of ours with latents, captions or no images: none of them can be encoded.
+NOT_ENCODED = ("CaptionedLatents", "DigitsCaptions", "Latents", "NoImages")
 PROGRAMS = ("fast-dit", "edm2", "repa", "lightning-dit", "u-vit", "mar")
 
 
@@ -318,7 +321,9 @@ def find_images(
             return hub_images(name, *common), crop
         if kind == "torchvision" or name in torchvision_names():
             return torchvision_images(name, given.root, *common), crop
-        named = [*valid, "hf:NAME", "torchvision:NAME"]
+        near = difflib.get_close_matches(name, torchvision_names())
+        own = [each for each in valid if each not in NOT_ENCODED]
+        named = [*near, "a folder of images", *own, "torchvision:NAME", "hf:NAME"]
         raise choices("folder or data set", given.images, named)
     found = make_parser(groups=("data",)).parse_args([*chosen, *rest])
     data: Data = instantiate(Data, found.as_dict()["data"])

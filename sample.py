@@ -6,6 +6,7 @@ Another sampler: --sampler DDPM --sampler.steps 250.
 """
 
 import argparse
+import difflib
 import re
 import sys
 from pathlib import Path
@@ -40,7 +41,13 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     for option in options:
         other = ("--sampler", "--trainer.accel", "--data.")
         if option.startswith("--") and not option.startswith(other):
-            parser.error(f"unknown option: {option}")
+            near = difflib.get_close_matches(option, parser.names(), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(
+                f"unknown option {option}{hint}; valid: {', '.join(parser.names())}, --sampler "
+                "with what belongs to it, --trainer.accelerator, --data.workers and the places of "
+                "data"
+            )
     if given.n is not None and given.n < 1:
         raise UserError(f"--n must be at least 1; got {given.n}")
     if given.prompt and given.classes:

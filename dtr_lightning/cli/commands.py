@@ -95,6 +95,11 @@ class Options(argparse.ArgumentParser):
                 raise UserError(f"{name} is empty; give a value, or leave it out")
         return super().parse_known_args(words, namespace)
 
+    def names(self) -> list[str]:
+        """Returns the options, but for help."""
+        names = (action.option_strings[-1:] for action in self._actions)
+        return [name for one in names for name in one if name != "--help"]
+
     def error(self, message: str) -> NoReturn:
         """Raises UserError; of an unknown option, with the valid ones, near ones first."""
         if (line := in_our_words(message)) is not None:

@@ -16,7 +16,7 @@ from dtr_lightning.data.base import Data
 from dtr_lightning.data.clip import CLIPText
 from dtr_lightning.data.codec import VAE, Codec, Pixels
 from dtr_lightning.data.store import NULL, OFFSETS, TEXTS, TOKENS, Manifest
-from dtr_lightning.data.store_writer import Part, Source
+from dtr_lightning.data.store_writer import Block, Part, Source
 from dtr_lightning.errors import UserError
 
 BLOCK = 512
@@ -127,6 +127,14 @@ class EncodedImages(Source):
     def files(self) -> dict[str, bytes]:
         """Returns the files of the captions."""
         return {} if self.captions is None else self.captions.files(self.device)
+
+    def made_of(self, block: Block) -> str:
+        """Returns a digest of the images of a block, or of the texts of captions."""
+        rows = range(block.start, block.stop)
+        if block.split != TOKENS:
+            return self.data.digest_of(block.split, rows)
+        texts = "".join(f"{self.captions.texts[i]}\n" for i in rows)
+        return sha256(texts.encode()).hexdigest()[:12]
 
     def parts(self, split: str, indices: list[Tensor]) -> Iterator[Part]:
         """Yields moments float16, or pixels uint8, of these images, or the tokens of captions."""

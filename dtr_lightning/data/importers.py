@@ -131,7 +131,9 @@ class EDM2(Layout):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.top = folder
-        if folder.is_dir() and (folder / "vae-sd").is_dir():
+        if folder.resolve().name == "vae-sd":
+            raise self.refuse(f"a folder vae-sd is REPA's; give {folder.parent} --from repa")
+        if (folder / "vae-sd").is_dir():
             raise self.refuse("a folder vae-sd is REPA's; give --from repa")
         self._list()
 

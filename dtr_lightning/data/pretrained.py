@@ -2,6 +2,8 @@
 
 __all__ = ["check_digest", "reading", "weights_digest"]
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -27,11 +29,30 @@ def reading(path: str, what: str, hint: str = "") -> Iterator[bool]:
     if not local and (Path(path).is_absolute() or path.count("/") != 1):
         raise UserError(f"the folder {path} of the {what} does not exist{hint}")
     try:
-        yield local
+        with _no_hub_messages():
+            yield local
     except DAMAGED as error:
-        line = str(error).strip().partition("\n")[0]
-        offline = "" if local else "; where there is no network, give a local folder"
-        raise UserError(f"no {what} at {path}: {line}{offline}{hint}") from error
+        line = str(error).strip().partition("\n")[0].rstrip(".")
+        if not local:
+            line = (
+                f"no such folder, and not to be had from the Hugging Face hub ({line}); where "
+                "there is no network, give a local folder"
+            )
+        raise UserError(f"no {what} at {path}: {line}{hint}") from error
+
+
+@contextmanager
+def _no_hub_messages() -> Iterator[None]:
+    """Keeps the hub's client from telling of every try: what came of them is told in one line."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="huggingface_hub")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def check_digest(digest: str, wanted: str, path: str, what: str, made: str, hint: str) -> None:

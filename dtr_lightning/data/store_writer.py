@@ -1,9 +1,12 @@
 """Writes a store block by block, by any number of processes, each of which may die at any time.
 
 Block i is of rank i mod world. A block counts when its rows are on the disk and a file in `blocks/`
-says so, with their digest; whoever finds all of these completes the manifest. No process waits for
-the blocks of another, none writes those that another writes, and what was written by how many of
-them shows nowhere.
+says so, with their digest and that of what they are made of; whoever finds all of these completes
+the manifest. No process waits for the blocks of another, none writes those that another writes, and
+what was written by how many of them shows nowhere.
+
+A block is encoded as a whole: the last bits of a row may depend on those beside it. So where images
+have changed, the blocks that hold the same ones as before stay, and all others are written again.
 """
 
 __all__ = ["PART", "Part", "Report", "Source", "write_store"]
@@ -37,9 +40,9 @@ PART = 64  # images that are encoded and written at a time
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What may differ when a store goes on.
 PLACES = ("source", "vae_path", "clip_path", "complete", "content")
-# What differs where unreadable images were removed: the store then begins anew.
+# What may differ too once an image could not be read, as people then mend their folder.
 IMAGES = ("train", "val", "class_names", "source_digest", "captions", "captions_digest")
-UNREADABLE = "unreadable"  # beside the markers of blocks: a file of the source was
+UNREADABLE = "unreadable"  # beside the markers of blocks until the end: a file of the source was
 
 Report = Callable[[str, int, int], None]  # of "images" or "captions": how many of how many
 
@@ -53,20 +56,6 @@ class Part(NamedTuple):
     stored: np.ndarray
     flipped: np.ndarray | None = None
     labels: np.ndarray | None = None
-
-
-class Source(ABC):
-    """What a store is made of."""
-
-    manifest: Manifest  # of the store, not complete
-
-    @abstractmethod
-    def parts(self, split: str, indices: list[Tensor]) -> Iterator[Part]:
-        """Yields the rows of these images, or captions, (n,) each, a part after the other."""
-
-    def files(self) -> dict[str, bytes]:
-        """Returns what further files hold, by their names."""
-        return {}
 
 
 class Block(NamedTuple):
@@ -83,6 +72,25 @@ class Block(NamedTuple):
         return [range(start, min(start + PART, self.stop)) for start in starts]
 
 
+class Source(ABC):
+    """What a store is made of."""
+
+    manifest: Manifest  # of the store, not complete
+
+    @abstractmethod
+    def parts(self, split: str, indices: list[Tensor]) -> Iterator[Part]:
+        """Yields the rows of these images, or captions, (n,) each, a part after the other."""
+
+    def files(self) -> dict[str, bytes]:
+        """Returns what further files hold, by their names."""
+        return {}
+
+    def made_of(self, block: Block) -> str:
+        """Returns a digest of the images or captions of a block; here, of those of all blocks."""
+        whole = (self.manifest.source_digest, self.manifest.captions_digest)
+        return sha256(" ".join(whole).encode()).hexdigest()[:12]
+
+
 def write_store(
     folder: Path,
     source: Source,
@@ -95,14 +103,14 @@ def write_store(
 
     It is complete if the blocks of all ranks are there. UserError where the folder holds another
     store or other files, where another process writes the same blocks, or the disk is full: the
-    same command then goes on. Where an image is unreadable, it goes on once that is replaced, and
-    begins anew once it is removed. Stopped when `stop` was set.
+    same command then goes on. Where an image was unreadable, it goes on with the images as they are
+    then, replaced, removed or added. Stopped when `stop` was set.
     """
     if (begun := read_begun(folder)) is not None and begun.complete:
         return _begin(folder, source)  # which may be on a disk that nobody writes to
     with _room(folder), _claims(folder) as claims:
         with _alone(claims):
-            manifest = _begin(folder, source, claims)
+            manifest = _begin(folder, source, claims, slice(rank, None, world))
             if manifest.complete:
                 return manifest
             blocks = list(_blocks(manifest))
@@ -180,36 +188,18 @@ def _busy(folder: Path) -> UserError:
     )
 
 
-def _forget(folder: Path, begun: Manifest, source: Source, claims: Claims) -> None:
-    """Has a begun store begin anew; UserError where another process writes it."""
-    parts = [FIRST + block.number for block in _blocks(begun)]
-    if not all(claims.take(part) for part in parts):
-        raise _busy(folder)
-    logging.getLogger(__name__).warning(
-        "note: %s begins anew: its images are others since one could not be read", folder
-    )
-    for block in _blocks(begun):
-        _marker(folder, block).unlink(missing_ok=True)
-    for name in source.files():
-        (folder / name).unlink(missing_ok=True)
-    write_text(folder / MANIFEST, source.manifest.text())
-    (folder / "blocks" / UNREADABLE).unlink()
-    for part in parts:
-        claims.free(part)
-
-
-def _begin(folder: Path, source: Source, claims: Claims | None = None) -> Manifest:
+def _begin(
+    folder: Path, source: Source, claims: Claims | None = None, share: slice = slice(None)
+) -> Manifest:
     """Returns the manifest of the store that is begun, or was before by the same command."""
     manifest = source.manifest
     begun = read_begun(folder)
+    if begun and claims and (folder / "blocks" / UNREADABLE).exists():
+        begun = _mend(folder, begun, source, claims, share)
     if begun is None:
         write_text(folder / MANIFEST, manifest.text())
     elif replace(begun, **_of(manifest, PLACES)) != manifest:
         old, new = vars(begun), vars(manifest)
-        same = replace(begun, **_of(manifest, (*PLACES[1:], *IMAGES))) == manifest
-        if claims and same and (folder / "blocks" / UNREADABLE).exists():
-            _forget(folder, begun, source, claims)
-            return _begin(folder, source)
         key = next(key for key in old if key not in PLACES and old[key] != new[key])
         raise UserError(
             f"{folder} is a store of another {key.replace('_', ' ')}: {_short(old[key])}, not "
@@ -229,6 +219,51 @@ def _begin(folder: Path, source: Source, claims: Claims | None = None) -> Manife
     return manifest
 
 
+def _mend(folder: Path, begun: Manifest, source: Source, claims: Claims, share: slice) -> Manifest:
+    """Returns the manifest with which a begun store goes on, having taken back outdated blocks.
+
+    Where no image was added or removed, those of this `share` alone are looked at. UserError where
+    another process writes what is taken back.
+    """
+    manifest = source.manifest
+    same = replace(begun, **_of(manifest, PLACES)) == manifest
+    if not same and replace(begun, **_of(manifest, (*PLACES[1:], *IMAGES))) != manifest:
+        return begun  # of another command
+    old, new = list(_blocks(begun)), list(_blocks(manifest))
+    places = {(block.split, block.start, block.stop): block for block in new}
+    outdated, kept = [], 0
+    for block in old[share] if same else old:
+        if not (marker := _marker(folder, block)).exists():
+            continue
+        now = places.get((block.split, block.start, block.stop))
+        if now and marker.read_text().partition(" ")[2] == source.made_of(now):
+            kept += 1
+        else:
+            outdated.append(block)
+    if same and not outdated:
+        return begun
+    taken = [FIRST + block.number for block in (outdated if same else old)]
+    if not all(claims.take(part) for part in taken):
+        raise _busy(folder)
+    logging.getLogger(__name__).warning(
+        "note: images of %s have changed since one could not be read: %d of its blocks stay, %d "
+        "are encoded again",
+        *(folder, kept, len(outdated)),
+    )
+    for block in outdated:
+        _marker(folder, block).unlink()
+    if not same:
+        for name in source.files():
+            (folder / name).unlink(missing_ok=True)
+        for array in manifest.arrays:  # rows stay where they are: a header is as long for any N
+            if (folder / array.file).exists():
+                _resize(folder / array.file, array)
+        write_text(folder / MANIFEST, manifest.text())
+    for part in taken:
+        claims.free(part)
+    return begun if same else manifest
+
+
 def _of(manifest: Manifest, keys: Sequence[str]) -> dict[str, Any]:
     return {key: getattr(manifest, key) for key in keys}
 
@@ -246,7 +281,8 @@ def _blocks(manifest: Manifest) -> Iterator[Block]:
 
 
 def _marker(folder: Path, block: Block) -> Path:
-    return folder / "blocks" / f"{block.number:06d}"
+    """Returns the file that says that a block is there, by the rows that it is."""
+    return folder / "blocks" / f"{block.split}-{block.start:09d}-{block.stop:09d}"
 
 
 def _header(array: Array) -> bytes:
@@ -256,10 +292,13 @@ def _header(array: Array) -> bytes:
     return file.getvalue()
 
 
+def _length(array: Array) -> int:
+    return len(_header(array)) + np.dtype(array.dtype).itemsize * int(np.prod(array.shape))
+
+
 def _allocate(path: Path, array: Array, marked: bool) -> None:
     """Gives a file its header and length, where nothing was written to it yet."""
-    header = _header(array)
-    length = len(header) + np.dtype(array.dtype).itemsize * int(np.prod(array.shape))
+    length = _length(array)
     size = path.stat().st_size if path.exists() else 0
     if size == length:
         return
@@ -267,10 +306,15 @@ def _allocate(path: Path, array: Array, marked: bool) -> None:
         raise UserError(
             f"{path} has {size:,} bytes; expected {length:,}: remove the store and make it anew"
         )
+    _resize(path, array)
+
+
+def _resize(path: Path, array: Array) -> None:
+    """Gives a file its header and length, whatever rows it holds."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _write(file, 0, header)
-        os.ftruncate(file, length)
+        _write(file, 0, _header(array))
+        os.ftruncate(file, _length(array))
         os.fsync(file)
     finally:
         os.close(file)
@@ -314,7 +358,7 @@ def _write_blocks(
             if part.stop == block.stop:
                 for file, _ in files:
                     os.fsync(file)
-                write_text(_marker(folder, block), hashed.hexdigest())
+                write_text(_marker(folder, block), f"{hashed.hexdigest()} {source.made_of(block)}")
                 hashed = sha256()
             yield len(part)
             if stop is not None and stop.is_set():
@@ -324,7 +368,7 @@ def _write_blocks(
 def _complete(folder: Path, manifest: Manifest, blocks: list[Block]) -> Manifest:
     """Returns the complete manifest, having written it, if all blocks are there."""
     try:
-        digests = [_marker(folder, block).read_text() for block in blocks]
+        digests = [_marker(folder, block).read_text().split()[0] for block in blocks]
     except FileNotFoundError:  # of other ranks, unless one of them has just completed it
         return read_begun(folder) or manifest
     content = sha256("".join(digests).encode()).hexdigest()[:12]

@@ -2,6 +2,7 @@
 
 __all__ = ["TrainedRun", "other_protocol"]
 
+import difflib
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -31,21 +32,25 @@ from dtr_lightning.training.weights import load_average
 OPTIONS = ("sampler", "features", "evaluation", "trainer.accelerator", "data.workers")
 
 
-def other_protocol(run: Run, options: Sequence[str]) -> Config:
+def other_protocol(
+    run: Run, options: Sequence[str], own: Sequence[str] = ("--checkpoint",)
+) -> Config:
     """Returns the run's config with another sampler, features or evaluation, or images elsewhere.
 
-    UserError for any other option: what was trained cannot be changed.
+    UserError for any other option, with the valid ones, among them the command's `own`: what was
+    trained cannot be changed.
     """
     paths = {f"data.{name}" for name in path_options(Data, run.config["data"]["class_path"])}
     for option in options:
         name = option[2:].partition("=")[0]
         if option.startswith("--") and not name.startswith(OPTIONS) and name not in paths:
             near = [key for key in flatten(run.config) if key.endswith(f".{name}")]
-            near = [key for key in near if key.startswith(OPTIONS)]
-            hint = f" (did you mean --{near[0]}?)" if near else ""
+            near = [f"--{key}" for key in near if key.startswith(OPTIONS)]
+            near = difflib.get_close_matches(f"--{name}", own, n=1) or near
+            hint = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(
-                f"{option} is no option here{hint}; valid: --checkpoint, --sampler, --features and "
-                "--evaluation with what belongs to them, --trainer.accelerator, --data.workers"
+                f"{option} is no option here{hint}; valid: {', '.join(own)}, --sampler, --features "
+                "and --evaluation with what belongs to them, --trainer.accelerator, --data.workers"
                 + "".join(f", --{path}" for path in sorted(paths))
             )
     return parse(make_parser(), [f"--config={run.config_file}", *options]).config

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 
@@ -150,3 +151,25 @@ def test_a_duration_is_told_in_units_that_fit():
     times = {0.1: "1 s", 89: "89 s", 90: "2 min", 11400: "3 h 10 min", 7170: "2 h 0 min"}
     assert {seconds: duration(seconds) for seconds in times} == times
     assert duration(50 * 3600) == "2 d 2 h"
+
+
+@pytest.mark.parametrize("words", [[], ["--protocol", "adm", "--reference", "x.npz"]])
+def test_an_unknown_option_of_an_evaluation_lists_all(words, tmp_path, monkeypatch, capsys):
+    shutil.copy(ROOT / "configs" / "digits.yaml", tmp_path / "config.yaml")
+    run = [str(tmp_path), *words]
+    monkeypatch.setattr("evaluate.adm_parts", lambda given: (None, None))
+    line = said("evaluate", [*run, "--keep-sample"], monkeypatch, capsys)
+    own = "--checkpoint, --protocol, --reference, --samples, --save-samples, --keep-samples"
+    more = "--weights, --sampler, --features and --evaluation"
+    assert "(did you mean --keep-samples?)" in line and f"valid: {own}, {more}" in line
+
+
+def test_an_unknown_option_of_samples_lists_all(monkeypatch, capsys):
+    line = said("sample", ["RUN", "--clases", "3"], monkeypatch, capsys)
+    assert "(did you mean --classes?); valid: --classes, --prompt" in line and "--sampler" in line
+
+
+def test_a_near_name_of_a_data_set_is_named(monkeypatch, capsys):
+    words = ["CIFAR11", "--codec", "pixels", "--out", "x"]
+    line = said("make_latents", words, monkeypatch, capsys)
+    assert "CIFAR10, " in line and "Digits" in line and " Latents" not in line

@@ -1,9 +1,13 @@
 """Codecs: pixels are as they were; latents are what the posterior's formula says."""
 
+import logging
+import warnings
+
 import pytest
 import torch
 
 from dtr_lightning.data import VAE, Digits, Pixels, to_float, to_uint8
+from dtr_lightning.data.pretrained import reading
 from dtr_lightning.errors import UserError
 from tests.data.tiny_vae import SCALE, tiny_vae
 
@@ -84,3 +88,19 @@ def test_a_folder_that_is_no_vae(tmp_path):
         VAE(str(tmp_path / "nowhere")).network  # noqa: B018
     with pytest.raises(UserError, match="no autoencoder at"):
         VAE(str(tmp_path)).network  # noqa: B018
+
+
+def test_a_name_that_the_hub_does_not_give_is_one_line(capfd, caplog):
+    client = logging.getLogger("huggingface_hub.utils._http")
+    with pytest.raises(UserError) as caught, reading("lab/vae", "autoencoder") as local:
+        client.warning("Retrying in 8s [Retry 5/5].")
+        warnings.warn_explicit("deprecated", UserWarning, "_validators.py", 1, "huggingface_hub.x")
+        assert not local
+        raise OSError("lab/vae has no file config.json.\nSee the documentation.")
+    assert str(caught.value) == (
+        "no autoencoder at lab/vae: no such folder, and not to be had from the Hugging Face hub "
+        "(lab/vae has no file config.json); where there is no network, give a local folder"
+    )
+    assert not caplog.records and not any(capfd.readouterr())
+    client.warning("of somebody else")
+    assert "of somebody else" in caplog.text

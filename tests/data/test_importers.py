@@ -254,3 +254,9 @@ def test_nothing_of_a_pickle_runs(tmp_path):
     with pytest.raises(UserError, match="could run code"):
         LAYOUTS["u-vit"](tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_inner_folder_of_repa_is_not_read_as_edm2_s(vae, images, tmp_path):
+    repa(tmp_path / "theirs", vae, *images)
+    with pytest.raises(UserError, match=r"vae-sd is REPA's; give .*theirs --from repa"):
+        LAYOUTS["edm2"](tmp_path / "theirs" / "vae-sd")

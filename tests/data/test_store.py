@@ -19,7 +19,7 @@ import torch
 
 from dtr_lightning.data.store import StoredSplit, read_begun, read_manifest
 from dtr_lightning.data.store_writer import write_store
-from dtr_lightning.errors import Stopped, Unreadable, UserError
+from dtr_lightning.errors import Stopped, UserError
 from tests.data.stores import RandomRows, contents
 
 
@@ -231,27 +231,6 @@ def test_a_store_goes_on_as_it_was_begun(tmp_path, other, message):
         write_store(tmp_path / "store", source, 1, 2)
     source.manifest = replace(RandomRows().manifest, source="elsewhere", vae_path="/moved")
     assert write_store(tmp_path / "store", source, 1, 2).vae_path == "/nowhere"
-
-
-def test_a_store_of_unreadable_images_goes_on_once_they_are_replaced_or_anew_without(
-    whole, tmp_path, caplog
-):
-    def broken(split, part):
-        if split == "val":
-            raise Unreadable("x.png")
-
-    for name, source in (("replaced", RandomRows()), ("removed", RandomRows(train=150))):
-        folder, seen = tmp_path / name, []
-        with pytest.raises(Unreadable):
-            write_store(folder, RandomRows(before=broken))
-        with pytest.raises(UserError, match="another train"):  # of another folder
-            write_store(folder, RandomRows(train=150, source="elsewhere"))
-        source.before = lambda split, part, seen=seen: seen.append(split)
-        assert write_store(folder, source).complete
-        assert ("train" in seen) == ("begins anew" in caplog.text) == (name == "removed")
-    assert contents(tmp_path / "replaced") == contents(whole)
-    write_store(tmp_path / "direct", RandomRows(train=150))
-    assert contents(tmp_path / "removed") == contents(tmp_path / "direct")
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path):
