@@ -256,18 +256,18 @@ def make_source(
     from dtr_lightning.data.encoding import EncodedCaptions, EncodedImages
     from dtr_lightning.data.importers import LAYOUTS, Imported
 
-    codec = Pixels() if given.codec == "pixels" else VAE(absolute(given.vae))
-    if given.program:
+    vae = None if given.codec == "pixels" else VAE(absolute(given.vae))
+    if given.program and vae:
         if not Path(given.images).exists():
             raise UserError(f"{given.images} does not exist")
         layout = LAYOUTS[given.program](Path(given.images).expanduser())
         if given.flips == "yes" and not layout.mirrored:
             raise UserError(f"--flips yes: {given.program} stores no mirrored images")
-        source = Imported(layout, codec, given.held_out)
+        source = Imported(layout, vae, given.held_out)
         if layout.note:
             print(f"note: {layout.note}", file=sys.stderr)
         return source
-    data, preparation = find_images(given, rest, codec if isinstance(codec, VAE) else None)
+    data, preparation = find_images(given, rest, vae)
     data.announce()
     mirrored = data.flip if given.flips is None else given.flips == "yes"
     where = Path(given.images)
@@ -277,7 +277,14 @@ def make_source(
         texts = captions_of(data, given.captions)
         captions = EncodedCaptions(texts, CLIPText(absolute(given.clip)))
     return EncodedImages(
-        data, codec, mirrored, device, preparation, where, threads=threads, captions=captions
+        data,
+        vae or Pixels(),
+        mirrored,
+        device,
+        preparation,
+        where,
+        threads=threads,
+        captions=captions,
     )
 
 

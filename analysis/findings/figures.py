@@ -126,7 +126,7 @@ def _bars(judged: Judged) -> list[list[float]] | None:
 
 def _numbers(judged: Judged) -> pd.DataFrame:
     comparison = judged.comparison
-    row = {"data": comparison.data.name, "comparison": comparison.label}
+    row: dict[str, Any] = {"data": comparison.data.name, "comparison": comparison.label}
     row |= {"measure": comparison.measure.name, "ranks": judged.ranked}
     row |= {"seed": [*judged.differences], "difference": [*judged.differences.values()]}
     row |= {"mean": judged.effect, "low": judged.low, "high": judged.high}
@@ -226,7 +226,7 @@ def cka_matrices(runs: Mapping[str, Sequence[Finished]]) -> Drawing:
     """Draws the CKA of every block, mean over seeds, for {router: runs}."""
     means = {}
     for name, members in runs.items():
-        measured = [cka_of(run) for run in members]
+        measured = [cka for run in members if (cka := cka_of(run)) is not None]
         means[name] = measured[0] | {"cka": np.mean([each["cka"] for each in measured], axis=0)}
     blocks = next(iter(means.values()))["blocks"]
     figure = new_figure(0.9 + 1.5 * len(blocks), 0.5 + 1.45 * len(means))

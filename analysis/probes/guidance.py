@@ -68,7 +68,7 @@ def stored(run: Finished, scale: float, config: GuidanceConfig) -> Results | Non
     """
     wanted = run.results["protocol"] | {"guidance": scale, "n": _size(run, config)}
     names = sorted(file.stem for file in run.evaluations.glob("*.json"))
-    for results in (run.results, *map(run.evaluation, names)):
+    for results in filter(None, (run.results, *map(run.evaluation, names))):
         same = results.get("protocol") == wanted and results.get("steps") == run.results["steps"]
         if same and results.keys() >= set(MEASURED):
             return results
@@ -188,7 +188,7 @@ def draw(runs: Sequence[Finished], config: GuidanceConfig | None = None) -> Draw
         raise UserError(f"guidance: nothing to draw: {'; '.join(failed)}")
     rows = []
     for s in shown:
-        row = {"setting": s.label, "router": s.router, "loss_weight": s.loss_weight}
+        row: dict[str, Any] = {"setting": s.label, "router": s.router, "loss_weight": s.loss_weight}
         for scale in SCALES:
             seeds = [results[run.path, scale] for run in s.runs if (run.path, scale) in results]
             values = {key: [x for r in seeds if (x := r.get(key)) is not None] for key in MEASURED}

@@ -30,7 +30,7 @@ from enum import Enum
 from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
@@ -100,7 +100,7 @@ class Parser(ArgumentParser):
             self.epilog = " ".join(filter(None, (about, f"{class_type.__name__} has no options.")))
         return added
 
-    def error(self, message: str, ex: Exception | None = None) -> None:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises UserError; the parsers of the classes on an axis come here too."""
         shown = (a for a in self._actions if a.help != argparse.SUPPRESS)
         hidden = ("help", "config")

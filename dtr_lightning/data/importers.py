@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dtr_lightning.data.base import Split
 from dtr_lightning.data.codec import LOG_VARIANCE, VAE
 from dtr_lightning.data.encoding import BLOCK
 from dtr_lightning.data.image_folder import hold_out
@@ -301,7 +300,7 @@ class Imported(Source):
         train, val = layout.train, layout.val
         if val is None:
             train, val = hold_out(train, layout.folder, held_out)
-        self.names: dict[Split, list[str]] = {"train": train, "val": val}
+        self.names = {"train": train, "val": val}
         self.first, self.shape = train[0], layout.read(train[0])[0].shape
         if len(self.shape) != 3 or self.shape[0] % 2:
             raise UserError(f"{self.first} holds {self.shape}; expected moments (2C, h, w)")
@@ -331,7 +330,7 @@ class Imported(Source):
             input_range=layout.input_range,
         )
 
-    def parts(self, split: Split, indices: list[Tensor]) -> Iterator[Part]:
+    def parts(self, split: str, indices: list[Tensor]) -> Iterator[Part]:
         """Yields moments float16 of these images; UserError names what is no latent."""
         for part in indices:
             names = [self.names[split][i] for i in part.tolist()]
@@ -341,7 +340,7 @@ class Imported(Source):
             yield Part(np.stack(plain), np.stack(mirrored) if both else None, labels)
 
     def _read(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        found = []
+        found: list[np.ndarray | None] = []
         for values in self.layout.read(name):
             if values is None:
                 found.append(None)
@@ -352,4 +351,6 @@ class Imported(Source):
             if not np.isfinite(half).all():
                 raise UserError(f"{name} holds values that are not finite in float16")
             found.append(half)
-        return found[0], found[1]
+        plain, mirrored = found
+        assert plain is not None  # only the mirrored one may be missing
+        return plain, mirrored

@@ -280,8 +280,9 @@ class Experiment:
         The mean over the blocks; None for a router without fixed masks, or of a single task.
         """
         router = self.network.router
-        tables = [router.table(block) for block in range(router.blocks)]
-        if any(table is None or len(table) < 2 for table in tables):
+        every = [router.table(block) for block in range(router.blocks)]
+        tables = [table for table in every if table is not None and len(table) > 1]
+        if len(tables) < len(every):
             return None
         return fmean(mean_overlap(table) / table.shape[1] for table in tables)
 
