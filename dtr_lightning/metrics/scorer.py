@@ -207,7 +207,8 @@ class Scorer:
         with kept.sync_context():
             rows, index = kept.by_index()
         floor = torch.tensor(math.nan if self.floor is None else self.floor, dtype=torch.float64)
-        assert (copies := self.copies) is not None
+        copies = self.copies
+        assert copies is not None
         return Reference(total, squares, count, rows, index, copies.train, copies.threshold, floor)
 
     def _restore(self, stored: Reference, rank: int, world: int) -> None:
