@@ -70,10 +70,8 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, use_conv: bool) -> None:
         super().__init__()
-        if use_conv:
-            self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        else:
-            self.op = nn.AvgPool2d(2)
+        shape = (channels, channels, 3, 2, 1)  # channels in and out, kernel, stride, padding
+        self.op = nn.Conv2d(*shape) if use_conv else nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, C, H / 2, W / 2) of x (N, C, H, W)."""
