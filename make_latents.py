@@ -197,12 +197,12 @@ def score_options(words: Sequence[str], source: "Source") -> "tuple[Features, Ev
     from dtr_lightning.expect import is_own
     from dtr_lightning.metrics import Features
 
-    found = make_parser(groups=("features", "evaluation")).parse_args(words).as_dict()
-    features: Features = instantiate(Features, found["features"])
+    config = make_parser(groups=("features", "evaluation")).parse_args(words).as_dict()
+    features: Features = instantiate(Features, config["features"])
     if is_own(features):
         raise UserError("features of your own keep no reference: leave --features out")
     features(torch.zeros(1, *source.manifest.image_shape, dtype=torch.uint8))
-    return features, EvaluationConfig(**found["evaluation"])
+    return features, EvaluationConfig(**config["evaluation"])
 
 
 def keep_reference(
@@ -312,11 +312,11 @@ def find_images(
     if Path(given.images).expanduser().is_dir():
         if given.size is None:
             raise UserError("a folder of images needs --size, the pixels a side")
-        chosen = ["--data=ImageFolder", f"--data.root={given.images}", f"--data.size={given.size}"]
-        chosen += [f"--data.channels={channels}", f"--data.held_out={given.held_out}"]
-        chosen += [f"--data.workers={given.workers}"]
+        options = ["--data=ImageFolder", f"--data.root={given.images}", f"--data.size={given.size}"]
+        options += [f"--data.channels={channels}", f"--data.held_out={given.held_out}"]
+        options += [f"--data.workers={given.workers}"]
     elif given.images in (valid := valid_choices(Data)):
-        chosen, crop = [f"--data={given.images}"], "as they are"
+        options, crop = [f"--data={given.images}"], "as they are"
     else:
         if rest:
             raise UserError(f"{rest[0]}: {given.images} is no folder and none of our data sets")
@@ -327,8 +327,8 @@ def find_images(
             return torchvision_images(name, given.root, *common), crop
         named = [*valid, "hf:NAME", "torchvision:NAME"]
         raise choices("folder or data set", given.images, named)
-    found = make_parser(groups=("data",)).parse_args([*chosen, *rest])
-    data: Data = instantiate(Data, found.as_dict()["data"])
+    config = make_parser(groups=("data",)).parse_args([*options, *rest])
+    data: Data = instantiate(Data, config.as_dict()["data"])
     if isinstance(data, ImageFolder):
         data.patience = math.inf  # a store needs them all
     if given.size not in (None, data.image_size):

@@ -42,7 +42,7 @@ Report = Callable[[int], None]  # is told the number of network evaluations of s
 
 
 def silent(images: int) -> None:
-    """Tells nobody."""
+    """Does nothing: for a caller that shows no progress."""
 
 
 def check_guidance(model: Denoiser, guidance: float) -> None:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from dtr_lightning.data.captions import Captions
 from dtr_lightning.data.codec import Codec, Pixels
-from dtr_lightning.diffusion import Process
-from dtr_lightning.diffusion import clusters as tasks
+from dtr_lightning.diffusion import Process, clusters
 from dtr_lightning.diffusion.samplers import IndexedNoise
 from dtr_lightning.errors import UserError
 from dtr_lightning.models import Denoiser, evaluation_mode
@@ -195,7 +194,7 @@ class DiffusionModule(LightningModule):
     def _timesteps(self, n: int, device: torch.device) -> Tensor:
         if self.gradients.joint:
             return self.loss_weight.timesteps(n, device)
-        return tasks.stratified(self.diffusion, n, self.gradients.intervals, device)
+        return clusters.stratified(self.diffusion, n, self.gradients.intervals, device)
 
     def _loss(self, x0: Tensor, t: Tensor, y: Tensor, noise: Tensor) -> tuple[Tensor, Losses]:
         losses = self.losses(x0, t, y, noise)
@@ -205,7 +204,7 @@ class DiffusionModule(LightningModule):
     def _step_by_cluster(
         self, x0: Tensor, t: Tensor, y: Tensor, noise: Tensor
     ) -> tuple[Tensor, Losses]:
-        parts = tasks.shares(len(t), self.gradients.clusters)
+        parts = clusters.shares(len(t), self.gradients.clusters)
         chunks = list(zip(*(part.split(parts) for part in (x0, t, y, noise)), strict=True))
         done: list[Losses] = []
 
