@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from pkgutil import iter_modules
 from traceback import extract_tb
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -26,13 +27,25 @@ RENAMED = {"build": "bind", "spread": "timesteps_at", "factors": "loss_conversio
 
 
 def valid_choices(base: type[T]) -> dict[str, type[T]]:
-    """Returns the classes that can be chosen on an axis by their name: none that is private."""
+    """Returns the classes that can be chosen on an axis by their name: none that is private.
+
+    Those of all files of the base's room, and of what else was imported.
+    """
+    _import_room(base.__module__.rpartition(".")[0])
     classes: dict[str, type[T]] = {}
     for subclass in base.__subclasses__():
         if not inspect.isabstract(subclass) and subclass.__name__[0] != "_":
             classes[subclass.__name__] = subclass
         classes |= valid_choices(subclass)
     return dict(sorted(classes.items()))
+
+
+@cache
+def _import_room(name: str) -> None:
+    """Imports every file of one of our rooms; of other packages none."""
+    if name.startswith("dtr_lightning."):
+        for file in iter_modules(importlib.import_module(name).__path__):
+            importlib.import_module(f"{name}.{file.name}")
 
 
 def instantiate(base: type[T], choice: Mapping[str, Any], **linked: Any) -> T:
