@@ -311,6 +311,7 @@ def test_a_router_of_the_readme_trains(own):
 def test_classes_of_the_page_on_development_train(own):
     code = [b.text for b in blocks(ROOT / "docs" / "development.md") if b.language == "python"]
     (own / "my_module.py").write_text("\n".join(code))
+    sys.modules.pop("my_module", None)  # that of another test
     changed = TINY | {"router": "my_module.Gain", "loss_weight": "my_module.Late"}
     assert dtr.train("configs/digits.yaml", changed, "runs/own").results["steps"] == 6
     sys.modules.pop("my_module")
