@@ -200,12 +200,12 @@ def score_options(words: Sequence[str], source: "Source") -> "tuple[Features, Ev
     from dtr_lightning.expect import is_own
     from dtr_lightning.metrics import Features
 
-    found = make_parser(groups=("features", "evaluation")).parse_args(words).as_dict()
-    features: Features = instantiate(Features, found["features"])
+    config = make_parser(groups=("features", "evaluation")).parse_args(words).as_dict()
+    features: Features = instantiate(Features, config["features"])
     if is_own(features):
         raise UserError("features of your own keep no reference: leave --features out")
     features(torch.zeros(1, *source.manifest.image_shape, dtype=torch.uint8))
-    return features, EvaluationConfig(**found["evaluation"])
+    return features, EvaluationConfig(**config["evaluation"])
 
 
 def keep_reference(
@@ -259,18 +259,18 @@ def make_source(
     from dtr_lightning.data.encoding import EncodedCaptions, EncodedImages
     from dtr_lightning.data.importers import LAYOUTS, Imported
 
-    codec = Pixels() if given.codec == "pixels" else VAE(absolute(given.vae))
-    if given.program:
+    vae = None if given.codec == "pixels" else VAE(absolute(given.vae))
+    if given.program and vae:
         if not Path(given.images).exists():
             raise UserError(f"{given.images} does not exist")
         layout = LAYOUTS[given.program](Path(given.images).expanduser())
         if given.flips == "yes" and not layout.mirrored:
             raise UserError(f"--flips yes: {given.program} stores no mirrored images")
-        source = Imported(layout, codec, given.held_out)
+        source = Imported(layout, vae, given.held_out)
         if layout.note:
             print(f"note: {layout.note}", file=sys.stderr)
         return source
-    data, preparation = find_images(given, rest, codec if isinstance(codec, VAE) else None)
+    data, preparation = find_images(given, rest, vae)
     data.announce()
     mirrored = data.flip if given.flips is None else given.flips == "yes"
     where = Path(given.images)
@@ -280,7 +280,14 @@ def make_source(
         texts = captions_of(data, given.captions)
         captions = EncodedCaptions(texts, CLIPText(absolute(given.clip)))
     return EncodedImages(
-        data, codec, mirrored, device, preparation, where, threads=threads, captions=captions
+        data,
+        vae or Pixels(),
+        mirrored,
+        device,
+        preparation,
+        where,
+        threads=threads,
+        captions=captions,
     )
 
 
@@ -308,11 +315,11 @@ def find_images(
     if Path(given.images).expanduser().is_dir():
         if given.size is None:
             raise UserError("a folder of images needs --size, the pixels a side")
-        chosen = ["--data=ImageFolder", f"--data.root={given.images}", f"--data.size={given.size}"]
-        chosen += [f"--data.channels={channels}", f"--data.held_out={given.held_out}"]
-        chosen += [f"--data.workers={given.workers}"]
+        options = ["--data=ImageFolder", f"--data.root={given.images}", f"--data.size={given.size}"]
+        options += [f"--data.channels={channels}", f"--data.held_out={given.held_out}"]
+        options += [f"--data.workers={given.workers}"]
     elif given.images in (valid := valid_choices(Data)):
-        chosen, crop = [f"--data={given.images}"], "as they are"
+        options, crop = [f"--data={given.images}"], "as they are"
     else:
         if rest:
             raise UserError(f"{rest[0]}: {given.images} is no folder and none of our data sets")
@@ -325,8 +332,8 @@ def find_images(
         own = [each for each in valid if each not in NOT_ENCODED]
         named = [*near, "a folder of images", *own, "torchvision:NAME", "hf:NAME"]
         raise choices("folder or data set", given.images, named)
-    found = make_parser(groups=("data",)).parse_args([*chosen, *rest])
-    data: Data = instantiate(Data, found.as_dict()["data"])
+    config = make_parser(groups=("data",)).parse_args([*options, *rest])
+    data: Data = instantiate(Data, config.as_dict()["data"])
     if isinstance(data, ImageFolder):
         data.patience = math.inf  # a store needs them all
     if given.size not in (None, data.image_size):

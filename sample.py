@@ -10,7 +10,7 @@ import difflib
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dtr_lightning.cli.commands import Options, check_file, command, loading, stop_on_signals
 from dtr_lightning.errors import Stopped, UserError
@@ -133,7 +133,8 @@ def main() -> int:
     save_sheet(str(out), images, names)
     print(out)
     if given.npz:
-        arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy(), "labels": labels.numpy()}
+        arrays: dict[str, Any] = {"arr_0": images.permute(0, 2, 3, 1).numpy()}
+        arrays |= {"labels": labels.numpy()}
         arrays |= {"prompts": np.array(prompts)} if prompts else {}
         with replacing(given.npz) as part:
             np.savez_compressed(part, **arrays)

@@ -109,12 +109,11 @@ def _draw(
     def work() -> None:
         nonlocal note
         try:
-            reason = module.needs(runs)
-            drawing = None if reason else module.draw(runs, *options)
+            if reason := module.needs(runs):
+                raise UserError(reason)
+            drawing = module.draw(runs, *options)
         except UserError as error:
-            reason = str(error)
-        if reason:
-            note = f"not drawn: {reason}{older}"
+            note = f"not drawn: {error}{older}"
         else:
             paths.extend(save(drawing, directory, stem))
             note = drawing.note

@@ -2,10 +2,12 @@
 
 The five lie in a folder outside the package, are named by their import paths alone, and go the
 way of the real commands: `train.py` trains with four of them, `python -m analysis` draws the fifth.
-A sixth file has images with captions, which a text-conditional network is told.
+A sixth file has images with captions, which a text-conditional network is told. To ship one of the
+four takes no more than its file in the room.
 """
 
 import signal
+import subprocess
 import sys
 
 import pandas as pd
@@ -140,6 +142,8 @@ def draw(runs):
 """
 FILES = {"router": ROUTER, "loss_weight": LOSS_WEIGHT, "sampler": SAMPLER, "data": DATA}
 FILES |= {"figure": FIGURE, "captioned": CAPTIONED}
+ROOMS = {"router": "routing", "loss_weight": "objectives", "sampler": "diffusion.samplers"}
+ROOMS |= {"data": "data"}
 CHOICES = {"router": "mine.router.Halves", "router.share": 0.25}
 CHOICES |= {"loss_weight": "mine.loss_weight.Scaled", "loss_weight.scale": 0.0}
 CHOICES |= {"sampler": "mine.sampler.Dark", "data": "mine.data.Bars", "data.n": 48}
@@ -196,6 +200,23 @@ def test_a_stored_run_uses_them_again(trained):
     assert (run.sample(2) == 0).all()
     x, t = torch.ones(2, 1, 8, 8), torch.tensor([0, 999])
     assert not run.network(x, t, torch.tensor([0, 1])).any()
+
+
+def test_a_file_in_a_room_is_a_choice_by_its_name(tmp_path):
+    """In a process of its own, whose rooms have a second folder with one file."""
+    for axis in ROOMS:
+        (tmp_path / axis).mkdir()
+        (tmp_path / axis / "own.py").write_text(FILES[axis])
+    code = f"""
+from importlib import import_module
+from dtr_lightning.config.parser import AXES, valid_choices
+for axis, room in {ROOMS}.items():
+    import_module(f"dtr_lightning.{{room}}").__path__.append(f"{tmp_path}/{{axis}}")
+for axis in {ROOMS}:
+    print(*{{"Halves", "Scaled", "Dark", "Bars"}} & {{*valid_choices(AXES[axis][0])}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == (["Halves", "Scaled", "Dark", "Bars"], "")
 
 
 def test_own_captions_train_and_are_drawn_and_refuse_prompts_that_they_cannot_encode(folder):

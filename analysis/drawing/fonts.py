@@ -6,7 +6,7 @@ from functools import cache
 from unicodedata import east_asian_width
 
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
+from matplotlib.font_manager import FontEntry, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
@@ -44,7 +44,7 @@ def _letters(path: str) -> frozenset[int]:
         return frozenset()
 
 
-def _rank(font: object) -> tuple:
+def _rank(font: FontEntry) -> tuple:
     """Puts upright sans-serif fonts of ordinary weight first."""
     weight = font.weight if isinstance(font.weight, int) else 400
     return font.style != "normal", abs(weight - 400), "Sans" not in font.name, font.name

@@ -108,16 +108,16 @@ def _made(run: Finished) -> list[tuple[Tensor, str, bool]]:
     steps = int(run.flat.get("trainer.max_steps", 1))
     router = instantiate(Router, run.config["router"], seed=run.seed, steps=steps)
     router.bind(tasks, [width] * 2, width)
-    table = router.table(0)
-    if table is None:
-        made = []
-    else:
-        differs = not table.equal(router.table(1))
+    table, second = router.table(0), router.table(1)
+    made: list[tuple[Tensor, str, bool]] = []
+    if table is not None and second is not None:
+        differs = not table.equal(second)
         made = [(table, "", differs)]
         if _changes(run):
-            first = table.clone(), "step 0", differs
+            made = [(table.clone(), "step 0", differs)]
             router.advance(steps, lambda t: t)
-            made = [first, (router.table(0), f"step {steps:,}", differs)]
+            if (last := router.table(0)) is not None:
+                made.append((last, f"step {steps:,}", differs))
     MADE[run] = made
     return made
 

@@ -146,7 +146,7 @@ def line_style(router: str, rank: int = 0) -> dict[str, Any]:
 
 
 def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the look of each line of a figure.
+    """Returns the style of each line of a figure.
 
     No two routers look alike, nor do two of up to eight lines of one router: of few, each has a
     colour of its own as long as the palette has some left, and the marker of its router.
@@ -161,7 +161,7 @@ def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
             styles[router] = dict(zip(("color", "marker"), free.pop(0), strict=True))
     used = {styles[router]["color"] for router in styles}
     left = [color for color, _ in OTHERS if to_rgb(color) not in used]
-    looks = []
+    ready = []
     for router in routers:
         rank, count = seen[router], counts[router]
         seen[router] += 1
@@ -176,8 +176,8 @@ def lines(routers: Sequence[str]) -> list[dict[str, Any]]:
             style |= {"color": color, "markerfacecolor": face}
         elif styles[router].keys() == {"color", "marker"}:
             style |= styles[router] | {"markerfacecolor": styles[router]["color"]}
-        looks.append(style)
-    return looks
+        ready.append(style)
+    return ready
 
 
 def as_label(name: str) -> str:
@@ -229,8 +229,8 @@ def caption(figure: Figure, *parts: str) -> None:
         below.set_bbox_to_anchor((0, bottom, 1, 1 - bottom), figure.transFigure)
         bottom += below.get_tightbbox().height / figure.dpi / height
     figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom))
-    look = {"ha": "center", "va": "bottom", "fontsize": size, "color": "0.35", "in_layout": False}
-    figure.text(0.5, 0.01 / height, "\n".join(lines), **look)
+    font = {"ha": "center", "va": "bottom", "fontsize": size, "color": "0.35", "in_layout": False}
+    figure.text(0.5, 0.01 / height, "\n".join(lines), **font)
 
 
 def panel_title(ax: Axes, *parts: str, width: int = 30) -> None:

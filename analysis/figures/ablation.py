@@ -173,9 +173,9 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     score_axis(ax, [*scores, *floors[:1]], log)
     by_line = dict([*numbers.groupby("line", sort=False)])
     shown = list(by_line)[:MOST]
-    looks = lines([rows.router.iloc[0] for rows in by_line.values()])
+    styles = lines([rows.router.iloc[0] for rows in by_line.values()])
     cut = False
-    for (line, rows), style in zip(by_line.items(), looks, strict=True):
+    for (line, rows), style in zip(by_line.items(), styles, strict=True):
         style = style if line in shown else GREY | {"marker": "none"}
         label = as_label(line) if line in shown else None
         cut |= _draw_line(ax, rows, style, label)

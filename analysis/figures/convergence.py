@@ -126,15 +126,14 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     name, n = _protocol(selected[0])
     every = settings(selected)
     front = highlighted(every)
-    styles = lines([setting.router for setting in front])
-    looks = {id(setting): style for setting, style in zip(front, styles, strict=True)}
+    styles = dict(zip(map(id, front), lines([s.router for s in front]), strict=True))
 
     figure = new_figure(NARROW, 2.8)
     ax = figure.subplots()
     numbers, explained = [], False
     for setting in every:
         curve, reach = _curve(setting, n), _to_baseline(setting, selected, n)
-        style = looks.get(id(setting))
+        style = styles.get(id(setting))
         row = {"setting": setting.label, "router": setting.router, "alpha": setting.alpha}
         row |= {"beta": setting.beta, "n": n, "coloured": style is not None}
         numbers.append(pd.DataFrame(row | {column: curve[column] for column in curve} | reach))

@@ -71,14 +71,14 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     axes = figure.subplots(1, 2, sharey=True)
     front = {id(setting) for setting in highlighted([masks.setting for masks in shown])}
     coloured = [masks for masks in shown if id(masks.setting) in front]
-    looks = iter(lines([masks.setting.router for masks in coloured]))
+    styles = iter(lines([masks.setting.router for masks in coloured]))
     wider = min(0.7, 3 / max(1, len(coloured)))  # what lies under another line shows beside it
     under = len(coloured)
     for masks, rows in zip(shown, numbers, strict=True):
         style = GREY | {"zorder": 1}
         if id(masks.setting) in front:
             under -= 1
-            style = next(looks) | {"label": as_label(masks.name), "clip_on": False, "zorder": 3}
+            style = next(styles) | {"label": as_label(masks.name), "clip_on": False, "zorder": 3}
             style |= {"linewidth": 1.2 + under * wider, "markersize": 4 + 1.5 * under * wider}
         for ax, column in zip(axes, PANELS, strict=True):
             ax.plot((rows.t_first + rows.t_last + 1) / 2, rows[column], **style)

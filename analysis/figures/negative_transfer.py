@@ -127,8 +127,8 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     figure.get_layout_engine().set(wspace=0.06)
     numbers, several = [], any(len(members) > 1 for members in panels.values())
     for ax, (name, members) in zip(axes, panels.items(), strict=True):
-        looks = lines([setting.router if several else "DTR" for setting in members])
-        for i, (setting, style) in enumerate(zip(members, looks, strict=True)):
+        styles = lines([setting.router if several else "DTR" for setting in members])
+        for i, (setting, style) in enumerate(zip(members, styles, strict=True)):
             table = _over_seeds([(run, twins[run.path]) for run in setting.runs])
             row = {"setting": setting.label, "experts": len(intervals(setting.runs[0]))}
             row |= {

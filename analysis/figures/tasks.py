@@ -117,7 +117,7 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     others = coloured[coloured.router != "RTR"].percent.abs().max()
     figure = new_figure(WIDE, 2.6)
     curves, *axes = figure.subplots(1, 3 if random > 3 * others else 2)
-    looks = dict(zip(map(id, front), lines([s.router for s in front]), strict=True))
+    styles = dict(zip(map(id, front), lines([s.router for s in front]), strict=True))
     plain = settings({b.path: b for _, b in pairs}.values())
     for setting in plain if len(plain) == 1 else ():
         mean = table[["t_first", "t_last", "loss_no_routing"]].drop_duplicates("t_first")
@@ -126,16 +126,16 @@ def draw(runs: Sequence[Finished]) -> Drawing:
         style |= {"label": as_label(setting.label), "zorder": 2}
         curves.plot(middle, mean.loss_no_routing, **style)
     for setting, mean in zip(every, numbers, strict=True):
-        look = {**GREY, "zorder": 1}
-        if id(setting) in looks:
-            look = {**looks[id(setting)], "zorder": 3, "label": as_label(setting.label)}
+        style = {**GREY, "zorder": 1}
+        if id(setting) in styles:
+            style = {**styles[id(setting)], "zorder": 3, "label": as_label(setting.label)}
         middle = (mean.t_first + mean.t_last + 1) / 2
-        curves.plot(middle, mean.loss, **look)
+        curves.plot(middle, mean.loss, **style)
         for ax in axes:
             if ax is axes[0] or setting.router != "RTR":
-                ax.plot(middle, mean.percent, **look)
-                if id(setting) in looks:
-                    band(ax, middle, mean, look["color"])
+                ax.plot(middle, mean.percent, **style)
+                if id(setting) in styles:
+                    band(ax, middle, mean, style["color"])
     name = "timestep t (0 = cleanest), in eighths" if len(axes) == 1 else "timestep t, in eighths"
     for ax in axes:
         ax.axhline(0, color="black", linewidth=0.8, zorder=2)

@@ -108,10 +108,10 @@ class Archive:
 
         A choice is named without its module. ValueError if the options leave a choice open.
         """
-        found = [run for run in self.sweeps.get(sweep, []) if run.has(options)]
-        if len({run.hash_without("seed") for run in found}) > 1:
+        matching = [run for run in self.sweeps.get(sweep, []) if run.has(options)]
+        if len({run.hash_without("seed") for run in matching}) > 1:
             raise ValueError(f"{sweep} has several settings with {options}")
-        return {run.seed: run for run in sorted(found, key=lambda run: run.seed)}
+        return {run.seed: run for run in sorted(matching, key=lambda run: run.seed)}
 
 
 def _unpack(file: Path, at: Path) -> list[Finished]:

@@ -25,10 +25,10 @@ def measure_cka(sweep: str, runs: Sequence[Finished]) -> dict[Path, Arrays]:
         for side in (*comparison.plus, *comparison.minus)
         if side.sweep == sweep
     ]
-    chosen = [run for run in runs if any(run.has(side.options) for side in needed)]
-    if gone := [run for run in chosen if not run.last.is_file()]:
+    compared = [run for run in runs if any(run.has(side.options) for side in needed)]
+    if gone := [run for run in compared if not run.last.is_file()]:
         raise UserError(f"{gone[0].path} has no checkpoint, which its CKA needs")
-    numbers, failed = measured("cka", chosen, CKAConfig(), measure)
+    numbers, failed = measured("cka", compared, CKAConfig(), measure)
     if failed:
         raise UserError(failed[0])
     return numbers

@@ -107,8 +107,8 @@ L = {size: _masks("mnist_latents", **{"model.hidden_size": size}) for size in (4
 
 def _core(core: float | None, per_block: bool = False) -> Runs:
     sweep = "digits_masks" if core is None else "digits_overlap"
-    chosen = {} if core is None else {"router.core": core}
-    return Runs(sweep, {"router": "SharedCore", "router.per_block": per_block} | chosen)
+    core_option = {} if core is None else {"router.core": core}
+    return Runs(sweep, {"router": "SharedCore", "router.per_block": per_block} | core_option)
 
 
 def _control(router: str) -> Runs:

@@ -128,7 +128,7 @@ def _bars(judged: Judged) -> list[list[float]] | None:
 
 def _numbers(judged: Judged) -> pd.DataFrame:
     comparison = judged.comparison
-    row = {"data": comparison.data.name, "comparison": comparison.label}
+    row: dict[str, Any] = {"data": comparison.data.name, "comparison": comparison.label}
     row |= {"measure": comparison.measure.name, "ranks": judged.ranked}
     row |= {"seed": [*judged.differences], "difference": [*judged.differences.values()]}
     row |= {"mean": judged.effect, "low": judged.low, "high": judged.high}
@@ -176,12 +176,12 @@ def overlap(curve: Curve) -> Drawing:
     core = frame.setting.str.startswith("core ") | (frame.setting == "SharedCore")
     line = frame[core].sort_values("overlap")
     others = frame[~core]
-    shared, *looks = lines(["SharedCore", *others.router])
+    shared, *styles = lines(["SharedCore", *others.router])
     if len(line):
         ax.plot(line.overlap, line.score, label="SharedCore, six cores", zorder=3, **shared)
         _whiskers(ax, line, shared["color"])
-    for row, look in zip(others.itertuples(), looks, strict=True):
-        ax.plot(row.overlap, row.score, **look | {"linestyle": ""}, label=row.setting, zorder=4)
+    for row, style in zip(others.itertuples(), styles, strict=True):
+        ax.plot(row.overlap, row.score, **style | {"linestyle": ""}, label=row.setting, zorder=4)
     _whiskers(ax, others, "0.4")
     log_ticks(ax)
     ax.xaxis.set_major_locator(MultipleLocator(0.05))
@@ -228,7 +228,7 @@ def cka_matrices(runs: Mapping[str, Sequence[Finished]]) -> Drawing:
     """Draws the CKA of every block, mean over seeds, for {router: runs}."""
     means = {}
     for name, members in runs.items():
-        measured = [cka_of(run) for run in members]
+        measured = [cka for run in members if (cka := cka_of(run)) is not None]
         means[name] = measured[0] | {"cka": np.mean([each["cka"] for each in measured], axis=0)}
     blocks = next(iter(means.values()))["blocks"]
     figure = new_figure(0.9 + 1.5 * len(blocks), 0.5 + 1.45 * len(means))
@@ -239,8 +239,8 @@ def cka_matrices(runs: Mapping[str, Sequence[Finished]]) -> Drawing:
         t = each["t"]
         tasks = int(t[1] - t[0]) * len(t)
         for i, ax in enumerate(row):
-            look = {"vmin": low, "vmax": 1, "cmap": "viridis", "extent": (0, tasks, tasks, 0)}
-            image = ax.imshow(each["cka"][i], **look)
+            scale = {"vmin": low, "vmax": 1, "cmap": "viridis", "extent": (0, tasks, tasks, 0)}
+            image = ax.imshow(each["cka"][i], **scale)
             ax.grid(False)
             task_ticks(ax, tasks, "x")
             task_ticks(ax, tasks, "y")

@@ -40,7 +40,7 @@ class Findings:
             for claim in CLAIMS
             if all(c.measure is SCORE for c in claim.comparisons)
         }
-        alone = {
+        alone: dict[str, dict[str, dict[float, Judged]]] = {
             name: {
                 data.name: {x: judge([c], archive)[0] for x, c in effects.items()}
                 for data, effects in parts.items()

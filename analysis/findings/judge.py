@@ -71,16 +71,16 @@ def differences(comparison: Comparison, archive: Archive) -> tuple[dict[int, flo
 
 def effect(comparison: Comparison, archive: Archive) -> Judged:
     """Returns the effect of a comparison, without a verdict yet."""
-    found, ranked = differences(comparison, archive)
-    values = list(found.values())
+    by_seed, ranked = differences(comparison, archive)
+    values = list(by_seed.values())
     if len(values) < 2:
-        return Judged(comparison, found)
+        return Judged(comparison, by_seed)
     low, high = t_interval(values, comparison.data.level)
     n = len(values)
     quantiles = stdtrit(n - 1, 0.5 + comparison.data.level / 2) + stdtrit(n - 1, POWER)
     return Judged(
         comparison,
-        found,
+        by_seed,
         effect=float(np.mean(values)),
         low=low,
         high=high,

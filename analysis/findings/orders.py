@@ -42,19 +42,19 @@ def overlap_curve(archive: Archive) -> Curve:
     """
     points = {}
     for name, (sweep, options) in CURVE.items():
-        found = archive.runs(sweep, options)
-        if runs := {seed: run for seed, run in found.items() if seed in range(DIGITS.seeds)}:
+        by_seed = archive.runs(sweep, options)
+        if runs := {seed: run for seed, run in by_seed.items() if seed in range(DIGITS.seeds)}:
             first = next(iter(runs.values()))
             overlap = 1.0 if first.choice("router") == "NoRouting" else first.number("overlap")
             points[name] = overlap, {seed: run.score for seed, run in runs.items()}
     rho: dict[int, float] = {}
     if all(name in points for name in (*CORES, "R-TR")):
-        chosen = [points[name] for name in (*CORES, "R-TR")]
-        seeds = set.intersection(*(set(scores) for _, scores in chosen))
+        compared = [points[name] for name in (*CORES, "R-TR")]
+        seeds = set.intersection(*(set(scores) for _, scores in compared))
         for seed in sorted(seeds & {*range(DIGITS.seeds)}):
-            scores = [scores[seed] for _, scores in chosen]
+            scores = [scores[seed] for _, scores in compared]
             worst = [x if math.isfinite(x) else math.inf for x in scores]
-            rho[seed] = float(spearmanr([overlap for overlap, _ in chosen], worst).statistic)
+            rho[seed] = float(spearmanr([overlap for overlap, _ in compared], worst).statistic)
     if len(rho) < DIGITS.seeds:
         return Curve(points, rho, MISSING)
     if all(value < 0 for value in rho.values()):

@@ -45,9 +45,9 @@ class Registered:
         file = RECIPES / f"{name}.yaml"
         recipe = yaml.load(file.read_text(), Loader=LOADER)
         config, space = file.parent / recipe["config"], recipe.get("space", {})
-        chosen = {key: values[0] for key, values in space.items() if isinstance(values, list)}
+        first = {key: values[0] for key, values in space.items() if isinstance(values, list)}
         flat = [
-            settings(resolve(config, chosen | entry))
+            settings(resolve(config, first | entry))
             for entry in (recipe["start"] if space else _combined(recipe["grid"]))
         ]
         rest = [{k: v for k, v in each.items() if k not in APART} for each in flat]

@@ -147,7 +147,7 @@ def measured(
             on_progress(0)
             try:
                 probe = Probe.of(run, config.images, config.seed)
-                arrays = {**measure(probe, config, on_progress)}
+                arrays: dict[str, Any] = {**measure(probe, config, on_progress)}
             except UserError as error:
                 lines.append(f"left out {run.path.name}: {error}")
                 continue

@@ -181,7 +181,7 @@ def draw(runs: Sequence[Finished], config: AffinityConfig | None = None) -> Draw
         for axis in "xy":
             task_ticks(over_t, len(log_snr), axis)
         over_t.set(title=fill(short(setting.label, 66), 22), xlabel="t")
-        _panel(over_snr, log_snr[t], affinity, log_snr[[0, -1]])
+        _panel(over_snr, log_snr[t], affinity, (log_snr[0], log_snr[-1]))
         over_snr.set(xlabel="log SNR", xlim=_within(over_snr.get_xlim()))
         over_snr.set_ylim(_within(over_snr.get_ylim()))
         if not i % columns:

@@ -193,8 +193,8 @@ def _still(table: np.ndarray, moments: Moments, title: str) -> Figure:
         _picture(ax, np.concatenate(sheet))
         ax.set_anchor("N")
         for place, name in ((0.25, "x$_t$"), (0.75, "guess of x$_0$")):
-            above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
-            above |= {"parse_math": True}
+            above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points"}
+            above |= {"ha": "center", "parse_math": True}
             ax.annotate(name, (place, 1), xycoords="axes fraction", **above, fontsize=6)
     figure.suptitle(title, fontsize=8)
     return figure
@@ -228,7 +228,9 @@ def draw(runs: Sequence[Finished]) -> Drawing:
     run, *others = _candidates(runs)
     trained = load(run)
     data, experiment = trained.experiment.data, trained.experiment
-    table = trained.module.model.router.table(BLOCK).cpu().numpy()
+    masks = trained.module.model.router.table(BLOCK)
+    assert masks is not None  # of a candidate
+    table = masks.cpu().numpy()
     count = min(CLASSES, data.num_classes)
     labels = torch.arange(count) * data.num_classes // count
     if data.image_shape[0] not in (1, 3):

@@ -68,7 +68,7 @@ def stored(run: Finished, scale: float, config: GuidanceConfig) -> Results | Non
     """
     wanted = run.results["protocol"] | {"guidance": scale, "n": _size(run, config)}
     names = sorted(file.stem for file in run.evaluations.glob("*.json"))
-    for results in (run.results, *map(run.evaluation, names)):
+    for results in filter(None, (run.results, *map(run.evaluation, names))):
         same = results.get("protocol") == wanted and results.get("steps") == run.results["steps"]
         if same and results.keys() >= set(MEASURED):
             return results
@@ -132,8 +132,8 @@ def _evaluate(
     return trained.evaluate(add)
 
 
-def _looks(shown: Sequence[Setting]) -> list[dict[str, Any]]:
-    """Returns the look of each setting: with several loss weights a colour each, no routing dashed.
+def _styles(shown: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Returns the line of each setting: with several loss weights a colour each, no routing dashed.
 
     With one loss weight a router has its own colour, as everywhere.
     """
@@ -141,16 +141,16 @@ def _looks(shown: Sequence[Setting]) -> list[dict[str, Any]]:
     if len(weights) == 1:
         return lines([s.router for s in shown])
     routed = list(dict.fromkeys((s.router, s.alpha, s.beta) for s in shown if s.router != PLAIN))
-    looks = []
+    styles = []
     for s in shown:
         i = weights.index((s.loss_weight, s.other))
         color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
-        style, face = "--", "white"
+        dash, face = "--", "white"
         if s.router != PLAIN:
-            style, face = STYLES[routed.index((s.router, s.alpha, s.beta)) % len(STYLES)], color
-        look = {"color": color, "linestyle": style, "marker": marker, "markerfacecolor": face}
-        looks.append(look)
-    return looks
+            dash, face = STYLES[routed.index((s.router, s.alpha, s.beta)) % len(STYLES)], color
+        style = {"color": color, "linestyle": dash, "marker": marker, "markerfacecolor": face}
+        styles.append(style)
+    return styles
 
 
 def _panels(numbers: pd.DataFrame, score_name: str) -> dict[str, str]:
@@ -188,7 +188,7 @@ def draw(runs: Sequence[Finished], config: GuidanceConfig | None = None) -> Draw
         raise UserError(f"guidance: nothing to draw: {'; '.join(failed)}")
     rows = []
     for s in shown:
-        row = {"setting": s.label, "router": s.router, "loss_weight": s.loss_weight}
+        row: dict[str, Any] = {"setting": s.label, "router": s.router, "loss_weight": s.loss_weight}
         for scale in SCALES:
             seeds = [results[run.path, scale] for run in s.runs if (run.path, scale) in results]
             values = {key: [x for r in seeds if (x := r.get(key)) is not None] for key in MEASURED}
@@ -201,9 +201,9 @@ def draw(runs: Sequence[Finished], config: GuidanceConfig | None = None) -> Draw
     figure = new_figure(WIDE, 2.2)
     axes = figure.subplots(1, len(panels))
     for ax, (column, title) in zip(axes, panels.items(), strict=True):
-        for s, look in zip(shown, _looks(shown), strict=True):
+        for s, style in zip(shown, _styles(shown), strict=True):
             line = numbers[numbers.setting == s.label]
-            ax.plot(line.guidance, line[column], **look, label=as_label(s.label))
+            ax.plot(line.guidance, line[column], **style, label=as_label(s.label))
         ax.set_title(title, fontsize=7)
         ax.set(xlabel="guidance scale", xticks=SCALES)
         score_axis(ax, [*numbers[column]])

@@ -60,14 +60,14 @@ class Reference(NamedTuple):
         return cls(data, limit, features, Copies(train.compute(), val.compute()))
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """The number of training images."""
         size = len(self.data.split("train"))
         return min(size, self.limit or size)
 
-    def index(self, places: Tensor) -> Tensor:
+    def indices(self, places: Tensor) -> Tensor:
         """Returns where the images of these places are in the training split."""
-        return places * len(self.data.split("train")) // self.count
+        return places * len(self.data.split("train")) // self.size
 
     @property
     def rms(self) -> float:
@@ -78,7 +78,7 @@ class Reference(NamedTuple):
 class Nearest(NamedTuple):
     """Of n samples the k training images nearest in features, and what the rule of copies reads."""
 
-    index: Tensor  # (n, k), of the training split
+    indices: Tensor  # (n, k), of the training split
     features: Tensor  # (n, k), L2
     pixels: Tensor  # (n, k), L2 in grey levels of thumbnails
     closest: Tensor  # (n,), the least such distance to any training image
@@ -108,9 +108,9 @@ def nearest(images: Tensor, reference: Reference, k: int = NEIGHBOURS) -> Neares
             places = torch.cat([places, place], 1).gather(1, best)
             pixels = pixels.gather(1, best)
             done += len(part)
-            bar(done, reference.count, "neighbours features of training images")
+            bar(done, reference.size, "neighbours features of training images")
     closest = copies.nearest(rows, reference.copies.train)
-    return Nearest(reference.index(places), gaps, pixels, closest)
+    return Nearest(reference.indices(places), gaps, pixels, closest)
 
 
 def _differences(a: Tensor, b: Tensor) -> Tensor:
@@ -127,6 +127,13 @@ def needs(runs: Sequence[Finished]) -> str | None:
     if any(map(_usable, runs)):
         return None
     return "no finished run has stored samples (uint8, 1 or 3 channels) and names its data"
+
+
+def _samples(run: Finished) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the stored samples of a run that is usable, and their labels."""
+    arrays = arrays_of(run)
+    assert arrays is not None
+    return arrays
 
 
 def _shown(runs: Sequence[Finished]) -> tuple[list[Setting], str]:
@@ -150,7 +157,7 @@ def _image(ax: Axes, image: np.ndarray, column: float, row: int, copied: bool) -
 def _block(ax: Axes, setting: Setting, reference: Reference, nearest: Nearest) -> pd.DataFrame:
     """Draws a setting's samples that are nearest to training images; returns all numbers of it."""
     run = setting.runs[0]
-    images, labels = arrays_of(run)
+    images, labels = _samples(run)
     copied = nearest.closest <= reference.copies.threshold
     threshold = float(reference.copies.threshold) * reference.rms
     closest, pixels = nearest.closest * reference.rms, nearest.pixels * reference.rms
@@ -159,7 +166,7 @@ def _block(ax: Axes, setting: Setting, reference: Reference, nearest: Nearest) -
     for row, i in enumerate(order):
         _image(ax, images[i], 0, row, bool(copied[i]))
         ax.text(0.46, row * STEP + 1.12, f"{closest[i]:.1f}", **TEXT)
-        for j, index in enumerate(nearest.index[i].tolist()):
+        for j, index in enumerate(nearest.indices[i].tolist()):
             near, gap = float(pixels[i, j]), float(nearest.features[i, j])
             same = bool(nearest.pixels[i, j] <= reference.copies.threshold)
             image, label = train[index]
@@ -169,7 +176,7 @@ def _block(ax: Axes, setting: Setting, reference: Reference, nearest: Nearest) -
             one |= {"threshold_rms_grey": threshold, "copy": bool(copied[i]), "rank": j + 1}
             one |= {"train_index": index, "train_label": int(label)}
             numbers.append(one | {"feature_distance": gap, "rms_grey": near})
-    ax.set(xlim=(-0.05, 1.3 + nearest.index.shape[1]), ylim=(len(order) * STEP, -0.05))
+    ax.set(xlim=(-0.05, 1.3 + nearest.indices.shape[1]), ylim=(len(order) * STEP, -0.05))
     rows = f"rows: the {len(order)} closest of {len(images)} samples"
     share = f"{int(copied.sum())} of {len(images)} samples copy, threshold {threshold:.1f}"
     ax.set_title(f"{fill(short(setting.label, 72), 36)}\n{rows}\n{share}", fontsize=7)
@@ -196,7 +203,7 @@ def _nearest_of(shown: Sequence[Setting]) -> list[tuple[Reference, Nearest]]:
     for key in dict.fromkeys(keys):
         alike = [run for run, other in zip(runs, keys, strict=True) if other == key]
         reference = Reference.of(alike[0])
-        images = [torch.from_numpy(arrays_of(run)[0]) for run in alike]
+        images = [torch.from_numpy(_samples(run)[0]) for run in alike]
         parts = (x.split([*map(len, images)]) for x in nearest(torch.cat(images), reference))
         for run, part in zip(alike, zip(*parts, strict=True), strict=True):
             results[run.path] = reference, Nearest(*part)

@@ -23,14 +23,21 @@ NEEDED = {"score", "score_name", "n"}
 class Recorded(Run):
     """A run whose files are read once; UserError if one of them is damaged."""
 
-    config = cached_property(Run.config.fget)
-    meta = cached_property(Run.meta.fget)
-
     def __init__(self, run: Run) -> None:
         super().__init__(run.path)
         # runs that were stored without digests differ in the folder of their images
         root = {"data.root": self.root} if self.root else {}
         self.flat = settings(self.config, root | self.contents)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Its config.yaml."""
+        return super().config
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """Its meta.json."""
+        return super().meta
 
     @property
     def root(self) -> str:
@@ -77,12 +84,15 @@ class Pruned(Recorded):
 class Finished(Recorded):
     """A done run; UserError if one of its files is damaged."""
 
-    results = cached_property(Run.results.fget)
-
     def __init__(self, run: Run) -> None:
         super().__init__(run)
-        if missing := NEEDED - (self.results or {}).keys():
+        if missing := NEEDED - self.results.keys():
             raise UserError(f"{self.results_file} has no {', '.join(sorted(missing))}")
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """Its results.json."""
+        return super().results or {}
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
@@ -141,7 +151,8 @@ def read(runs: Iterable[Run], records: bool = True) -> Reading:
 
     Without `records` metrics.jsonl is not read: tables do without.
     """
-    finished, pruned, damaged, status = {}, [], [], Counter()
+    finished: dict[tuple[str, int], list[Finished]] = {}
+    pruned, damaged, status = [], [], Counter()
     for run in runs:
         try:
             if isinstance(run, Finished) or run.results_file.is_file():

@@ -4,20 +4,21 @@ __all__ = ["ALPHA", "Setting", "highlighted", "largest", "not_shown", "settings"
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from analysis.read.runs import Finished, Recorded, named
 
 ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
+AnyRun = TypeVar("AnyRun", bound=Recorded)
 DISPLAY_NAMES = {"NoRouting": "no routing", "RTR": "R-TR"}
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(Generic[AnyRun]):
     """Runs that differ in nothing but their seed; alpha, beta are nan where a router has none."""
 
     router: str
@@ -25,7 +26,7 @@ class Setting:
     beta: float
     loss_weight: str
     other: str
-    runs: tuple[Recorded, ...]
+    runs: tuple[AnyRun, ...]
     several_weights: bool = False  # whether its label names the loss weight
 
     @property
@@ -47,7 +48,8 @@ class Setting:
     @property
     def scores(self) -> list[float]:
         """The finite scores, one per seed that did not diverge."""
-        return [run.score for run in self.runs if math.isfinite(run.score)]
+        finished = (run for run in self.runs if isinstance(run, Finished))
+        return [run.score for run in finished if math.isfinite(run.score)]
 
     @property
     def score(self) -> float:
@@ -77,7 +79,7 @@ def _shown(key: str, value: Any) -> str:
     return f"{key.rsplit('.', 1)[-1]}={value}"
 
 
-def settings(runs: Sequence[Recorded]) -> list[Setting]:
+def settings(runs: Iterable[AnyRun]) -> list[Setting[AnyRun]]:
     """Groups runs over their seeds: no routing first, R-TR, DTR, then others by name."""
     groups = defaultdict(list)
     for run in runs:

@@ -27,7 +27,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text as Line
 
-from analysis.read.runs import Finished, groups, read, relative_paths
+from analysis.read.runs import Finished, Recorded, groups, read, relative_paths
 from analysis.read.settings import DISPLAY_NAMES, settings
 from analysis.read.statistics import (
     MEASURED,
@@ -99,7 +99,7 @@ def table(runs: Iterable[Run]) -> pd.DataFrame:
     return ranked(rows, COLUMNS)
 
 
-def _measured(run: Run) -> dict[str, Any]:
+def _measured(run: Recorded) -> dict[str, Any]:
     row: dict[str, Any] = {"seed": run.seed}
     if isinstance(run, Finished):
         row |= {name: run.number(name) for name in [*MEASURED, "floor_n"]}

@@ -120,7 +120,7 @@ def latex_cell(cell: str) -> str:
 def _letter(letter: str) -> str:
     if letter.isascii():
         return letter
-    base, *accents = unicodedata.normalize("NFD", letter)
+    base, *accents = list(unicodedata.normalize("NFD", letter))
     if base.isascii() and len(accents) == 1 and accents[0] in ACCENTS:
         return f"\\{ACCENTS[accents[0]]}{{{base}}}"
     return f"[U+{ord(letter):04X}]"

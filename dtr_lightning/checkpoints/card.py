@@ -100,8 +100,8 @@ def card(
 
 def _options(flat: Mapping[str, Any], axis: str) -> str:
     own = {key.partition(".")[2]: v for key, v in flat.items() if key.startswith(f"{axis}.")}
-    told = ", ".join(f"{key} {value}" for key, value in own.items() if value is not None)
-    return f"{axis}: {' '.join(filter(None, [str(flat.get(axis, '')), told]))}"
+    text = ", ".join(f"{key} {value}" for key, value in own.items() if value is not None)
+    return f"{axis}: {' '.join(filter(None, [str(flat.get(axis, '')), text]))}"
 
 
 def _router(router: Router, flat: Mapping[str, Any]) -> str:
@@ -125,7 +125,7 @@ def _scores(run: Run) -> str:
         return "Not scored."
     rows = [f"| {key} | {results[key]:.6g} |" for key in SCORES if results.get(key) is not None]
     protocol = results.get("protocol") or {}
-    told = ", ".join(f"{key} {value}" for key, value in protocol.items() if value is not None)
+    text = ", ".join(f"{key} {value}" for key, value in protocol.items() if value is not None)
     notes = [f"- note: {note}" for note in results.get("notes") or ()]
     name, n = results.get("score_name", "score"), results.get("n", 0)
     return "\n".join(
@@ -136,7 +136,7 @@ def _scores(run: Run) -> str:
             "|---|---|",
             *rows,
             "",
-            f"Protocol: {told}.",
+            f"Protocol: {text}.",
             *(["", *notes] if notes else []),
         ]
     )

@@ -143,9 +143,10 @@ def _read_torch(path: Path, start: bytes) -> dict[str, Any]:
     except Exception as error:  # torch raises half a dozen types for a bad file
         with path.open("rb") as file:
             foreign = [] if zipped else _called(file)
-        refused = REFUSED.search(str(error))
-        if foreign or refused:
-            raise _code(path, foreign or [refused[1]]) from error
+        if refused := REFUSED.search(str(error)):
+            foreign = foreign or [refused[1]]
+        if foreign:
+            raise _code(path, foreign) from error
         raise _unreadable(path) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not the weights of a network")

@@ -212,7 +212,8 @@ def masks_of(router: Router) -> Tensor | None:
 
     None for a router without fixed masks, and where the blocks differ in width.
     """
-    tables = [router.table(block) for block in range(router.blocks)]
-    if any(table is None for table in tables) or len({table.shape for table in tables}) != 1:
+    every = [router.table(block) for block in range(router.blocks)]
+    tables = [table for table in every if table is not None]
+    if len(tables) < len(every) or len({table.shape for table in tables}) != 1:
         return None
     return torch.stack([table.cpu() for table in tables])

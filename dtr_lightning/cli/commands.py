@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from threading import Event
@@ -78,7 +78,7 @@ class Options(argparse.ArgumentParser):
         )
         self.may_be_empty = may_be_empty
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Returns the options, and the words that are none; UserError for words without a text."""
         words = sys.argv[1:] if args is None else list(args)
         check_utf8(words)

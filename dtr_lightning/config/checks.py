@@ -9,8 +9,7 @@ from typing import Any
 
 from dtr_lightning.config.evaluation import LARGEST_SEED, EvaluationConfig
 from dtr_lightning.config.registry import instantiate
-from dtr_lightning.diffusion import Process
-from dtr_lightning.diffusion import clusters as tasks
+from dtr_lightning.diffusion import Process, clusters
 from dtr_lightning.diffusion.samplers import Sampler
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.objectives import Gradients, LossWeight
@@ -112,7 +111,7 @@ def expert_configs(config: Config) -> list[Config]:
     if config["experts"] == 1:
         return []
     process: Process = instantiate(Process, config["diffusion"])
-    ranges = tasks.ranges(process.T, config["experts"])
+    ranges = clusters.ranges(process.T, config["experts"])
     if len(ranges) == 1:
         return []
     if process.tasks != (0, process.T):

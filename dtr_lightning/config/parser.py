@@ -30,7 +30,7 @@ from enum import Enum
 from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
@@ -100,7 +100,7 @@ class Parser(ArgumentParser):
             self.epilog = " ".join(filter(None, (about, f"{class_type.__name__} has no options.")))
         return added
 
-    def error(self, message: str, ex: Exception | None = None) -> None:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises UserError; the parsers of the classes on an axis come here too."""
         shown = (a for a in self._actions if a.help != argparse.SUPPRESS)
         hidden = ("help", "config")
@@ -304,14 +304,14 @@ def run_name(
     varied: see slug; digests: see contents.
     """
     files = (files,) if isinstance(files, str | Path) else files
-    chosen, required = [], []
+    choices_of_axes, required = [], []
     for axis, (base, linked) in AXES.items():
         path, arguments = config[axis]["class_path"], config[axis]["init_args"] or {}
-        chosen.append((axis, path))
+        choices_of_axes.append((axis, path))
         for name in sorted((required_options(base, path) - linked) & arguments.keys()):
             required.append((axis, name, _word(arguments[name])))
     recipe = tuple(map(str, files)), json.dumps(overrides or {})
-    base = _base(*recipe, tuple(chosen), tuple(required))
+    base = _base(*recipe, tuple(choices_of_axes), tuple(required))
     return slug(config, base, contents_of(config, digests=digests), varied)
 
 
@@ -319,7 +319,7 @@ def run_name(
 def _base(
     files: tuple[str, ...],
     overrides: str,
-    chosen: tuple[tuple[str, str], ...],
+    choices_of_axes: tuple[tuple[str, str], ...],
     required: tuple[tuple[str, str, str], ...],
 ) -> Config:
     """Returns the recipe with the defaults of the choices that a run made; a sweep has few.
@@ -333,7 +333,7 @@ def _base(
         if name not in AXES:
             base |= _group(name, *arguments.get(name, ()))
     stated = {}
-    for axis, choice in chosen:
+    for axis, choice in choices_of_axes:
         own = arguments.get(axis, [])
         needed = {name: f"--{axis}.{name}={value}" for of, name, value in required if of == axis}
         stated[axis] = _stated(axis, own, needed).get("class_path")

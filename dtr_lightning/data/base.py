@@ -151,8 +151,8 @@ class Data(LightningDataModule, ABC):
     def sizes(self) -> dict[str, Any]:
         """Returns what a network that was trained on the data needs to be sampled from."""
         sizes = ("in_channels", "image_size", "num_classes")
-        told = {"class_names": list(self.class_names), "captions": self.captions is not None}
-        return {key: getattr(self, key) for key in sizes} | told
+        names = {"class_names": list(self.class_names), "captions": self.captions is not None}
+        return {key: getattr(self, key) for key in sizes} | names
 
     def record(self) -> dict[str, Any]:
         """Returns what a run keeps of its data: the sizes, and what makes a codec but pixels."""

@@ -39,16 +39,16 @@ def captions_of(data: Data, files: Sequence[str | Path]) -> list[list[str]]:
     missing = []
     for name, texts in read_captions(files).items():
         end = os.path.join(os.sep, *Path(name).parts)
-        found = [i for i in named[os.path.basename(name)] if paths[i].endswith(end)]
-        if len(found) > 1:
+        matching = [i for i in named[os.path.basename(name)] if paths[i].endswith(end)]
+        if len(matching) > 1:
             raise UserError(
-                f"captions of {name}: {len(found)} images of {data.root} are called so; give "
+                f"captions of {name}: {len(matching)} images of {data.root} are called so; give "
                 "their paths, as folder/name"
             )
-        if not found:
+        if not matching:
             missing.append(name)
         else:
-            captions[found[0]] += texts
+            captions[matching[0]] += texts
     where = ", ".join(map(str, files))
     if missing:
         raise UserError(

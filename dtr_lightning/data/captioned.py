@@ -150,6 +150,7 @@ class CaptionedLatents(Latents):
     """
 
     split_class = CaptionedSplit
+    captions: StoredCaptions
 
     def __init__(
         self,
@@ -172,6 +173,7 @@ class CaptionedLatents(Latents):
         self.clip = clip
         path = os.path.expanduser(clip or manifest.clip_path or "")
         encoder = CLIPText(path, manifest.clip)
+        self.caption_counts = self.table.counts[: manifest.train]
         null = torch.from_numpy(np.array(self.table.null))
         self.captions = StoredCaptions(lambda: self.table, null, encoder)
         self.left_out += f"; {manifest.captions:,} captions by the text encoder {manifest.clip}"
@@ -180,11 +182,6 @@ class CaptionedLatents(Latents):
     def table(self) -> CaptionTable:
         """The captions of all images."""
         return CaptionTable(self.folder, self.manifest)
-
-    @property
-    def caption_counts(self) -> np.ndarray:
-        """How many captions each training image has."""
-        return self.table.counts[: self.manifest.train]
 
     def class_counts(self) -> list[int]:
         """Returns how many training images there are: captions know no classes."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dtr_lightning.data.base import Data
+from dtr_lightning.data.base import Data, Split
 from dtr_lightning.data.clip import CLIPText
 from dtr_lightning.data.codec import VAE, Codec, Pixels
 from dtr_lightning.data.store import NULL, OFFSETS, TEXTS, TOKENS, Manifest
@@ -97,7 +97,7 @@ class EncodedImages(Source):
         self.data, self.codec, self.device = data, codec, device
         self.mirrored, self.captions = mirrored, captions
         self.pool = ThreadPoolExecutor(threads)
-        latents = {}
+        latents: dict[str, Any] = {}
         shape = data.shape
         if isinstance(codec, VAE):
             shape = codec.latent_shape(data.shape)
@@ -142,7 +142,8 @@ class EncodedImages(Source):
             yield from self._tokens(indices)
             return
         both = self.mirrored and split == "train" and isinstance(self.codec, VAE)
-        for images, labels in self.data.chosen_batches(split, indices):
+        images_of: Split = "train" if split == "train" else "val"
+        for images, labels in self.data.chosen_batches(images_of, indices):
             images = images.to(self.device)
             flipped = self._stored(images.flip(-1)) if both else None
             yield Part(self._stored(images), flipped, labels.numpy())
@@ -153,6 +154,7 @@ class EncodedImages(Source):
         return self._in_threads(self.codec.encode, images).half().cpu().numpy()
 
     def _tokens(self, indices: list[Tensor]) -> Iterator[Part]:
+        assert self.captions is not None
         texts, clip = self.captions.texts, self.captions.clip
         for rows in indices:
             words = clip.words([texts[i] for i in rows.tolist()]).to(self.device)

@@ -115,7 +115,7 @@ def _transparent(image: Image.Image) -> int | tuple[int, ...] | bytes | None:
     Pillow gives that of a PNG as it is stored, but widens 2 and 4 bits to 8 and cuts 16 to 8.
     """
     colour = image.info.get("transparency")
-    stored = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
+    stored = str(tile[0][3]) if (tile := getattr(image, "tile", None)) else ""
     if image.mode == "L" and isinstance(colour, int):
         return colour * {"L;2": 85, "L;4": 17}.get(stored, 1)
     if stored == "RGB;16B" and isinstance(colour, tuple):
@@ -168,7 +168,8 @@ def _resized_centre(image: Image.Image, width: int, height: int, size: int) -> I
         stops.append(min(old, math.ceil(high + reach)))
         edges.append((low - starts[-1], high - starts[-1]))
     (left, right), (top, bottom) = edges
-    image, bicubic = image.crop((*starts, *stops)), Image.Resampling.BICUBIC
+    image = image.crop((starts[0], starts[1], stops[0], stops[1]))
+    bicubic = Image.Resampling.BICUBIC
     if width < height < full_height:  # the direction that Pillow begins with
         image = image.resize((image.width, size), bicubic, (0, top, image.width, bottom))
         return image.resize((size, size), bicubic, (left, 0, right, size))

@@ -137,8 +137,8 @@ class ImageFolder(Data):
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
             while done < len(parts) and time.monotonic() < end:
                 looked = parts[done : done + TOGETHER]
-                found = pool.map(lambda part: part[0].unreadable(part[1]), looked)
-                broken += [path for path in found if path is not None]
+                paths = pool.map(lambda part: part[0].unreadable(part[1]), looked)
+                broken += [path for path in paths if path is not None]
                 done += len(looked)
         if len(broken) < 2:
             return error

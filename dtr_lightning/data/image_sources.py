@@ -130,8 +130,8 @@ def torchvision_images(
         sets = [_first(made, ("train", "trainval")), _first(made, HELD_OUT)]
     else:
         sets = [made()]
-    labels = [_labels(items) for items in sets]
-    labelled = all(each is not None for each in labels)
+    labels = [of_set for items in sets if (of_set := _labels(items)) is not None]
+    labelled = len(labels) == len(sets)
     classes: Sequence[str] = ()
     if labelled:
         count = max(max(each) for each in labels) + 1

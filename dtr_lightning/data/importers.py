@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dtr_lightning.data.base import Split
 from dtr_lightning.data.codec import LOG_VARIANCE, VAE
 from dtr_lightning.data.encoding import BLOCK
 from dtr_lightning.data.image_folder import hold_out
@@ -68,8 +67,8 @@ class Layout(ABC):
 def _array(file: Any, what: object, key: str | None = None) -> np.ndarray:
     """Returns an array of a .npy or .npz file as float32; UserError for anything else."""
     try:
-        found = np.load(file, allow_pickle=False)
-        return np.asarray(found if key is None else found[key], dtype=np.float32)
+        content = np.load(file, allow_pickle=False)
+        return np.asarray(content if key is None else content[key], dtype=np.float32)
     except OSError as error:
         raise UserError(f"cannot read {what}: {error.strerror or error}") from error
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -144,10 +143,10 @@ class EDM2(Layout):
                 self.zip = zipfile.ZipFile(self.top)
             except (OSError, zipfile.BadZipFile) as error:
                 raise self.refuse(f"{error}") from error
-            found = self.zip.namelist()
+            files = self.zip.namelist()
         else:
-            found = [str(path.relative_to(self.top)) for path in self.top.rglob("img-*.npy")]
-        self.train = sorted(n for n in found if Path(n).name.startswith("img-mean-std-"))
+            files = [str(path.relative_to(self.top)) for path in self.top.rglob("img-*.npy")]
+        self.train = sorted(n for n in files if Path(n).name.startswith("img-mean-std-"))
         if not self.train:
             raise self.refuse("files FOLDER/img-mean-std-N.npy are expected")
         try:
@@ -303,7 +302,7 @@ class Imported(Source):
         train, val = layout.train, layout.val
         if val is None:
             train, val = hold_out(train, layout.folder, held_out)
-        self.names: dict[Split, list[str]] = {"train": train, "val": val}
+        self.names = {"train": train, "val": val}
         self.first, self.shape = train[0], layout.read(train[0])[0].shape
         if len(self.shape) != 3 or self.shape[0] % 2:
             raise UserError(f"{self.first} holds {self.shape}; expected moments (2C, h, w)")
@@ -333,7 +332,7 @@ class Imported(Source):
             input_range=layout.input_range,
         )
 
-    def parts(self, split: Split, indices: list[Tensor]) -> Iterator[Part]:
+    def parts(self, split: str, indices: list[Tensor]) -> Iterator[Part]:
         """Yields moments float16 of these images; UserError names what is no latent."""
         for part in indices:
             names = [self.names[split][i] for i in part.tolist()]
@@ -343,15 +342,17 @@ class Imported(Source):
             yield Part(np.stack(plain), np.stack(mirrored) if both else None, labels)
 
     def _read(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        found = []
+        moments: list[np.ndarray | None] = []
         for values in self.layout.read(name):
             if values is None:
-                found.append(None)
+                moments.append(None)
                 continue
             if values.shape != self.shape:
                 raise UserError(f"{name} holds {values.shape}, {self.first} {self.shape}")
             half = values.astype(np.float16)
             if not np.isfinite(half).all():
                 raise UserError(f"{name} holds values that are not finite in float16")
-            found.append(half)
-        return found[0], found[1]
+            moments.append(half)
+        plain, mirrored = moments
+        assert plain is not None  # only the mirrored one may be missing
+        return plain, mirrored

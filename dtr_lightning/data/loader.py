@@ -60,7 +60,8 @@ class _Batches(Dataset):
         self.pairs = pairs
 
     def __getitem__(self, draw: Draw) -> Batch | UserError:
-        indices, flips, *which = (None if part is None else torch.from_numpy(part) for part in draw)
+        indices = torch.from_numpy(draw[0])
+        flips, *which = (None if part is None else torch.from_numpy(part) for part in draw[1:])
         if hasattr(self.pairs, "batch"):
             return self.pairs.batch(indices, flips, *which)
         if isinstance(self.pairs, TensorDataset):

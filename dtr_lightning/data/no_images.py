@@ -90,5 +90,5 @@ class NoImages(Data):
         size = f"{self.in_channels}x{self.image_size}x{self.image_size}"
         return f"no images; of {size}, {self.num_classes:,} classes"
 
-    def check(self, world: int = 1) -> None:
+    def check(self, world: int = 1, accumulate: int = 1) -> None:
         """Does nothing: whoever needs images is told that there are none."""

@@ -33,7 +33,7 @@ class Paths(Sequence[str]):
     def __len__(self) -> int:
         return len(self.stops) - 1
 
-    def __getitem__(self, i: int) -> str:
+    def __getitem__(self, i: int) -> str:  # type: ignore[override]  # no slices are taken
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         i %= len(self)

@@ -61,7 +61,7 @@ def find_splits(folder: Path, scan: Scan) -> Splits:
     if train and held_out:
         splits = {train[0], held_out[0]}
         unread = tuple(sorted(images - splits))
-        return Splits(*(_innermost(name, places) for name in (*train, *held_out)), unread)
+        return Splits(_innermost(train[0], places), _innermost(held_out[0], places), unread)
     if train:
         if others and any(os.sep in place for place in places if place.split(os.sep)[0] in train):
             raise UserError(

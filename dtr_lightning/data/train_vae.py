@@ -13,7 +13,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from dtr_lightning.rundir.run import write_json
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "seed": 0,
     "epochs": 24,
     "batch_size": 64,

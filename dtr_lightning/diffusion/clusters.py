@@ -99,7 +99,7 @@ def check_options(clusters: int, clustering: Clustering, affinity: str | Path | 
         raise UserError("clustering by affinity needs affinity: a .npy file of shape [T, T]")
 
 
-def check_use(clustering: Clustering, affinity: str | None) -> None:
+def check_use(clustering: Clustering, affinity: str | Path | None) -> None:
     """Raises UserError for affinities that nothing reads."""
     if clustering != "affinity" and affinity is not None:
         raise UserError(f"affinity {affinity} is for clustering affinity, not {clustering}")

@@ -64,7 +64,9 @@ class Diffusion(Process):
             raise choices("variance", variance, get_args(Variance))
         if prediction not in get_args(Predicted):
             raise choices("prediction", prediction, get_args(Predicted))
-        self.schedule, self.variance, self.prediction = schedule, variance, prediction
+        self.schedule, self.variance = schedule, variance
+        self.prediction: Predicted = prediction
+        self.learns_variance = variance == "learned_range"
         self._tabulate(SCHEDULES[schedule](T), list(range(T)))
 
     def _tabulate(self, betas: Tensor, timestep_map: list[int]) -> None:
@@ -107,11 +109,6 @@ class Diffusion(Process):
     def __len__(self) -> int:
         """Returns the number of steps: T, or fewer when respaced."""
         return len(self.timestep_map)
-
-    @property
-    def learns_variance(self) -> bool:
-        """Whether the network's output carries v beside eps: 2C channels instead of C."""
-        return self.variance == "learned_range"
 
     def respaced(self, steps: int | str | Sequence[int]) -> "Diffusion":
         """Returns the diffusion over the tasks that `space` keeps."""
@@ -156,7 +153,8 @@ class Diffusion(Process):
         """Returns mean, variance, log variance (N, C, H, W) of q(x_{t-1} | x_t, x_0) (DDPM 6-7)."""
         coef1, coef2 = _rows(self.mean_table, t)
         mean = coef1 * x0 + coef2 * x_t
-        return mean, *(x.expand_as(mean) for x in _rows(self.small_table, t))
+        variance, log_variance = (x.expand_as(mean) for x in _rows(self.small_table, t))
+        return mean, variance, log_variance
 
     def p_mean_variance(
         self, output: Tensor, x_t: Tensor, t: Tensor, clip: bool = False
@@ -177,7 +175,7 @@ class Diffusion(Process):
         if clip:
             x0 = x0.clamp(-1, 1)
         mean, variance, log_variance = self.posterior(x0, x_t, t)
-        if self.variance == "learned_range":
+        if v is not None:
             half_span, _ = _rows(self.kl_table, t)
             log_variance = log_variance + (v + 1) * half_span  # IDDPM Eq. 15
             variance = log_variance.exp()
@@ -230,7 +228,10 @@ class Diffusion(Process):
     def _split(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         assert output.shape[1] == (1 + self.learns_variance) * x.shape[1], output.shape
         output = output.float()  # under autocast a network may give bfloat16
-        return output.chunk(2, 1) if self.learns_variance else (output, None)
+        if not self.learns_variance:
+            return output, None
+        x0, v = output.chunk(2, 1)
+        return x0, v
 
 
 def _rows(table: Tensor, t: Tensor) -> tuple[Tensor, ...]:

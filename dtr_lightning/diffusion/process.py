@@ -27,7 +27,7 @@ class Process(nn.Module, ABC):
     [tasks[0], tasks[1]) only: all by default, one range for an expert (Appendix D).
     """
 
-    learns_variance = False
+    learns_variance: bool = False  # whether the output carries v beside eps: 2C channels, not C
     prediction: str
 
     def __init__(self, T: int, tasks: tuple[int, int] | None) -> None:

@@ -18,6 +18,7 @@ __all__ = [
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ Report = Callable[[int], None]  # is told the number of network evaluations of s
 
 
 def silent(images: int) -> None:
-    """Tells nobody."""
+    """Does nothing: for a caller that shows no progress."""
 
 
 def check_guidance(model: Denoiser, guidance: float) -> None:
@@ -81,7 +82,7 @@ def _precision(precision: str, device: torch.device) -> Iterator[Callable[..., T
     if device.type != "cuda":
         yield call
         return
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
         backend.allow_tf32 = precision == "tf32"
@@ -160,20 +161,22 @@ def draws(
         chunk = indices[first : first + protocol.batch_size]
         y = labels[first : first + protocol.batch_size].to(device)
         which = None
-        if module.has_captions_of(y):
-            which = module.captions.sample_numbers(protocol.seed, chunk).to(device)
+        if captions := module.captions_of(y):
+            which = captions.sample_numbers(protocol.seed, chunk).to(device)
         noise = IndexedNoise(protocol.seed, chunk, shape)
         cost = len(chunk) * (1 if protocol.guidance == 1 else 2)
         with evaluation_mode(module):
             condition = module.condition(y, which)
             with _precision(protocol.precision, device) as precise:
-                x = sampler(
-                    lambda x, t, c=condition: precise(network, x, t, c),
-                    noise().to(device),
-                    module.diffusion,
-                    lambda noise=noise: noise().to(device),
-                    progress=lambda cost=cost: report(cost),
-                )
+
+                def predict(x: Tensor, t: Tensor, c: Tensor = condition) -> Tensor:
+                    return precise(network, x, t, c)
+
+                def drawn(noise: IndexedNoise = noise) -> Tensor:
+                    return noise().to(device)
+
+                count = partial(report, cost)
+                x = sampler(predict, drawn(), module.diffusion, drawn, progress=count)
         yield x, y
 
 
@@ -198,7 +201,8 @@ def evaluate(
     labels = draw_labels(data, protocol, n)[indices.start : indices.stop]
     scorer.reset()
     scorer.next_index = indices.start
-    kept, mine = [], max(0, min(keep, indices.stop) - indices.start)
+    kept: list[Tensor] = []
+    mine = max(0, min(keep, indices.stop) - indices.start)
     broken = SumMetric(nan_strategy="error").to(scorer.device)
     for x, y in draws(module, sampler, labels, indices, data.shape, protocol, report):
         broken.update((~x.isfinite()).sum().to(scorer.device))

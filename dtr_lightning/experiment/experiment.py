@@ -17,8 +17,7 @@ from dtr_lightning.config.evaluation import EvaluationConfig
 from dtr_lightning.config.parser import Config, instantiate
 from dtr_lightning.config.trainer_options import OF_FIT
 from dtr_lightning.data import Data
-from dtr_lightning.diffusion import Process
-from dtr_lightning.diffusion import clusters as tasks
+from dtr_lightning.diffusion import Process, clusters
 from dtr_lightning.diffusion.samplers import Sampler
 from dtr_lightning.errors import UserError
 from dtr_lightning.expect import is_own
@@ -80,7 +79,7 @@ class Experiment:
         self.data.check()
         process: Process = instantiate(Process, config["diffusion"])
         seed, captions = config["seed"], self.data.captions
-        ranges = tasks.ranges(process.T, config["experts"])
+        ranges = clusters.ranges(process.T, config["experts"])
         networks = [self._network(process) for _ in ranges]
         model = RangeExperts(networks, ranges) if len(networks) > 1 else networks[0]
         self.networks = len(networks)
@@ -179,11 +178,11 @@ class Experiment:
         share = self.data.batch_size // parts
         self.module.loss_weight.check(share)
         self.module.gradients.check(share)
-        clusters = max(self.module.loss_weight.strata, self.module.gradients.strata)
-        if parts > 1 and share % clusters:
+        strata = max(self.module.loss_weight.strata, self.module.gradients.strata)
+        if parts > 1 and share % strata:
             raise UserError(
-                f"batch size {self.data.batch_size} in {parts} parts does not give {clusters} "
-                f"clusters equally many samples each; give a multiple of {parts * clusters}"
+                f"batch size {self.data.batch_size} in {parts} parts does not give {strata} "
+                f"clusters equally many samples each; give a multiple of {parts * strata}"
             )
         return trainer
 
@@ -280,8 +279,9 @@ class Experiment:
         The mean over the blocks; None for a router without fixed masks, or of a single task.
         """
         router = self.network.router
-        tables = [router.table(block) for block in range(router.blocks)]
-        if any(table is None or len(table) < 2 for table in tables):
+        every = [router.table(block) for block in range(router.blocks)]
+        tables = [table for table in every if table is not None and len(table) > 1]
+        if len(tables) < len(every):
             return None
         return fmean(mean_overlap(table) / table.shape[1] for table in tables)
 

@@ -267,7 +267,7 @@ def _train(running: _Running) -> tuple[TensorBoard, Trainer]:
             weights_only=True,
         )
     except Diverged as error:
-        if leader:
+        if leader and error.step is not None:
             saved(error.step)  # its times alone: they count although no checkpoint is written
         raise
     on_the_way.make_up(trainer)  # that of the last step
@@ -299,7 +299,7 @@ def _diverged(experiment: Experiment, directory: Run, how: Diverged) -> dict[str
     """Returns the results of a run that diverged: null where there is no number."""
     name, n = experiment.features.name, experiment.protocol.n
     scores = {"score_name": name, "score": None, "n": n} if n else {}
-    stated = {"tasks": list(experiment.module.diffusion.tasks)}
+    stated: dict[str, Any] = {"tasks": list(experiment.module.diffusion.tasks)}
     stated |= {"diverged": how.what, "diverged_at": how.step, "steps": how.step}
     return _results(experiment, directory, {**scores, "loss": None, **stated})
 

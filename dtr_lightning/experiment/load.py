@@ -97,8 +97,9 @@ class _StoredData(Data):
             raise UserError(
                 f"the images are {_sizes(data)}; {self.run.path} was trained on {_sizes(self)}"
             )
-        if self.captions is not None and data.captions.null.shape != self.captions.null.shape:
-            now, then = (" x ".join(map(str, d.captions.null.shape)) for d in (data, self))
+        shapes = [d.captions.null.shape for d in (data, self) if d.captions is not None]
+        if len({*shapes}) > 1:
+            now, then = (" x ".join(map(str, shape)) for shape in shapes)
             raise UserError(
                 f"the captions are of {now} features; {self.run.path} was trained on {then}"
             )

@@ -56,7 +56,7 @@ class _Sizes(NoRouting):
     """Keeps what a network tells its router."""
 
     def bind(self, *sizes: Any, **named: Any) -> None:
-        """Takes the sizes."""
+        """Keeps the arguments, and makes no masks."""
         super().bind(*sizes, **named)
         self.sizes, self.named = sizes, named
 

@@ -92,7 +92,7 @@ def scores(
     values = (
         _distance(ours, theirs, "mu", "sigma"),
         _distance(ours, theirs, "mu_s", "sigma_s"),
-        samples.score.compute()[0],
+        samples.score.compute()[0] if samples.score else None,
     )
     return {
         **dict(zip(names, values, strict=True)),

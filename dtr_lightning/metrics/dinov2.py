@@ -38,18 +38,14 @@ class DINOv2Features(TimmFeatures):
         self.network = network
         super().__init__(f"vit_{network}_patch14_dinov2", weights, pretrained, size=224)
         self.name = self._names(weights, pretrained)[0]
+        self.resize = "bicubic to 224x224, antialiased, rounded"
 
     @property
     def extractor(self) -> str:
         """What computes the features, in words."""
         return f"DINOv2 ViT {self.network}/14, class token"
 
-    @property
-    def resize(self) -> str:
-        """How images are brought to the network's size, in words."""
-        return "bicubic to 224x224, antialiased, rounded"
-
-    def _names(self, weights: str | None, pretrained: bool) -> tuple[str, str]:
+    def _names(self, weights: str | Path | None, pretrained: bool) -> tuple[str, str]:
         name, which = super()._names(weights, pretrained)
         short = "fd_dinov2" if self.network == "large" else f"fd_dinov2_{self.network}"
         return name.replace(f"fd_{self.model}", short), which

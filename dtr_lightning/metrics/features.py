@@ -75,7 +75,7 @@ def digest(path: str | Path) -> str:
         return file_digest(file, "sha256").hexdigest()[:8]
 
 
-def unreadable(path: str, error: Exception) -> UserError:
+def unreadable(path: str | Path, error: Exception) -> UserError:
     """Returns the error for weights that cannot be read, or are not there."""
     if not Path(path).is_file():
         return UserError(f"weights {path} do not exist")

@@ -54,7 +54,10 @@ class InceptionFeatures(Features):
                 f"copy of {FILE}: --features.weights FILE, or --weights FILE of ADM's protocol"
             ) from error
         checksum = digest(weights) if weights else self.digest
-        self.name = "fid" if checksum == self.digest else f"fd_inception_{Path(weights).stem}"
+        if not weights or checksum == self.digest:
+            self.name = "fid"
+        else:
+            self.name = f"fd_inception_{Path(weights).stem}"
         self.which_weights = f"sha256 {checksum}"
         self.freeze()
 

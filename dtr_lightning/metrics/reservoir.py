@@ -22,6 +22,8 @@ class BoundedRows(Metric):
     """
 
     full_state_update = False
+    rows: list[Tensor]
+    index: list[Tensor]
 
     def __init__(self, limit: int = LIMIT, seed: int = 0) -> None:
         super().__init__(compute_with_cache=False)

@@ -8,10 +8,10 @@ __all__ = ["Scorer"]
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torchmetrics import Metric
 from torchmetrics.aggregation import SumMetric
 
 from dtr_lightning.data.base import SPLIT_NAMES, Data, Split
@@ -74,9 +74,8 @@ class Scorer:
         self.split: Split = split
         self.copies: Copies | None = None
         self.next_index = 0  # of a sample; a process that draws a later share sets it
-        self.metrics: dict[str, Metric | PrecisionRecall | KernelDistance] = {
-            count: SumMetric() for count in COUNTS
-        }
+        # each with an `update` of its own
+        self.metrics: dict[str, Any] = {count: SumMetric() for count in COUNTS}
         self.metrics["score"] = FrechetDistance(features.num_features)
         self.metrics["near"] = PrecisionRecall()
         self.kept = ["near"]  # the metrics that keep rows
@@ -107,6 +106,7 @@ class Scorer:
         index = torch.arange(self.next_index, self.next_index + len(images))
         self.next_index += len(images)
         self.prepare()
+        assert self.copies is not None
         images = images.to(self.device)
         features = self._extract(images)
         self.metrics["score"].update(features, real=False)
@@ -180,9 +180,9 @@ class Scorer:
             raise UserError(f"a score needs at least 2 {which} images to compare with")
         key = reference_key(self.features, self.data, self.limit, self.split)
         path = None if key is None else self.data.reference_file(key)
-        if path is not None:
+        if key and path:
             stored = read_reference(path, key)
-            if _all_have(stored, self.device):
+            if _all_have(stored, self.device) and stored is not None:
                 self._restore(stored, rank, world)
                 return
             if rank == 0:
@@ -191,7 +191,7 @@ class Scorer:
         self.floor = float(self.metrics["score"].compute()) if self.floor_n > 1 else None
         self.metrics["score"].reset()
         self.copies = Copies(train, val)
-        if path is not None:
+        if key and path:
             reference = self._reference()  # of all ranks together
             if rank == 0:
                 write_reference(path, key, reference)
@@ -201,11 +201,15 @@ class Scorer:
         score, kept = self.metrics["score"], self.metrics["near"].real
         with score.sync_context():
             names = ("sum", "cov_sum", "num_samples")
-            sums = [getattr(score, f"real_features_{name}").clone() for name in names]
+            total, squares, count = (
+                getattr(score, f"real_features_{name}").clone() for name in names
+            )
         with kept.sync_context():
             rows, index = kept.by_index()
         floor = torch.tensor(math.nan if self.floor is None else self.floor, dtype=torch.float64)
-        return Reference(*sums, rows, index, self.copies.train, self.copies.threshold, floor)
+        copies = self.copies
+        assert copies is not None
+        return Reference(total, squares, count, rows, index, copies.train, copies.threshold, floor)
 
     def _restore(self, stored: Reference, rank: int, world: int) -> None:
         """Takes what is stored: the first rank the sums, each its share of the rows.

@@ -55,6 +55,7 @@ class TimmFeatures(Features):
         if size:
             self._set_size(size)
             self.name += f"_{size}px"
+        self.resize = "bilinear to {}x{}, no antialiasing".format(*self.input_size)
         for key in ("mean", "std"):
             value = torch.tensor(config[key]).view(1, -1, 1, 1) * 255
             self.register_buffer(key, value, persistent=False)
@@ -67,11 +68,6 @@ class TimmFeatures(Features):
     def extractor(self) -> str:
         """What computes the features, in words."""
         return f"timm {self.model}, pooled"
-
-    @property
-    def resize(self) -> str:
-        """How images are brought to the network's size, in words."""
-        return "bilinear to {}x{}, no antialiasing".format(*self.input_size)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the pooled features float32 (N, num_features)."""
@@ -99,7 +95,7 @@ class TimmFeatures(Features):
                     )
                 ) from error
 
-    def _names(self, weights: str | None, pretrained: bool) -> tuple[str, str]:
+    def _names(self, weights: str | Path | None, pretrained: bool) -> tuple[str, str]:
         """Returns the score's name and which weights, in words."""
         if weights:
             return f"fd_{self.model}_{Path(weights).stem}", f"sha256 {digest(weights)}"
@@ -118,7 +114,7 @@ class TimmFeatures(Features):
                 f"{self.model} cannot take images of {size} pixels; leave features.size out"
             ) from error
 
-    def _load(self, weights: str) -> None:
+    def _load(self, weights: str | Path) -> None:
         try:
             state = timm.models.load_state_dict(weights, use_ema=False, weights_only=True)
         except Exception as error:

@@ -48,7 +48,7 @@ RECIPE = {
     "scale": 0.1,
     "noise": 0.08,
 }
-CLASSIFIERS = {
+CLASSIFIERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {  # features, data, recipe
     "digits": (DigitsFeatures, Digits, RECIPE),
     "mnist": (MNISTFeatures, MNIST, RECIPE | {"epochs": 20, "shift_pixels": 2.0}),
 }

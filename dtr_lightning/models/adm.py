@@ -70,8 +70,8 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, use_conv: bool) -> None:
         super().__init__()
-        strided = {"kernel_size": 3, "stride": 2, "padding": 1}
-        self.op = nn.Conv2d(channels, channels, **strided) if use_conv else nn.AvgPool2d(2)
+        shape = (channels, channels, 3, 2, 1)  # channels in and out, kernel, stride, padding
+        self.op = nn.Conv2d(*shape) if use_conv else nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, C, H / 2, W / 2) of x (N, C, H, W)."""
@@ -183,7 +183,9 @@ class Stage(nn.Sequential):
         blocks = (layer for layer in self if isinstance(layer, ResBlock | AttentionBlock))
         return [channels for block in blocks for channels in block.reads]
 
-    def forward(self, x: Tensor, emb: Tensor, routes: Iterator[Route]) -> Tensor:
+    def forward(  # type: ignore[override]  # a Sequential for the names of the official parameters
+        self, x: Tensor, emb: Tensor, routes: Iterator[Route]
+    ) -> Tensor:
         """Returns the features of x (N, C, H, W); takes as many routes as it has reads."""
         for layer in self:
             if not isinstance(layer, ResBlock | AttentionBlock):

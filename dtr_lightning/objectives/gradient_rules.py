@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dtr_lightning.diffusion import clusters as tasks
+from dtr_lightning.diffusion import clusters as timestep_clusters
 from dtr_lightning.errors import UserError
 
 ClusterLoss = Callable[[int], Tensor]  # cluster i -> its scalar loss L_i, by a forward of its own
@@ -47,7 +47,7 @@ class Gradients(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
 
-    def bind(self, log_snr: Tensor, within: tasks.Interval | None = None) -> None:
+    def bind(self, log_snr: Tensor, within: timestep_clusters.Interval | None = None) -> None:
         """Takes log SNR float64[T] of all tasks, and the range [low, high) that is trained."""
 
     def check(self, n: int) -> None:
@@ -75,7 +75,7 @@ class PerCluster(Gradients, ABC):
     def __init__(
         self,
         clusters: int = 8,
-        clustering: tasks.Clustering = "equal",
+        clustering: timestep_clusters.Clustering = "equal",
         affinity: str | Path | None = None,
     ) -> None:
         super().__init__()
@@ -84,20 +84,22 @@ class PerCluster(Gradients, ABC):
                 f"{type(self).__name__} combines at least 2 clusters, and Joint needs none; "
                 f"got {clusters}"
             )
-        tasks.check_options(clusters, clustering, affinity)
-        tasks.check_use(clustering, affinity)
+        timestep_clusters.check_options(clusters, clustering, affinity)
+        timestep_clusters.check_use(clustering, affinity)
         self.clusters, self.clustering, self.affinity = clusters, clustering, affinity
         self.strata = clusters
 
-    def bind(self, log_snr: Tensor, within: tasks.Interval | None = None) -> None:
+    def bind(self, log_snr: Tensor, within: timestep_clusters.Interval | None = None) -> None:
         """Divides the tasks into clusters."""
-        bounds = tasks.bounds(self.clustering, self.clusters, log_snr, self.affinity, within)
+        bounds = timestep_clusters.bounds(
+            self.clustering, self.clusters, log_snr, self.affinity, within
+        )
         self.register_buffer("bounds", bounds, persistent=False)
-        self.intervals = tasks.intervals(bounds)
+        self.intervals = timestep_clusters.intervals(bounds)
 
     def check(self, n: int) -> None:
         """Raises UserError if a batch of n samples has fewer than one per cluster."""
-        tasks.shares(n, self.clusters)
+        timestep_clusters.shares(n, self.clusters)
 
     @abstractmethod
     def merge(self, grads: Tensor, step: int) -> Tensor:
@@ -158,7 +160,7 @@ class PCGrad(PerCluster):
     def __init__(
         self,
         clusters: int = 8,
-        clustering: tasks.Clustering = "equal",
+        clustering: timestep_clusters.Clustering = "equal",
         affinity: str | Path | None = None,
         seed: int = 0,
     ) -> None:
@@ -185,7 +187,7 @@ class NashMTL(PerCluster):
     def __init__(
         self,
         clusters: int = 8,
-        clustering: tasks.Clustering = "equal",
+        clustering: timestep_clusters.Clustering = "equal",
         affinity: str | Path | None = None,
         update_every: int = 25,
         max_norm: float = 1.0,

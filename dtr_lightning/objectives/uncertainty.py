@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dtr_lightning.diffusion import Process
-from dtr_lightning.diffusion import clusters as tasks
+from dtr_lightning.diffusion import clusters as timestep_clusters
 from dtr_lightning.errors import UserError
 from dtr_lightning.objectives.loss_weights import LossWeight
 
@@ -34,12 +34,12 @@ class UW(LossWeight):
     def __init__(
         self,
         clusters: int = 8,
-        clustering: tasks.Clustering = "equal",
+        clustering: timestep_clusters.Clustering = "equal",
         affinity: str | Path | None = None,
     ) -> None:
         super().__init__()
-        tasks.check_options(clusters, clustering, affinity)
-        tasks.check_use(clustering, affinity)
+        timestep_clusters.check_options(clusters, clustering, affinity)
+        timestep_clusters.check_use(clustering, affinity)
         self.clusters, self.clustering, self.affinity = clusters, clustering, affinity
         self.strata = clusters
         self.s = nn.Parameter(torch.zeros(clusters))
@@ -47,23 +47,23 @@ class UW(LossWeight):
     def bind(self, process: Process) -> None:
         """Takes the process and divides its tasks into clusters."""
         super().bind(process)
-        bounds = tasks.bounds(
+        bounds = timestep_clusters.bounds(
             self.clustering, self.clusters, process.log_snr(), self.affinity, process.tasks
         )
         self.register_buffer("bounds", bounds, persistent=False)
-        self.intervals = tasks.intervals(bounds)
+        self.intervals = timestep_clusters.intervals(bounds)
 
     def check(self, n: int) -> None:
         """Raises UserError if a batch of n samples has fewer than one per cluster."""
-        tasks.shares(n, self.clusters)
+        timestep_clusters.shares(n, self.clusters)
 
     def timesteps(self, n: int, device: torch.device) -> Tensor:
         """Draws the tasks t (n,), as many of each cluster, cluster by cluster."""
-        return tasks.stratified(self.process, n, self.intervals, device)
+        return timestep_clusters.stratified(self.process, n, self.intervals, device)
 
     def forward(self, mse: Tensor, vb: Tensor, t: Tensor) -> Tensor:
         """Returns the sum over the clusters that t has."""
-        which = tasks.cluster_of(t, self.bounds)
+        which = timestep_clusters.cluster_of(t, self.bounds)
         counts = mse.new_zeros(self.clusters).index_add(0, which, torch.ones_like(mse))
         sums = mse.new_zeros(self.clusters).index_add(0, which, mse + vb)
         means = sums / counts.clamp(min=1) / self.clusters

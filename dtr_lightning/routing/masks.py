@@ -86,7 +86,9 @@ def bounds(
 
     def offset(time: Tensor) -> Tensor:
         x = time**alpha * len(steps)
-        shift = sum((high - low) * (x - i).clamp(0, 1) for i, (low, high) in enumerate(steps))
+        shift = torch.zeros_like(x)
+        for i, (low, high) in enumerate(steps):
+            shift = shift + (high - low) * (x - i).clamp(0, 1)
         return ((knots[0] + shift) * slack).round().long()
 
     match formula:

@@ -90,6 +90,7 @@ class MaxRoaming(MaskRouter):
     @torch.no_grad()
     def advance(self, step: int, embed: Embed) -> None:
         """Makes the swaps that are due at a step, one per `interval`; in place."""
+        assert self.interval is not None  # since `bind`
         due = min(step // self.interval, self.most)
         if due == self.done:  # known here: to ask the buffer would wait for the device
             return

@@ -172,8 +172,8 @@ class Run:
         protocol become an evaluation: the run is no longer done.
         """
         self.check(config, contents)
-        if self.results is not None and self.finished(config, contents) is None:
-            self._archive()
+        if (results := self.results) is not None and self.finished(config, contents) is None:
+            self._archive(results)
         now, known = dict(contents or {}), self.contents
         begun = {
             "planned_steps": self.planned_steps or config.get("trainer", {}).get("max_steps"),
@@ -252,7 +252,9 @@ class Run:
     def results(self) -> dict[str, Any] | None:
         """The final numbers, None while the run is not done."""
         results = _read_json(self.results_file)
-        for key in OBJECTIVES if results else ():
+        if not results:
+            return results
+        for key in OBJECTIVES:
             if not _number(value := results.get(key)):
                 raise UserError(f"{self.results_file} is damaged: {key} is {value!r:.40}")
         return results
@@ -289,9 +291,8 @@ class Run:
         changed = any(known.get(k, v) != v for k, v in (contents or {}).items() if is_protocol(k))
         return None if changed else results
 
-    def _archive(self) -> None:
+    def _archive(self, results: Mapping[str, Any]) -> None:
         """Keeps the results as an evaluation of their step."""
-        results = self.results
         step = steps_of(results)
         stated = results.get("protocol")
         self.write_evaluation(evaluation_name(stated, step) if stated else f"step={step}", results)

@@ -19,7 +19,11 @@ FLOAT = re.compile(
 OTHERWISE = {f"{TAG}{kind}" for kind in ("int", "float")}
 
 
-class LOADER(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml's is 7 times faster
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is 7 times faster
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class LOADER(_Loader):
     """YAML's plain values; a key that is there twice is an error, and not the last one's value."""
 
     yaml_implicit_resolvers: ClassVar = {
@@ -51,7 +55,7 @@ class TEXT_LOADER(LOADER):
         return mapping
 
 
-class DUMPER(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
+class DUMPER(_Dumper):
     """Quotes every text that LOADER, or PyYAML's own loader, would take for something else."""
 
 

@@ -224,7 +224,7 @@ class PeriodicEvaluation(Callback):
         return {"missing": self.missing}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back."""
+        """Knows again whether one is missing."""
         self.missing = state_dict["missing"]
 
 

@@ -22,6 +22,8 @@ class EMA(WeightAveraging):
     leaves the average on the CPU when training is on a GPU.
     """
 
+    _latest_update_step: int
+
     def __init__(self, decay: float, warmup: bool) -> None:
         super().__init__(use_buffers=False)
         self.decay, self.warmup = decay, warmup

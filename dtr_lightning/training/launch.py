@@ -177,11 +177,11 @@ def make_trainer(options: Mapping[str, Any], stop: Event | None = None, **more: 
     trainer = plain_trainer({**options, **more})
     if isinstance(trainer.strategy, DDPStrategy):
         # masks and clusterings are functions of the step: no process has to be told of its buffers
-        chosen = {"gradient_as_bucket_view": True, SYNC_BUFFERS: False}
+        ddp = {"gradient_as_bucket_view": True, SYNC_BUFFERS: False}
         name = options["strategy"]
         if "unused" in name:
-            chosen["find_unused_parameters"] = name.endswith("true")
-        trainer = plain_trainer({**options, **more, "strategy": Ranks(stop, **chosen)})
+            ddp["find_unused_parameters"] = name.endswith("true")
+        trainer = plain_trainer({**options, **more, "strategy": Ranks(stop, **ddp)})
     _compare(trainer, environment)
     # Of a single process Lightning takes the rank from any RANK in the shell
     rank_zero_only.rank = trainer.global_rank

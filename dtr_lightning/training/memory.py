@@ -34,7 +34,7 @@ class StepMemory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all five."""
         return sum(self)
 
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from dtr_lightning.data.captions import Captions
 from dtr_lightning.data.codec import Codec, Pixels
-from dtr_lightning.diffusion import Process
-from dtr_lightning.diffusion import clusters as tasks
+from dtr_lightning.diffusion import Process, clusters
 from dtr_lightning.diffusion.samplers import IndexedNoise
 from dtr_lightning.errors import UserError
 from dtr_lightning.models import Denoiser, evaluation_mode
@@ -110,7 +109,8 @@ class DiffusionModule(LightningModule):
         self.automatic_optimization = self.gradients.joint
         self.clip: float | None = None  # of the gradient's norm under manual optimisation
         self.share = Share(0, 1, 1)
-        self.seed, self.lr, self.betas, self.weight_decay = seed, lr, tuple(betas), weight_decay
+        self.seed, self.lr, self.weight_decay = seed, lr, weight_decay
+        self.betas = (betas[0], betas[1])
         self.lr_warmup, self.lr_decay = lr_warmup, lr_decay
         self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         if compile:
@@ -126,13 +126,13 @@ class DiffusionModule(LightningModule):
         which (N,) chooses among the captions of a label. Tokens, read from a store or made of a
         text, are themselves.
         """
-        if self.has_captions_of(labels):
-            return self.captions(labels, which)
+        if captions := self.captions_of(labels):
+            return captions(labels, which)
         return labels.float() if labels.is_floating_point() else labels
 
-    def has_captions_of(self, labels: Tensor) -> bool:
-        """Returns whether labels are told by captions, and are not the tokens of these already."""
-        return self.captions is not None and not labels.is_floating_point()
+    def captions_of(self, labels: Tensor) -> Captions | None:
+        """Returns what tells labels by captions; None where none does, or these are its tokens."""
+        return None if labels.is_floating_point() else self.captions
 
     def drop_labels(self, y: Tensor, uniform: Tensor) -> Tensor:
         """Returns conditions (N, ...), that for none where uniform (N,) < class_dropout_prob."""
@@ -178,7 +178,8 @@ class DiffusionModule(LightningModule):
         x0 = self.codec.sample(stored, randn)
         t = self._timesteps(n, device)[mine].contiguous()
         noise = randn(x0.shape)
-        which = self.captions.draw(n, device)[mine] if self.has_captions_of(labels) else None
+        captions = self.captions_of(labels)
+        which = captions.draw(n, device)[mine] if captions else None
         y = self.condition(labels, which)
         if self.model.has_null:
             y = self.drop_labels(y, torch.rand(n, device=device)[mine])
@@ -193,7 +194,7 @@ class DiffusionModule(LightningModule):
     def _timesteps(self, n: int, device: torch.device) -> Tensor:
         if self.gradients.joint:
             return self.loss_weight.timesteps(n, device)
-        return tasks.stratified(self.diffusion, n, self.gradients.intervals, device)
+        return clusters.stratified(self.diffusion, n, self.gradients.intervals, device)
 
     def _loss(self, x0: Tensor, t: Tensor, y: Tensor, noise: Tensor) -> tuple[Tensor, Losses]:
         losses = self.losses(x0, t, y, noise)
@@ -203,7 +204,7 @@ class DiffusionModule(LightningModule):
     def _step_by_cluster(
         self, x0: Tensor, t: Tensor, y: Tensor, noise: Tensor
     ) -> tuple[Tensor, Losses]:
-        parts = tasks.shares(len(t), self.gradients.clusters)
+        parts = clusters.shares(len(t), self.gradients.clusters)
         chunks = list(zip(*(part.split(parts) for part in (x0, t, y, noise)), strict=True))
         done: list[Losses] = []
 
@@ -264,8 +265,9 @@ class DiffusionModule(LightningModule):
         groups: list[dict[str, Any]] = [{"params": _trained(self.model)}]
         if own := _trained(self.loss_weight):
             groups.append({"params": own, **self.loss_weight.optimizer_options})
-        options = {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay}
-        optimizer = torch.optim.AdamW(groups, fused=True, **options)
+        optimizer = torch.optim.AdamW(
+            groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
+        )
         if not (self.lr_warmup or self.lr_decay):
             return optimizer
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)

@@ -3,6 +3,7 @@
 __all__ = ["by_class", "columns_of", "image_grid", "log_masks", "save_samples", "save_sheet"]
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,8 @@ def _headed(sheet: Image.Image, names: Sequence[str], columns: int) -> Image.Ima
 def save_samples(run: Run, images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
     """Writes a run's first samples as arrays, with the names of their classes, and as a sheet."""
     run.samples.mkdir(exist_ok=True)
-    arrays = {"images": images.numpy(), "labels": labels.numpy(), "classes": np.array(classes)}
+    arrays: dict[str, Any] = {"images": images.numpy(), "labels": labels.numpy()}
+    arrays["classes"] = np.array(classes)
     with replacing(run.sample_arrays) as part:
         np.savez_compressed(part, **arrays)
     sheet = by_class(images, labels, len(classes))

@@ -36,7 +36,7 @@ def log_start(writer: SummaryWriter, config: Mapping[str, Any], parameters: int)
     compares the runs, and opens with what differs.
     """
     _, start, _ = hparams(hyperparameters(config, parameters), {})
-    writer.file_writer.add_summary(start)
+    writer.file_writer.add_summary(start)  # type: ignore[attr-defined]  # torch says None
 
 
 def hyperparameters(config: Mapping[str, Any], parameters: int) -> dict[str, Any]:
@@ -59,4 +59,4 @@ def log_end(writer: SummaryWriter, results: Mapping[str, Any]) -> None:
     for name, value in final_scalars(results).items():
         writer.add_scalar(name, value, results["steps"])
     _, _, end = hparams({}, {})
-    writer.file_writer.add_summary(end)
+    writer.file_writer.add_summary(end)  # type: ignore[attr-defined]  # torch says None

@@ -58,14 +58,14 @@ class Need(NamedTuple):
     def total(cls, needs: Iterable["Need"]) -> "Need":
         """Returns what several take, one after the other."""
         needs = list(needs)
-        memories = [need.memory for need in needs]
+        memories = [need.memory for need in needs if need.memory is not None]
         return cls(
             trainings=sum(need.trainings for need in needs),
             hours=sum(need.hours for need in needs),
             sampling=sum(need.sampling for need in needs),
             checkpoints=sum(need.checkpoints for need in needs),
             samples=max(need.samples for need in needs),
-            memory=None if None in memories else max(memories),
+            memory=max(memories) if len(memories) == len(needs) else None,
             parameters=tuple(sorted({n for need in needs for n in need.parameters})),
             has_images=all(need.has_images for need in needs),
         )
@@ -74,7 +74,7 @@ class Need(NamedTuple):
         """Returns what `--dry-run` says of them."""
         recipe = sweep.recipe
         sizes = ", ".join(f"{n / 1e6:.2f} M" for n in self.parameters)
-        config = sweep.points[0].config if sweep.points else sweep.config
+        config = (sweep.points[0].config if sweep.points else None) or sweep.config
         precision = config["trainer"]["precision"] or "32-true"
         memory = "memory unknown: a class of yours looks at values"
         if self.memory is not None:
@@ -126,7 +126,7 @@ def _need(recipe: Recipe, config: Mapping[str, Any], experiment: "Experiment") -
     steps, parameters = config["trainer"]["max_steps"], experiment.parameters()
     hours = steps * experiment.networks / recipe.steps_per_second / 3600 * recipe.gpus
     sampling = hours * (experiment.work() / experiment.training_work() - 1)
-    side = recipe.images.get(PIXELS)
+    side = (recipe.images or {}).get(PIXELS)
     shape = (3, side, side) if side else experiment.data.image_shape
     return Need(
         trainings=1,

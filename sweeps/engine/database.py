@@ -91,7 +91,7 @@ class Database:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.folder.lock())
             if self.backend == "sqlite":  # two that change the mode at once do not wait for it
-                connection = sqlite3.connect(make_url(self.url).database)
+                connection = sqlite3.connect(make_url(self.url).database or "")
                 with contextlib.closing(connection):
                     connection.execute("PRAGMA journal_mode=WAL")
             if self.backend == "postgresql":  # sweeps of other directories may begin now too

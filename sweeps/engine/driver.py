@@ -105,7 +105,7 @@ def _check(plan: Sweep, folder: Folder, here: bool) -> None:
         {
             point.label: point.config
             for point in plan.known_points()
-            if not folder.run(point).results_file.exists()
+            if point.config is not None and not folder.run(point).results_file.exists()
         },
         here,
     )
@@ -113,7 +113,7 @@ def _check(plan: Sweep, folder: Folder, here: bool) -> None:
 
 def _announce(plan: Sweep) -> None:
     """Prints once what the trials will read; UserError for a folder that is not there."""
-    choice = (plan.points[0].config if plan.points else plan.config).get("data")
+    choice = ((plan.points[0].config if plan.points else None) or plan.config).get("data")
     if choice is None:
         return
     from dtr_lightning.config.parser import takes
@@ -223,7 +223,7 @@ def train_sweep(
         for name, point in study.points.items()
         if (final := folder.results(point)) is not None
     }
-    failed |= diverged(plan.recipe.objectives, results)
+    failed |= diverged([*plan.recipe.objectives], results)
     if not session.stopped:
         show(Ending(plan, folder, study.points, results, failed, pruned, trials), console)
     return Outcome(folder.path, results, failed, session.stopped)

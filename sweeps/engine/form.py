@@ -11,7 +11,7 @@ __all__ = ["Form", "GridForm", "SearchForm", "read_form"]
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import restricted_number_type
@@ -22,8 +22,12 @@ from sweeps.engine.values import is_word, named, shown
 
 SEARCHES = ("tpe", "cmaes", "nsga2", "random")
 Direction = Literal["minimize", "maximize"]
-Whole = restricted_number_type("Whole", int, [(">=", 1), ("<=", 1_000_000)])
-Positive = restricted_number_type("Positive", float, [(">", 0), ("<", 1e9)])
+if TYPE_CHECKING:
+    Whole = int
+    Positive = float
+else:
+    Whole = restricted_number_type("Whole", int, [(">=", 1), ("<=", 1_000_000)])
+    Positive = restricted_number_type("Positive", float, [(">", 0), ("<", 1e9)])
 KEY = re.compile(r'Parser key "(\w+)|arguments are required: (\w+)')
 
 
@@ -67,12 +71,14 @@ class Form:
     published: dict | None = None
     also: list[str] | None = None
 
-    def objectives(self, where: str) -> dict[str, str]:
+    def objectives(self, where: str) -> dict[str, Direction]:
         """Returns {number of results.json: minimize | maximize}."""
-        several = isinstance(self.metric, dict)
-        if several and self.direction:
+        if isinstance(self.metric, str):
+            metrics = {self.metric: self.direction or "minimize"}
+        elif self.direction:
             raise UserError(f"{where}: direction is for one metric; several have theirs in metric")
-        metrics = self.metric if several else {self.metric: self.direction or "minimize"}
+        else:
+            metrics = self.metric
         for name in metrics:
             if name not in OBJECTIVES:
                 raise choices(f"metric in {where}", named(name), OBJECTIVES)
@@ -122,7 +128,7 @@ def read_form(content: Mapping[str, Any], where: str) -> GridForm | SearchForm:
     form = GridForm if kind == "grid" else SearchForm
     reader = _Reader(add_help=False)
     reader.add_class_arguments(form)
-    meanings = {a.dest: " ".join(a.help.split()) for a in reader._actions}
+    meanings = {a.dest: " ".join((a.help or "").split()) for a in reader._actions}
     defaults = {field.name: field.default for field in fields(form)}
     for key, value in content.items():
         if key not in meanings:

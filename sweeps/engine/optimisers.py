@@ -83,9 +83,9 @@ def make_pruner(recipe: Recipe) -> BasePruner:
 
 def _make(cls: type, options: Mapping[str, Any], what: str, **fixed: Any) -> Any:
     """Returns an Optuna object made of a person's options, which are checked, and of fixed ones."""
-    takes = inspect.signature(cls.__init__).parameters
+    takes = inspect.signature(cls).parameters
     for key, value in options.items():
-        if key not in (valid := [name for name in takes if name != "self"]):
+        if key not in (valid := [*takes]):
             raise choices(f"option of {what}", named(key), valid)
         # Optuna itself would fail in the middle of a sweep
         hint = takes[key].annotation

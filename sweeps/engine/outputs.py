@@ -67,8 +67,8 @@ def show(ending: Ending, console: Console) -> None:
     if (numbers := sweep.recipe.published) and results and not sweep.recipe.smoke:
         measured: dict[str, list[Any]] = {}
         for name in results:
-            found = measured.setdefault(points[name].setting_label, [])
-            found.append(results[name].get(sweep.metric))
+            scores = measured.setdefault(points[name].setting_label, [])
+            scores.append(results[name].get(sweep.metric))
         console.print(beside(numbers, sweep.metric, measured))
     for name, reason in failed.items():
         say(f"failed: {points[name].label}: {reason}")

@@ -86,8 +86,8 @@ class Sweep:
     @property
     def devices(self) -> int:
         """The largest number of devices that a point uses."""
-        counts = [point.config["trainer"].get("devices") for point in self.points]
-        counts = counts or [self.config["trainer"].get("devices")]
+        configs = [point.config for point in self.points if point.config is not None]
+        counts = [config["trainer"].get("devices") for config in configs or [self.config]]
         return max(count if isinstance(count, int) and count > 0 else 1 for count in counts)
 
     def points_of(self, assignment: Mapping[str, Any]) -> list[Point]:

@@ -33,6 +33,7 @@ from analysis.drawing.style import (
     score_axis,
     styled,
 )
+from sweeps.engine.form import Direction
 from sweeps.engine.values import finite
 
 COLORS = ("#0072B2", "#D55E00")
@@ -40,11 +41,11 @@ LEAST = 2  # complete trials, and values of a parameter, that can be compared
 COLUMNS = 4  # of parameters
 WORDS = 12  # of a parameter that are named
 NONE = "-"  # of a word that a choice does not have
-Axes = Mapping[str, tuple[str, BaseDistribution]]
+Axes = Mapping[str, tuple[str, CategoricalDistribution | FloatDistribution]]
 
 
 def draw(
-    trials: Sequence[FrozenTrial], objectives: Mapping[str, str], directory: Path
+    trials: Sequence[FrozenTrial], objectives: Mapping[str, Direction], directory: Path
 ) -> list[Path]:
     """Draws complete trials as optuna_*.pdf, .png and .csv; returns their paths.
 
@@ -69,7 +70,7 @@ def draw(
 
 
 def _pictures(
-    trials: Sequence[FrozenTrial], objectives: Mapping[str, str]
+    trials: Sequence[FrozenTrial], objectives: Mapping[str, Direction]
 ) -> dict[str, Callable[[], Drawing]]:
     """Returns what draws each picture, by its name."""
     axes, metrics = _axes(trials), list(objectives)
@@ -112,7 +113,7 @@ def _axes(trials: Sequence[FrozenTrial]) -> Axes:
 def _study(
     trials: Sequence[FrozenTrial],
     axes: Axes,
-    objectives: Mapping[str, str],
+    objectives: Mapping[str, Direction],
     fill: bool = False,
 ) -> optuna.Study:
     """Returns a study of these axes alone.
@@ -122,20 +123,21 @@ def _study(
     """
     study = optuna.create_study(directions=list(objectives.values()))
     for trial in trials:
-        params, spaces = {}, {}
+        params: dict[str, Any] = {}
+        spaces: dict[str, BaseDistribution] = {}
         for key, (label, space) in axes.items():
             words = isinstance(space, CategoricalDistribution)
             if key in trial.params:
                 params[label] = str(trial.params[key]) if words else float(trial.params[key])
             elif fill:
-                params[label] = NONE if words else _middle(space)
+                params[label] = _middle(space) if isinstance(space, FloatDistribution) else NONE
             if label in params:
                 spaces[label] = space
         study.add_trial(create_trial(params=params, distributions=spaces, values=trial.values))
     return study
 
 
-def _middle(space: BaseDistribution) -> float:
+def _middle(space: FloatDistribution) -> float:
     return (space.low * space.high) ** 0.5 if space.log else (space.low + space.high) / 2
 
 
@@ -152,7 +154,7 @@ def _seeds(trials: Sequence[FrozenTrial]) -> str:
 
 
 @styled
-def _history(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> Drawing:
+def _history(trials: Sequence[FrozenTrial], objectives: Mapping[str, Direction]) -> Drawing:
     """Draws the metric of every trial, and the best one so far."""
     ((metric, direction),) = objectives.items()
     values = pd.Series([trial.values[0] for trial in trials])
@@ -188,15 +190,15 @@ def _slice(trials: Sequence[FrozenTrial], axes: Axes, metric: str) -> Drawing:
         y = [trial.values[0] for trial in having]
         rows_of_one = {"parameter": key, "trial": _numbers(having), "value": x, metric: y}
         numbers.append(pd.DataFrame(rows_of_one))
-        if words:
+        if isinstance(space, CategoricalDistribution):
             there = [word for word in space.choices if word in x]
             named = range(0, len(there), -(-len(there) // WORDS))
-            ax.set_xticks(named, [short(there[i], 20) for i in named], rotation=90)
+            ax.set_xticks(named, [short(str(there[i]), 20) for i in named], rotation=90)
             ax.set_xlim(-0.5, len(there) - 0.5)
             x = [there.index(word) for word in x]
         points = {"s": 14, "edgecolors": "0.3", "linewidths": 0.4, "zorder": 3}
         shown = ax.scatter(x, y, c=place, cmap="Blues", vmin=0, vmax=len(trials) - 1, **points)
-        if not words and space.log:
+        if isinstance(space, FloatDistribution) and space.log:
             ax.set_xlim(0.8 * space.low, 1.25 * space.high)
             log_ticks(ax, "x")
         ax.set_xlabel(label)
@@ -211,7 +213,7 @@ def _slice(trials: Sequence[FrozenTrial], axes: Axes, metric: str) -> Drawing:
 
 
 @styled
-def _front(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> Drawing:
+def _front(trials: Sequence[FrozenTrial], objectives: Mapping[str, Direction]) -> Drawing:
     """Draws every pair of metrics; what no trial beats in all metrics is the Pareto front."""
     study = _study(trials, {}, objectives)
     best = {trial.number for trial in study.best_trials}
@@ -236,7 +238,7 @@ def _front(trials: Sequence[FrozenTrial], objectives: Mapping[str, str]) -> Draw
 
 @styled
 def _importances(
-    trials: Sequence[FrozenTrial], axes: Axes, objectives: Mapping[str, str], objective: int
+    trials: Sequence[FrozenTrial], axes: Axes, objectives: Mapping[str, Direction], objective: int
 ) -> Drawing:
     """Draws how much of a metric's variance each parameter explains: Optuna's fANOVA, seed 0."""
     metric = list(objectives)[objective]

@@ -40,7 +40,11 @@ def preview(
         states.append("done" if done else "running" if run.in_use() else "waiting")
         numbers = published.text(point.setting_label) if published else ""
         say(f"{states[-1]:<8} {point.label}" + f"    published: {numbers}" * bool(numbers))
-    waiting = [p.config for p, s in zip(sweep.points, states, strict=True) if s == "waiting"]
+    waiting = [
+        point.config
+        for point, state in zip(sweep.points, states, strict=True)
+        if state == "waiting" and point.config is not None
+    ]
     if states:
         done = f"{states.count('done')} of {len(states)} points done, {len(waiting)} waiting"
         say(f"{done}, in {folder.path}")

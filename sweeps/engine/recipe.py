@@ -12,7 +12,7 @@ import yaml
 
 from dtr_lightning.errors import UserError, choices
 from dtr_lightning.rundir.yaml_values import LOADER
-from sweeps.engine.form import Form, GridForm, SearchForm, read_form
+from sweeps.engine.form import Direction, Form, GridForm, SearchForm, read_form
 from sweeps.engine.published import Published, read_published
 from sweeps.engine.space import Axis, axes, starts
 from sweeps.engine.values import check_options, expand, one_line, option
@@ -37,7 +37,7 @@ class Recipe:
     name: str
     config: Path
     kind: str
-    objectives: dict[str, str]  # a number of results.json: minimize | maximize
+    objectives: dict[str, Direction]  # a number of results.json: minimize | maximize
     seeds: int
     overrides: dict[str, Any]
     assignments: list[dict[str, Any]]  # the points of a grid, the first ones of a search
@@ -151,7 +151,7 @@ def read(
         space = axes(form.space, where)
         assignments = starts(form.start or [], space, where)
         _check_search(form, space, objectives, where)
-        search = {"space": space, "sampler": form.sampler or {}}
+        search: dict[str, Any] = {"space": space, "sampler": form.sampler or {}}
         search |= {"trials": form.trials, "hours": form.hours}
         if smoke and not replaced:
             search |= {"trials": max(SMOKE_TRIALS, len(assignments)), "hours": None}

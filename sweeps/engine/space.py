@@ -102,7 +102,7 @@ class Range(Axis):
         """Returns a number, rounded to four digits if it is not whole."""
         if self.whole:
             step = 1 if self.step is None else int(self.step)
-            return trial.suggest_int(key, self.low, self.high, step=step, log=self.log)
+            return trial.suggest_int(key, int(self.low), int(self.high), step=step, log=self.log)
         value = trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)
         return float(f"{value:.4g}")
 
@@ -203,7 +203,7 @@ def _axis(value: Any, where: str, key: Any) -> Axis:
                 raise UserError(f"{where} has a choice twice: {shown(value)}")
             return Choices(values)
     elif isinstance(value, Mapping):
-        inner = value.get("rising")
+        inner: Any = value.get("rising")
         if value.keys() == {"rising"} and is_number(inner) and inner in range(1, 100):
             return Rising(int(inner))
         if {"low", "high"} <= value.keys() <= {"low", "high", "step", "log"}:

@@ -79,11 +79,11 @@ def status(
     for i, (metric, direction) in enumerate(recipe.objectives.items()):
         done = [t for t in last.values() if t.state == TrialState.COMPLETE and t.values]
         for trial in sorted(done, key=lambda t: t.values[i], reverse=direction == "maximize"):
-            told: dict[str, str] = {}
+            run_notes: dict[str, str] = {}
             with contextlib.suppress(UserError):  # a damaged file matters elsewhere
-                told = notes_of(folder.run(Point(trial.user_attrs["point"], {})).results or {})
-            notes |= dict.fromkeys(told.values())
-            if not MEANINGLESS & told.keys():
+                run_notes = notes_of(folder.run(Point(trial.user_attrs["point"], {})).results or {})
+            notes |= dict.fromkeys(run_notes.values())
+            if not MEANINGLESS & run_notes.keys():
                 say(f"best {metric} {trial.values[i]:.4g}: {_label(trial)}")
                 break
     for note in notes:

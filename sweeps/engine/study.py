@@ -109,6 +109,7 @@ class Study:
 
         `retry` lets failed points wait again; `whole` pruned ones, which then train to their end.
         """
+        attributes: dict[str, Any] = {"whole": True} if whole else {}
         self.trials()  # the first reading of many trials takes seconds: before the lock
         with self.database.lock():
             for params in self.sweep.starts():
@@ -124,12 +125,12 @@ class Study:
                         self.database.say(f"{point.label}: its results are gone: it goes on")
                         self._add(point, like=trial)
                 elif results is not None:
-                    if state == TrialState.WAITING:
+                    if trial and state == TrialState.WAITING:
                         self._finish(trial._trial_id, results)
                     elif state != TrialState.RUNNING:
                         self._add(point, results)
                 elif (retry and state == TrialState.FAIL) or (whole and state == TrialState.PRUNED):
-                    self._add(point, like=trial, **({"whole": True} if whole else {}))
+                    self._add(point, like=trial, **attributes)
 
     @retry_while_unavailable
     def claim(self, mine: set[int]) -> Claim | None:
@@ -204,7 +205,7 @@ class Study:
             settings = {self.points[trial.user_attrs["point"]].setting for trial in trials}
             return len(settings) < recipe.trials
         spent = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
-        return spent < 3600 * recipe.hours
+        return recipe.hours is not None and spent < 3600 * recipe.hours
 
     @retry_while_unavailable
     def recover(self) -> None:
@@ -216,7 +217,7 @@ class Study:
         self.trials()  # adds the points of a search
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             name, trial_id = trial.user_attrs.get("point"), trial._trial_id
-            point = self.points.get(name)
+            point = self.points.get(name) if name else None
             if not self._is_dead(trial, self.folder.run(point) if point else None):
                 continue
             if point and (results := self.folder.results(point)) is not None:
@@ -373,8 +374,9 @@ class Study:
     def _values(self, results: dict[str, Any]) -> list[float] | None:
         if Diverged.of(results):
             return None
-        values = [results.get(metric) for metric in self.sweep.recipe.objectives]
-        return values if all(map(finite, values)) else None
+        objectives = self.sweep.recipe.objectives
+        values = [x for metric in objectives if (x := results.get(metric)) is not None]
+        return values if len(values) == len(objectives) and all(map(finite, values)) else None
 
     def _take_up(self, trial_id: int) -> bool:
         self.database.check_lock()

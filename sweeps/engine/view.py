@@ -72,7 +72,7 @@ class View:
 
     def _compare(self, point: Point, results: Mapping[str, Any]) -> None:
         score = results.get(self.sweep.metric)
-        if not finite(score) or MEANINGLESS & notes_of(results).keys():
+        if score is None or not finite(score) or MEANINGLESS & notes_of(results).keys():
             return
         sign = 1 if self.sweep.recipe.direction == "minimize" else -1
         if self.best is None or sign * score < sign * self.best[0]:

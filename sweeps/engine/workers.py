@@ -151,7 +151,8 @@ class Workers:
 
     def poll(self, timeout: float) -> Iterator[tuple[Claim, Message]]:
         """Yields the messages of some seconds; `lost`: a process ended without its last one."""
-        for connection in wait(list(self.running), timeout):
+        ready = wait(list(self.running), timeout)
+        for connection in [each for each in self.running if each in ready]:
             claim, _, process = self.running[connection]
             try:
                 message = connection.recv()

@@ -14,8 +14,7 @@ from analysis.probes.affinity import FILE, AffinityConfig, draw, measure
 from analysis.read.runs import read
 from dtr_lightning.config.parser import resolve
 from dtr_lightning.data import Digits
-from dtr_lightning.diffusion import Diffusion, FlowMatching
-from dtr_lightning.diffusion import clusters as tasks
+from dtr_lightning.diffusion import Diffusion, FlowMatching, clusters
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.fit import run
 from dtr_lightning.models import DiT
@@ -162,7 +161,7 @@ def test_clusters_read_what_a_run_was_measured_to_have(tmp_path, capsys):
     for ax in drawn.axes[:2]:
         assert len(ax.get_xticks()) > 2 and sorted(ax.get_xticks()) == sorted(ax.get_yticks())
     path = str(tmp_path / "run" / "artifacts" / FILE)
-    affinity = tasks.read_affinity(path, 1000)
+    affinity = clusters.read_affinity(path, 1000)
     row = numbers[(numbers.t == 111) & (numbers.t2 == 888)].iloc[0]
     assert affinity[111, 888].item() == pytest.approx(row.affinity, abs=1e-5)
 

@@ -36,12 +36,12 @@ def reference(tmp_path_factory):
 
 def images_of(reference, positions):
     train = reference.data.split("train")
-    places = reference.index(torch.tensor(positions))
+    places = reference.indices(torch.tensor(positions))
     return torch.stack([train[i][0] for i in places.tolist()])
 
 
 def test_reference_is_that_of_the_score(reference):
-    assert reference.count == len(reference.copies.train) == 200
+    assert reference.size == len(reference.copies.train) == 200
     images, _ = map(torch.cat, zip(*reference.data.image_batches("train", 200), strict=True))
     assert torch.equal(images, images_of(reference, list(range(200))))
 
@@ -55,7 +55,7 @@ def test_nearest_equals_brute_force(reference, batch, monkeypatch):
     vectors, others = (reference.features(x).double() for x in (images, train))
     gaps = (vectors[:, None] - others).norm(dim=2)
     order = gaps.argsort(1)[:, :3]
-    assert torch.equal(found.index, reference.index(order))
+    assert torch.equal(found.indices, reference.indices(order))
     assert torch.allclose(found.features.double(), gaps.gather(1, order), rtol=1e-4)
     rows = thumbnails(images).double()
     pixels = (rows[:, None] - reference.copies.train.double()).norm(dim=2)
@@ -66,7 +66,7 @@ def test_nearest_equals_brute_force(reference, batch, monkeypatch):
 def test_a_copy_is_its_own_neighbour_at_distance_zero(reference):
     images = images_of(reference, [3, 77])
     found = nearest(images, reference)
-    assert found.index[:, 0].tolist() == reference.index(torch.tensor([3, 77])).tolist()
+    assert found.indices[:, 0].tolist() == reference.indices(torch.tensor([3, 77])).tolist()
     assert found.features[:, 0].max() < 1e-2 and found.pixels[:, 0].max() == 0
     assert reference.copies(thumbnails(images)).all()
 

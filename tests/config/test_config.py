@@ -21,7 +21,7 @@ from dtr_lightning.objectives import LossWeight
 from dtr_lightning.routing import Router
 from dtr_lightning.rundir.naming import flatten, identity
 from tests.conftest import ROOT
-from tests.runs.test_identity import draw_images
+from tests.rundir.test_identity import draw_images
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 

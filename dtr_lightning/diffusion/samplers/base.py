@@ -28,6 +28,7 @@ class Sampler(ABC):
     """
 
     walks: ClassVar[type[Process]]
+    clip: bool | None  # of samplers that have the option; None: where the codec is bounded
 
     def check(self, process: Process) -> None:
         """Raises UserError if this is no sampler of the process."""
@@ -57,7 +58,7 @@ class Sampler(ABC):
         """
 
 
-def _concrete(base: type) -> list[type]:
+def _concrete(base: type[Sampler]) -> list[type[Sampler]]:
     own = [] if inspect.isabstract(base) else [base]
     return own + [c for subclass in base.__subclasses__() for c in _concrete(subclass)]
 
