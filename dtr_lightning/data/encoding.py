@@ -62,6 +62,11 @@ def _npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def _images_of(split: str) -> Split:
+    """Returns the split of the images that a part of a store is made of."""
+    return "train" if split == "train" else "val"
+
+
 class EncodedImages(Source):
     """The images of a data set as a codec stores them.
 
@@ -131,10 +136,10 @@ class EncodedImages(Source):
     def made_of(self, block: Block) -> str:
         """Returns a digest of the images of a block, or of the texts of captions."""
         rows = range(block.start, block.stop)
-        if block.split != TOKENS:
-            return self.data.digest_of(block.split, rows)
-        texts = "".join(f"{self.captions.texts[i]}\n" for i in rows)
-        return sha256(texts.encode()).hexdigest()[:12]
+        if self.captions is not None and block.split == TOKENS:
+            texts = "".join(f"{self.captions.texts[i]}\n" for i in rows)
+            return sha256(texts.encode()).hexdigest()[:12]
+        return self.data.digest_of(_images_of(block.split), rows)
 
     def parts(self, split: str, indices: list[Tensor]) -> Iterator[Part]:
         """Yields moments float16, or pixels uint8, of these images, or the tokens of captions."""
@@ -142,8 +147,7 @@ class EncodedImages(Source):
             yield from self._tokens(indices)
             return
         both = self.mirrored and split == "train" and isinstance(self.codec, VAE)
-        images_of: Split = "train" if split == "train" else "val"
-        for images, labels in self.data.chosen_batches(images_of, indices):
+        for images, labels in self.data.chosen_batches(_images_of(split), indices):
             images = images.to(self.device)
             flipped = self._stored(images.flip(-1)) if both else None
             yield Part(self._stored(images), flipped, labels.numpy())

@@ -30,7 +30,7 @@ from dtr_lightning.metrics.classifiers import (
     MNISTFeatures,
 )
 from dtr_lightning.rundir.atomic import replacing
-from dtr_lightning.rundir.resumable import Resumable
+from dtr_lightning.rundir.resumable import Part, Resumable
 from dtr_lightning.rundir.run import write_json
 
 Progress = Callable[[int, int, str], None]
@@ -98,7 +98,12 @@ def train(
     batches = len(labels) // recipe["batch_size"]
     steps = recipe["epochs"] * batches
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["lr"], total_steps=steps)
-    parts = {"net": net, "decoder": decoder, "optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Part] = {
+        "net": net,
+        "decoder": decoder,
+        "optimizer": optimizer,
+        "schedule": schedule,
+    }
     for step in state.steps(steps, generator, parts):
         if step % batches == 0:
             state.order = torch.randperm(len(labels), generator=generator)

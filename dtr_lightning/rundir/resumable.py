@@ -1,6 +1,6 @@
 """A small training that goes on where it stopped: all of its state is one file, until it ends."""
 
-__all__ = ["EVERY", "Resumable"]
+__all__ = ["EVERY", "Part", "Resumable"]
 
 import pickle
 import time
