@@ -5,11 +5,12 @@ __all__ = ["Denoiser", "evaluation_mode"]
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from dtr_lightning.errors import UserError
 from dtr_lightning.routing import NoRouting, Router
 
 
@@ -49,6 +50,16 @@ class Denoiser(nn.Module, ABC):
         Their memory is counted apart.
         """
         return ()
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compiles each block for itself: alike as they are, the first one's graph serves all.
+
+        UserError for a network whose blocks are not alike.
+        """
+        raise UserError(
+            f"module.compile blocks is for networks of blocks that are alike, as DiT's; "
+            f"{type(self).__name__} takes true or false"
+        )
 
     @property
     def has_null(self) -> bool:

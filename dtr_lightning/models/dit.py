@@ -160,6 +160,11 @@ class DiT(Denoiser):
         """Returns all blocks."""
         return self.blocks
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Compiles each block for itself; the graph of the first serves all."""
+        for block in self.blocks:
+            block.compile(**options)
+
     def condition(self, emb: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """Returns the condition c (N, C) of adaLN, and whatever else blocks are told of y."""
         return (emb + self.y_embedder(y),)

@@ -55,6 +55,11 @@ class RangeExperts(nn.Module):
         for network in self.networks:
             network.compile(**options)
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Compiles the blocks of every network."""
+        for network in self.networks:
+            network.compile_blocks(**options)
+
     def _ask(self, t: Tensor, part: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         which = cluster_of(t, self.bounds)  # (N,)
         order = which.argsort(stable=True)

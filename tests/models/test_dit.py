@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 from dtr_lightning.diffusion import Diffusion
 from dtr_lightning.diffusion.samplers import DDIM, DDPM, guided
 from dtr_lightning.errors import UserError
-from dtr_lightning.models import DiT, DiT_B, DiT_L, DiT_S, DiT_XL
+from dtr_lightning.models import ADM, DiT, DiT_B, DiT_L, DiT_S, DiT_XL
 from dtr_lightning.objectives import Constant, MinSNR
 from dtr_lightning.routing import DTR, FixedMasks, NoRouting, Switch
+from dtr_lightning.training.module import DiffusionModule
 from tests.conftest import GOLDEN, golden, max_relative
 
 NAMES = ("dit_cond4", "dit_uncond1")
@@ -177,3 +178,33 @@ def test_checkpointed_blocks_change_no_gradient(router):
     assert grads[0].keys() == grads[1].keys() and len(grads[0]) > 20
     for name, grad in grads[0].items():
         assert torch.equal(grad, grads[1][name]), name
+
+
+def test_blocks_compiled_one_by_one_share_a_graph_and_change_nothing():
+    graphs = []
+
+    def count(graph, example):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    model = DiT(
+        input_size=8, patch_size=2, in_channels=1, hidden_size=16, depth=10, num_heads=2,
+        num_classes=3, router=DTR(),
+    )  # fmt: skip
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    x, y = torch.randn(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+    times = [torch.tensor([1, 5, 500, 999]), torch.tensor([7, 7, 8, 9])]
+    eager = [model(x, t, y) for t in times]
+    model.compile_blocks(fullgraph=True, backend=count)
+    assert all(map(torch.equal, eager, (model(x, t, y) for t in times)))
+    assert len(graphs) == 1
+
+
+def test_a_network_of_unlike_blocks_is_not_compiled_block_by_block():
+    sizes = {"image_size": 8, "in_channels": 1, "out_channels": 2, "model_channels": 32}
+    network = ADM(**sizes, num_res_blocks=1, attention_resolutions=[2], num_classes=1)
+    with pytest.raises(UserError, match=r"module\.compile blocks .* ADM takes true or false"):
+        DiffusionModule(network, Diffusion(), Constant(), compile="blocks")
