@@ -185,7 +185,10 @@ def _official(of: Exported, out: Path) -> list[Path]:
     if isinstance(router, NoRouting):
         pass
     elif isinstance(network, SiT | ADM):
-        raise UserError(f"the official {type(network).__name__} has no routing, this one {name}")
+        raise UserError(
+            f"the official {type(network).__name__} has no routing, this one {name}; --to "
+            "safetensors has it"
+        )
     elif isinstance(router, Switch) and router.mask == "residual":
         state = {key.removeprefix("router."): w for key, w in state.items()}
         state.pop("assignment")
