@@ -6,6 +6,7 @@ does not say is assumed and said, or asked for. Options are train.py's, such as 
 --diffusion.schedule cosine, --data ImageFolder --data.root DIR. Nothing in the file is executed.
 """
 
+import difflib
 import sys
 
 from dtr_lightning.cli.commands import Options, command, loading
@@ -34,8 +35,19 @@ def main() -> int:
     loading()
 
     from dtr_lightning.checkpoints.layouts import KINDS
+    from dtr_lightning.config.parser import GROUPS
     from dtr_lightning.experiment.importing import import_checkpoint
 
+    of_runs = ["--config", *(f"--{group}" for group in GROUPS)]
+    for option in options:
+        name = option.partition("=")[0]
+        if option.startswith("--") and name.partition(".")[0] not in of_runs:
+            near = difflib.get_close_matches(name, [*parser.names(), *of_runs], n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(
+                f"unknown option {name}{hint}; valid: {', '.join(parser.names())}, and of train.py "
+                f"{', '.join(of_runs)}"
+            )
     made = import_checkpoint(given.file, given.out, options, given.kind, given.weights)
     checkpoint, config = made.checkpoint, made.experiment.config
     which = "" if checkpoint.which == "all" else f", {checkpoint.which} weights"

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 OF_PIXELS = {(1, 8, 8): "configs/digits.yaml", (1, 32, 32): "configs/mnist.yaml"}
 OF_LATENTS = {1: "configs/paper/ffhq256_b2.yaml", 1000: "configs/paper/imagenet256_l2.yaml"}
 LEAST_SIDE = 4  # patches a side of what is small
-SCORE = ("--features", "--evaluation.reference")  # of a training's options
+SCORE = ("--features", "--evaluation.reference", "--evaluation.reference_split")  # of a training
 # Data sets of ours with latents, captions or no images: none of them can be encoded.
 NOT_ENCODED = ("CaptionedLatents", "DigitsCaptions", "Latents", "NoImages")
 PROGRAMS = ("fast-dit", "edm2", "repa", "lightning-dit", "u-vit", "mar")
@@ -52,7 +52,7 @@ PROGRAMS = ("fast-dit", "edm2", "repa", "lightning-dit", "u-vit", "mar")
 
 def options() -> "tuple[argparse.Namespace, list[str], list[str]]":
     """Returns the command's options, those of the images' class, and those of a score."""
-    parser = Options(__doc__)
+    parser = Options(__doc__, more=(*SCORE, "--data.OPTION of the images' class"))
     add = parser.add_argument
     add("images", metavar="IMAGES", help="folder of images, or the name of a data set")
     add("--out", required=True, metavar="STORE", help="the directory to write")

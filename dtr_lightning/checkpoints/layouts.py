@@ -123,7 +123,10 @@ def _weights(file: File, weights: str | None) -> tuple[Mapping[str, Any], str]:
             parts = {"all": whole if isinstance(whole, dict) else content}
     which = weights or next(iter(parts))
     if which not in parts:
-        raise UserError(f"{file.path} has no weights called {which!r}; valid: {', '.join(parts)}")
+        valid = ", ".join(parts)
+        if "all" in parts:
+            valid = "none: it holds one set of weights, leave --weights out"
+        raise UserError(f"{file.path} has no weights called {which!r}; valid: {valid}")
     state = {name: value for name, value in parts[which].items() if isinstance(name, str)}
     if start:
         state = {n.removeprefix(start): w for n, w in state.items() if n.startswith(start)}

@@ -26,7 +26,7 @@ from dtr_lightning.errors import UserError, choices
 from dtr_lightning.expect import is_own
 from dtr_lightning.models import ADM, Denoiser, DiT, RangeExperts, SiT, TextDiT
 from dtr_lightning.routing import NoRouting, Router, Switch
-from dtr_lightning.rundir.atomic import PREFIX, leftovers, replacing, write_text
+from dtr_lightning.rundir.atomic import PREFIX, leftovers, replacing, telling_of_disk, write_text
 from dtr_lightning.rundir.naming import flatten
 from dtr_lightning.rundir.run import Run
 
@@ -95,7 +95,7 @@ def _state(network: Denoiser) -> dict[str, Tensor]:
 
 
 def _save(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-    with replacing(path) as part:
+    with telling_of_disk(path), replacing(path) as part:
         save_file(state, part, {"format": "pt"} | metadata)
     return path
 
@@ -185,7 +185,10 @@ def _official(of: Exported, out: Path) -> list[Path]:
     if isinstance(router, NoRouting):
         pass
     elif isinstance(network, SiT | ADM):
-        raise UserError(f"the official {type(network).__name__} has no routing, this one {name}")
+        raise UserError(
+            f"the official {type(network).__name__} has no routing, this one {name}; --to "
+            "safetensors has it"
+        )
     elif isinstance(router, Switch) and router.mask == "residual":
         state = {key.removeprefix("router."): w for key, w in state.items()}
         state.pop("assignment")
@@ -202,8 +205,9 @@ def _official(of: Exported, out: Path) -> list[Path]:
         for key in ("final_layer.linear.weight", "final_layer.linear.bias"):
             rows = -state[key].unflatten(0, (network.patch_size**2, -1))
             state[key] = torch.cat([rows, torch.zeros_like(rows)], 1).flatten(0, 1)
-    with replacing(out / "model.pt") as part:
-        torch.save(state, part)
+    path = out / "model.pt"
+    with telling_of_disk(path), replacing(path) as part, part.open("wb") as file:
+        torch.save(state, file)
     return [out / "model.pt"]
 
 

@@ -68,15 +68,21 @@ class Options(argparse.ArgumentParser):
     Args:
         description: what the command does.
         may_be_empty: options of which an empty text is a value, as of a prompt.
+        more: options that another parser takes, to be listed beside these.
     """
 
-    def __init__(self, description: str | None, may_be_empty: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        description: str | None,
+        may_be_empty: Collection[str] = (),
+        more: Collection[str] = (),
+    ) -> None:
         super().__init__(
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.may_be_empty = may_be_empty
+        self.may_be_empty, self.more = may_be_empty, more
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Returns the options, and the words that are none; UserError for words without a text."""
@@ -104,7 +110,7 @@ class Options(argparse.ArgumentParser):
         """Raises UserError; of an unknown option, with the valid ones, near ones first."""
         if (line := in_our_words(message)) is not None:
             raise UserError(line)
-        options = [action.option_strings[-1] for action in self._actions if action.option_strings]
+        options = ["--help", *self.names(), *self.more]
         given = message.partition(": ")[2].split()[:1]
         near = difflib.get_close_matches(given[0], options) if given else []
         options = dict.fromkeys([*near, *options])

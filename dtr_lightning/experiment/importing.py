@@ -22,7 +22,7 @@ from dtr_lightning.checkpoints.reading import read
 from dtr_lightning.config.parser import AXES, Config, contents_of, make_parser, options, parse
 from dtr_lightning.errors import UserError
 from dtr_lightning.experiment.experiment import Experiment
-from dtr_lightning.rundir.atomic import replacing
+from dtr_lightning.rundir.atomic import replacing, telling_of_disk
 from dtr_lightning.rundir.provenance import provenance
 from dtr_lightning.rundir.run import Run
 
@@ -195,5 +195,6 @@ def _write(
         }
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         run.update_meta(status="imported", imported=imported, finished=now, **provenance())
-        with replacing(run.last) as part:
-            torch.save(content, part)
+        last = run.last
+        with telling_of_disk(last), replacing(last) as part, part.open("wb") as file:
+            torch.save(content, file)

@@ -1,8 +1,9 @@
 """Files that are there whole or not at all, whenever a process dies."""
 
-__all__ = ["PREFIX", "leftovers", "replacing", "write_text", "writing"]
+__all__ = ["PREFIX", "leftovers", "replacing", "telling_of_disk", "write_text", "writing"]
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def telling_of_disk(path: str | Path) -> Iterator[None]:
+    """Raises the OSError, such as a full disk, behind an error of torch's or safetensors' own."""
+    try:
+        yield
+    except Exception as error:
+        reason: BaseException | None = error
+        while reason is not None and not isinstance(reason, OSError):
+            reason = reason.__cause__ or reason.__context__
+        if number := re.search(r"os error (\d+)", str(error)):  # what safetensors says
+            reason = OSError(int(number[1]), os.strerror(int(number[1])), str(path))
+        if reason is None:
+            raise
+        raise reason from None
 
 
 @contextmanager

@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(tmp_path, dit, options
         ({}, {}, "no tensor with a name"),
         ("nan", {}, "is not finite"),
         ("dit", {"kind": "dtr"}, "is not of the kind dtr"),
-        ("dit", {"weights": "ema"}, "no weights called 'ema'; valid: all"),
+        ("dit", {"weights": "ema"}, "no weights called 'ema'; valid: none: it holds one set"),
         ("half", {}, "it is no whole DiT"),
         ("vp", {}, "SiT with path_type VP is not read"),
     ],

@@ -173,3 +173,17 @@ def test_a_near_name_of_a_data_set_is_named(monkeypatch, capsys):
     words = ["CIFAR11", "--codec", "pixels", "--out", "x"]
     line = said("make_latents", words, monkeypatch, capsys)
     assert "CIFAR10, " in line and "Digits" in line and " Latents" not in line
+
+
+def test_an_unknown_option_of_a_store_lists_those_of_images_and_scores(monkeypatch, capsys):
+    words = ["Digits", "--codec", "pixels", "--out", "x", "--feature", "DigitsFeatures"]
+    line = said("make_latents", words, monkeypatch, capsys)
+    assert "valid options: --features, " in line and "--data.OPTION" in line
+    assert "--evaluation.reference_split" in line
+
+
+def test_an_unknown_option_of_an_import_lists_its_own_too(tmp_path, monkeypatch, capsys):
+    words = ["FILE", "--out", str(tmp_path / "x"), "--wieghts", "ema"]
+    line = said("import_checkpoint", words, monkeypatch, capsys)
+    assert "unknown option --wieghts (did you mean --weights?); valid: --out, --kind" in line
+    assert "--config" in line and "--model" in line
