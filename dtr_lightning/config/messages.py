@@ -31,7 +31,12 @@ def explain(message: str, options: Mapping[str, str], axes: Choices) -> str:
     options: what the parser takes, with its help. axes: the choices on every axis.
     """
     if match := UNKNOWN_OPTION.search(message):
-        return _unknown_option(match[match.lastindex or 1], options, axes)
+        given = match[match.lastindex or 1]
+        word = given.split()[0]
+        bare = not word.startswith("-") and "=" not in word and word not in options
+        if match.lastindex == 2 and bare:
+            return f"{word!r} belongs to no option; give --OPTION VALUE, or --OPTION=VALUE"
+        return _unknown_option(given, options, axes)
     if missing := re.search(r"arguments are required: (\w+)", message):
         return f"give --{missing[1]}; valid: {', '.join(axes[missing[1]])}"
     if match := NO_VALUE.search(message):
@@ -101,8 +106,6 @@ def _name(given: str) -> str:
 
 def _unknown_option(given: str, options: Mapping[str, str], axes: Choices) -> str:
     name = _name(given)
-    if not given.startswith("-") and "=" not in given.split()[0] and name not in options:
-        return f"{name!r} belongs to no option; give --OPTION VALUE, or --OPTION=VALUE"
     same = {option.replace("-", "_"): option for option in options}
     if right := same.get(name.replace("-", "_")):
         return f"unknown option {given.split()[0]!r}; write --{right}"

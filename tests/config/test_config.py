@@ -109,7 +109,7 @@ def test_choices_are_sorted_and_concrete(base):
         (["--evaluation.seed=-1"], "evaluation.seed must be 0 or more"),
         (["--evaluation.guidance=-3"], "evaluation.guidance must be 0 or more"),
         (["--seed=x"], "bad value 'x' for seed; valid: int"),
-        (["extra"], "unknown option 'extra'"),
+        (["extra"], "'extra' belongs to no option; give --OPTION VALUE"),
         (["--config=nowhere.yaml"], "config file nowhere.yaml cannot be read"),
     ],
 )

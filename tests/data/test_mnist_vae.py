@@ -10,6 +10,7 @@ import torch
 from dtr_lightning.data import MNIST, to_float
 from dtr_lightning.data.train_vae import LAYOUT, RECIPE, psnr, shift, train
 from dtr_lightning.errors import UserError
+from dtr_lightning.rundir.resumable import Resumable
 
 FOLDER = resources.files("dtr_lightning.data") / "mnist_vae"
 CARD = json.loads((FOLDER / "card.json").read_text())
@@ -52,4 +53,4 @@ def test_a_shift_keeps_every_pixel():
 def test_training_without_diffusers_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(UserError, match="pip install -r requirements-scale"):
-        train(lambda done, total, text: None)
+        train(lambda done, total, text: None, Resumable(None, {}))

@@ -84,7 +84,7 @@ def classifier(recipe, progress, state):
     return net.state_dict() | {"accuracy": torch.tensor(accuracy)}
 
 
-class FewImages(MNIST):
+class _FewImages(MNIST):
     """The first images alone: an autoencoder takes its time."""
 
     def split(self, name):
@@ -109,7 +109,7 @@ def test_a_shipped_training_that_was_stopped_ends_bit_equal(
     train, recipe, stop_at, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(train_vae, "RECIPE", recipe)
-    monkeypatch.setattr(train_vae, "MNIST", FewImages)
+    monkeypatch.setattr(train_vae, "MNIST", _FewImages)
     whole = train(recipe, lambda *_: None, Resumable(None, recipe))
     stop, file = Event(), tmp_path / "state.pt"
 
