@@ -217,8 +217,8 @@ CLAIMS = (
             _weights(DIGITS, "digits_weights", loss_weight="UW"),
             _weights(DIGITS, "digits_weights", gradients="PCGrad"),
             _weights(DIGITS, "digits_weights", gradients="NashMTL"),
-            _weights(PIXELS, "mnist_weights", loss_weight="MinSNR"),
-            _weights(PIXELS, "mnist_weights", loss_weight="P2"),
+            _weights(PIXELS, "mnist_min_snr", loss_weight="MinSNR"),
+            _weights(PIXELS, "mnist_p2", loss_weight="P2"),
         ],
     ),
     Claim(
